@@ -1,0 +1,1 @@
+"""Changes the world: launchers and the executor."""

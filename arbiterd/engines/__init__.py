@@ -1,0 +1,1 @@
+"""One file per engine kind, and the table that names them."""

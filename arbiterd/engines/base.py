@@ -1,0 +1,154 @@
+"""The seam between the arbiter and an engine kind.
+
+An engine file only *describes*: argv and environment for a cap and a device, what to ask and how to
+judge the answer, what its dying words mean. It does no I/O, so core, the planner and the probes
+can all use it. Adding an engine: one file here and its line in ``engines.ENGINES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from arbiterd.model.devices import Device
+from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.launch import Exit, LaunchSpec
+from arbiterd.model.settings import BackendSettings, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class CommandProblem:
+    """A flag in ``command`` that the arbiter sets itself, or a command of the wrong form.
+
+    ``corrected`` is the command line without it, ready to paste, "" when there is none.
+    """
+
+    wrong: str
+    right: str
+    corrected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchContext:
+    """What an engine needs to render its own knobs. Bytes are per device.
+
+    ``devices`` empty: CPU. ``others_caps_bytes``: caps of the other backends on the same device.
+    ``host``/``port``/``grpc_port``: where the engine itself must listen. ``version`` "" when it
+    cannot be found out. ``files_dir``: absolute folder of this backend's rendered files.
+    ``overhead_bytes``: learned context overhead, None until learned.
+    ``launcher``: 'systemd' or 'direct'. ``index_of``: CUDA's index (PCI bus order) per uuid.
+    """
+
+    backend: BackendSettings
+    devices: tuple[Device, ...]
+    cap_bytes: int
+    headroom_bytes: int
+    others_caps_bytes: int
+    host: str
+    port: int
+    grpc_port: int
+    files_dir: str
+    intent: str
+    version: str = ""
+    overhead_bytes: int | None = None
+
+
+class CauseClass(StrEnum):
+    """What an exit, or a failed start, was about (design, section 5)."""
+
+    NOT_ENOUGH_FREE = "not_enough_free"
+    INIT_RACE = "init_race"
+    BUDGET_TOO_SMALL = "budget_too_small"
+    OOM_START = "oom_start"
+    OOM_RUNTIME = "oom_runtime"
+    POOL_FULL = "pool_full"
+    ENGINE_DEAD = "engine_dead"
+    CONFIG = "config"
+    PORT_IN_USE = "port_in_use"
+    DRIVER = "driver"
+    GPU_FAULT = "gpu_fault"
+    CONTEXT_POISONED = "context_poisoned"
+    HOST_RAM = "host_ram"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The class of a failure, the line that told it, and one sentence for people.
+
+    ``retry`` False: trying again unchanged cannot help (a bad flag, a model that is not there).
+    """
+
+    cause: CauseClass
+    line: str
+    summary: str
+    retry: bool = True
+
+
+class Engine(Protocol):
+    """One engine kind."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind this file speaks for."""
+
+    @property
+    def start_rank(self) -> int:
+        """Order of starts on one device: TensorFlow 0, vLLM 1, Ollama 2, generic 3 (design, 4)."""
+
+    @property
+    def canary_timeout_s(self) -> float:
+        """How long the canary may take before it counts as failed."""
+
+    def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
+        """Every flag of ours, or malformed command, in ``backend.command``."""
+
+    def launch(self, context: LaunchContext) -> LaunchSpec:
+        """Render argv, environment and files for this cap and these devices."""
+
+    def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
+        """The engine's own knobs with the arithmetic, for ``arbiterctl plan``:
+        (("--gpu-memory-utilization", "0.514 = floor((13.19 GiB - 600 MiB - 270 MiB) / 23.52 GiB)"),)."""
+
+    def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
+        """Names of the models this backend answers for."""
+
+    def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """The requests whose good answers mean: ready; the liveness round afterwards. One, or one
+        per model (TensorFlow)."""
+
+    def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
+        """Judge one round, in the order of ``ready_probes``."""
+
+    def canary(
+        self, backend: BackendSettings, loaded: Sequence[LoadedModel]
+    ) -> HttpProbe | None:
+        """The smallest piece of real work on a model that is resident already (it must never cause
+        a load), None when there is none."""
+
+    def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
+        """Judge a canary reply: any answer that proves the engine computed, also an error of ours
+        (a 400 from TensorFlow's input check is no proof of the GPU, but of a live executor)."""
+
+    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """Where the engine's own counters are, None when it has none."""
+
+    def read_progress(self, reply: HttpReply) -> Progress | None:
+        """Read the counters, None when the reply has none."""
+
+    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """Where the list of resident models is (Ollama), else None."""
+
+    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
+        """Read resident models, None when the reply has none. ``wall`` is epoch seconds."""
+
+    def warm_model(self, backend: BackendSettings) -> str:
+        """The model to load after ready and keep warm, "" for none."""
+
+    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+        """The request that loads ``model`` and keeps it ``keep_alive_s`` (negative: for ever)."""
+
+    def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
+        """Class of a failure from the engine's last lines (oldest first); first match wins."""

@@ -1,0 +1,74 @@
+"""The error tree.
+
+ArbiterError
+├── ConfigRefused        the file (or environment) cannot be used; carries every problem found
+├── NoAnswer             transient: somebody did not answer in time (NVML, D-Bus, an engine)
+├── LaunchError          a launcher could not do what was asked; says why
+└── AlreadyRunning       another arbiter holds the lock of this runtime_dir
+
+Messages read "cannot X: why; what would be right" and carry the values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EX_OK = 0
+EX_REFUSED = 1
+EX_USAGE = 2
+EX_UNAVAILABLE = 69
+EX_CONFIG = 78
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration.
+
+    Printed as ``FILE:LINE: key.path: what is wrong; what would be right`` (contract, section 2).
+    ``line`` is 1-based, 0 when the value came from the environment. A warning does not refuse.
+    """
+
+    file: str
+    line: int
+    key: str
+    wrong: str
+    right: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        """Render the one-line form of the contract."""
+        right = f"; {self.right}" if self.right else ""
+        return f"{self.file}:{self.line}: {self.key}: {self.wrong}{right}"
+
+
+class ArbiterError(Exception):
+    """Root of everything this program raises on purpose."""
+
+
+class ConfigRefused(ArbiterError):
+    """The configuration cannot be used. ``problems`` holds all of them, errors first."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class NoAnswer(ArbiterError):
+    """Something did not answer within its deadline; trying again later may work."""
+
+
+class LaunchError(ArbiterError):
+    """A launcher could not start, stop or look up a backend."""
+
+
+class AlreadyRunning(ArbiterError):
+    """Another arbiter holds the lock. ``pid`` is its process id, 0 when it cannot be read."""
+
+    def __init__(self, path: str, pid: int) -> None:
+        self.path = path
+        self.pid = pid
+        super().__init__(
+            f"cannot start: another arbiter (pid {pid}) holds {path}; "
+            "stop it first, or give this one its own runtime_dir"
+        )

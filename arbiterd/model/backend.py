@@ -1,0 +1,82 @@
+"""A backend as core sees and publishes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from arbiterd.model.devices import Pressure
+
+
+class Phase(StrEnum):
+    """Phase of a backend (contract, section 3)."""
+
+    STOPPED = "stopped"
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    SLEEPING = "sleeping"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a backend lives and how much it may hold.
+
+    ``devices``: uuids ((): CPU only). ``cap_bytes``: per device, context and spikes included; 0 on
+    the CPU. ``problem``: why it cannot be placed now (a GPU that is not there), else "".
+    """
+
+    backend: str
+    devices: tuple[str, ...]
+    cap_bytes: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One holder of a device. Kinds: a backend's name, 'headroom', 'foreign', 'unattributed'.
+
+    ``booked_bytes``: what nobody else may count on: the cap while it lives or is being brought back.
+    """
+
+    holder: str
+    cap_bytes: int | None = None
+    booked_bytes: int | None = None
+    used_bytes: int | None = None
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device as published: pressure and the ledger; used rows add up to memory.used."""
+
+    uuid: str
+    pressure: Pressure
+    rows: tuple[LedgerRow, ...]
+    time_to_full_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendView:
+    """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change."""
+
+    name: str
+    kind: str
+    phase: Phase
+    accepting: bool
+    reason: str
+    retry_after_s: int
+    since: float
+    devices: tuple[str, ...]
+    cap_bytes: int
+    used_bytes: int
+    pids: tuple[int, ...]
+    restarts: int
+    in_flight: int
+    queued: int
+    degraded: str = ""
+    priority: int = 0

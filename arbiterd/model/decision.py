@@ -1,0 +1,30 @@
+"""What core decides in one tick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from arbiterd.model.actions import Action
+from arbiterd.model.backend import BackendView, DeviceView
+from arbiterd.model.events import Event, Incident
+from arbiterd.model.health import ProbeOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Actions to take, events to log, what to probe, and the view to publish.
+
+    ``backends`` and ``devices`` keep the order of the file and of the inventory. ``incidents``:
+    newest first, open ones and the last closed ones. ``blind``: any device without a fresh sample.
+    ``settled``: nothing in flight and every backend stopped (a stop job may end).
+    """
+
+    actions: tuple[Action, ...]
+    events: tuple[Event, ...]
+    probes: tuple[ProbeOrder, ...]
+    backends: Mapping[str, BackendView]
+    devices: Mapping[str, DeviceView]
+    incidents: tuple[Incident, ...]
+    blind: bool
+    settled: bool

@@ -1,0 +1,92 @@
+"""What probes say of an engine. Results carry their time; a stale one is Unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from arbiterd.model.reading import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class HttpProbe:
+    """One request to an engine. ``body`` None: no body; else JSON text. ``timeout_s``: whole."""
+
+    method: str
+    path: str
+    body: str | None = None
+    timeout_s: float = 2.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """An answer, or none: ``status`` 0 and ``error`` says why ('refused', 'timeout', ...)."""
+
+    status: int
+    body: str
+    latency_ms: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An engine's judgement of a reply. ``degraded``: serving, but not as asked (CPU fallback)."""
+
+    ok: bool
+    detail: str = ""
+    degraded: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One finished probe. ``seq`` grows by one with each result, so that it is counted once."""
+
+    seq: int
+    verdict: Verdict
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The engine's own counters: requests running and waiting, and ``work``, a sum that only moves
+    while it makes progress (tokens generated, requests finished)."""
+
+    running: int
+    waiting: int
+    work: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model resident in an engine (Ollama's /api/ps). ``vram_bytes`` < ``size_bytes``: split."""
+
+    name: str
+    size_bytes: int
+    vram_bytes: int
+    expires_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthObservation:
+    """All probes of one backend. ``alive`` is its health URL; ``canary`` a real, tiny piece of work
+    sent only when idle; ``progress`` its counters; ``loaded`` resident models (Ollama only)."""
+
+    backend: str
+    alive: Reading[ProbeResult]
+    canary: Reading[ProbeResult]
+    progress: Reading[Progress]
+    loaded: Reading[tuple[LoadedModel, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOrder:
+    """What core wants probed from now on. ``fast``: four times a second (starting, suspect), else
+    once. ``canary_due``: send a canary now (the probe keeps at most one in flight).
+    ``fence``: results of another invocation are dropped."""
+
+    backend: str
+    url: str
+    fence: str
+    fast: bool
+    canary_due: bool

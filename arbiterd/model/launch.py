@@ -1,0 +1,99 @@
+"""What a launcher is asked to start, and what it reports of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from arbiterd.model.devices import ProcessRef
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """A file the engine needs beside its argv; written (tmp + rename, 0644) before the start.
+
+    ``name`` is relative to runtime_dir/backends/BACKEND/; argv names it by the placeholder
+    ``{files}/NAME``, replaced by the launcher's absolute folder at planning time already.
+    """
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Everything a launcher needs. ``env`` is the whole environment beyond the launcher's base one
+    (PATH, HOME, LANG, USER): nothing of the daemon's own environment reaches an engine.
+
+    ``stop_grace_s``: time between SIGTERM to the main process and SIGKILL of the whole cgroup.
+    ``intent``: a digest of the configuration that concerns this backend (not of argv), so that a
+    new version of ours restarts nothing (design, section 7).
+    """
+
+    backend: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    intent: str
+    env_file: str = ""
+    files: tuple[FileSpec, ...] = ()
+    user: str = ""
+    stop_grace_s: float = 45.0
+    ports: tuple[int, ...] = ()
+    loopback_only: bool = False
+    oom_continue: bool = False
+
+
+class UnitState(StrEnum):
+    """State of a backend's unit (systemd) or session (direct)."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How the main process ended. Both None: not known (adopted by the direct launcher)."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        """Say it as people do: 'exit code 0', 'signal 9'."""
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        return "exit status unknown" if self.code is None else f"exit code {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitObservation:
+    """What the launcher knows of one backend's unit at this tick.
+
+    ``invocation`` changes with every start (systemd's InvocationID; a random id under direct).
+    ``pids`` are all processes in its cgroup (or session and tag). ``exit`` is set once the main
+    process is gone (state EXITED: main gone, perhaps with processes of the cgroup still alive; see
+    ``pids``). ``intent`` is what it was started with. ``since`` is monotonic seconds.
+    ``vanished``: the unit disappeared without our stop: a person stopped it by hand.
+    ``cpu_s``: CPU seconds used by the whole cgroup, a sign of progress; 0 when not readable.
+    ``log_bytes``: size of output so far where cheap to know (direct), else 0.
+    """
+
+    backend: str
+    state: UnitState
+    since: float
+    main: ProcessRef | None = None
+    pids: tuple[int, ...] = ()
+    invocation: str = ""
+    intent: str = ""
+    exit: Exit | None = None
+    vanished: bool = False
+    cpu_s: float = 0.0
+    log_bytes: int = 0
+    started_wall: float = 0.0
+    last_lines: tuple[str, ...] = field(default=())
+
+
+ABSENT = UnitObservation(backend="", state=UnitState.ABSENT, since=0.0)

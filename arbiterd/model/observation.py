@@ -1,0 +1,45 @@
+"""Everything one tick knows: core's only input besides its own state and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from arbiterd.model.actions import OperatorRequest, Outcome
+from arbiterd.model.devices import DeviceObservation
+from arbiterd.model.health import HealthObservation
+from arbiterd.model.launch import UnitObservation
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """Slow facts of the host, refreshed outside the tick: engine versions (found without importing
+    the engine), commands that cannot be found, ports held by somebody else."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    missing_commands: Mapping[str, str] = field(default_factory=dict)
+    taken_ports: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One whole snapshot.
+
+    ``now``: monotonic seconds. ``wall``: epoch seconds, for display only. ``jitter``: 0 <= j < 1,
+    drawn anew each tick. ``devices``: every device NVML ever listed, lost ones included, by uuid.
+    ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
+    ``stopping``: the host or the daemon is on its way down.
+    """
+
+    now: float
+    wall: float
+    jitter: float
+    devices: Mapping[str, DeviceObservation]
+    nvml: str
+    units: Mapping[str, UnitObservation]
+    health: Mapping[str, HealthObservation]
+    host: HostFacts
+    outcomes: tuple[Outcome, ...] = ()
+    requests: tuple[OperatorRequest, ...] = ()
+    logs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stopping: bool = False

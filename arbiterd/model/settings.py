@@ -1,0 +1,207 @@
+"""The configuration as frozen values: parsed once (arbiterd.config), read everywhere.
+
+Field names carry their unit: ``_bytes``, ``_s`` (seconds), ``_ms``. Names and defaults are those of
+the configuration file (docs/configuration.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+
+class Kind(StrEnum):
+    """Engine kinds. A backend is an instance of a kind."""
+
+    VLLM = "vllm"
+    OLLAMA = "ollama"
+    TENSORFLOW = "tensorflow-serving"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True)
+class ArbiterSettings:
+    """Table ``[arbiter]``. ``headroom_bytes`` None means auto: 4 %, at least 512 MiB, at most 2 GiB."""
+
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 9480
+    poll_s: float = 0.25
+    headroom_bytes: int | None = None
+    launcher: Literal["auto", "systemd", "direct"] = "auto"
+    state_dir: str = "/var/lib/gpu-arbiter"
+    runtime_dir: str = "/run/gpu-arbiter"
+    log: Literal["auto", "journal", "json", "pretty"] = "auto"
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """Table ``[gateway]``. Off by default until the gateway lands."""
+
+    enabled: bool = False
+    bind: str = "127.0.0.1"
+    llm_port: int = 8080
+    advertise: str = ""
+    trust_priority: bool = False
+    request_timeout_s: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """vLLM's own keys. None: the flag is not ours, the command may carry it."""
+
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    sleep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaOptions:
+    """Ollama's own keys."""
+
+    max_loaded_models: int = 1
+    parallel: int = 1
+    keep_alive_s: float = 600.0
+    context_length: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """TensorFlow Serving's ``batching`` table: absent means batching stays off."""
+
+    max_batch_size: int
+    max_enqueued_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorflowOptions:
+    """TensorFlow Serving's own keys."""
+
+    memory_growth: bool = False
+    batching: Batching | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """One ``[backends.NAME]`` table, the active mode's overrides already applied.
+
+    ``models``: names; ``model_paths``: TensorFlow's name = path (empty when the command brings its
+    own model_config_file). ``image`` empty means a plain command. ``user`` empty means gpu-engines
+    under systemd, the daemon's own user under the direct launcher.
+    """
+
+    name: str
+    kind: Kind
+    command: tuple[str, ...]
+    port: int
+    engine_port: int
+    grpc_port: int = 0
+    engine_grpc_port: int = 0
+    image: str = ""
+    container: str = ""
+    health: str = ""
+    restart_delay_s: float = 1.0
+    restart_delay_max_s: float = 60.0
+    user: str = ""
+    priority: int = 10
+    models: tuple[str, ...] = ()
+    model_paths: Mapping[str, str] = field(default_factory=dict)
+    max_in_flight: int = 8
+    max_queue: int = 32
+    queue_timeout_s: float = 10.0
+    request_timeout_s: float = 900.0
+    start_timeout_s: float = 1200.0
+    drain_timeout_s: float = 30.0
+    stuck_after_s: float = 60.0
+    on_oom: Literal["lower", "cpu", "stop"] = "lower"
+    device_id: Literal["auto", "index", "uuid"] = "auto"
+    version: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_file: str = ""
+    allow_admin_paths: tuple[str, ...] = ()
+    vllm: VllmOptions = VllmOptions()
+    ollama: OllamaOptions = OllamaOptions()
+    tensorflow: TensorflowOptions = TensorflowOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRef:
+    """How the file names a device: an index in PCI bus order, a GPU uuid or a MIG uuid."""
+
+    kind: Literal["index", "uuid", "mig"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a mode grants one backend.
+
+    ``gpus`` empty and ``cpu`` false: the host's only GPU. Of ``fraction`` (of capacity) and
+    ``size_bytes`` at most one is set; neither means alone on the device: capacity - headroom.
+    """
+
+    backend: str
+    gpus: tuple[GpuRef, ...] = ()
+    cpu: bool = False
+    fraction: float | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One ``[modes.NAME]``: shares, and the backends with this mode's overrides applied."""
+
+    name: str
+    shares: Mapping[str, Share]
+    backends: Mapping[str, BackendSettings]
+    sharing: Literal["shared", "partitioned"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """One ``[[failover]]``: ``to`` answers for ``model`` when ``source_backend`` cannot."""
+
+    model: str
+    from_backend: str
+    to_backend: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Degrade:
+    """One ``[[degrade]]``: advice given by /v1/route when ``from_backend`` is out."""
+
+    from_backend: str
+    advice: str
+    to_backends: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the settings came from. ``loaded_at`` is wall time, epoch seconds, for display."""
+
+    path: str
+    sha256: str
+    loaded_at: float
+    mode_from_env: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole accepted configuration."""
+
+    mode: str
+    arbiter: ArbiterSettings
+    gateway: GatewaySettings
+    foreign_allow_bytes: int
+    modes: Mapping[str, Mode]
+    failover: tuple[Failover, ...]
+    degrade: tuple[Degrade, ...]
+    source: Source
+
+    @property
+    def active(self) -> Mode:
+        """The mode in force."""
+        return self.modes[self.mode]

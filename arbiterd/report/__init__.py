@@ -1,0 +1,1 @@
+"""Tells the world: journal, incidents, metrics, status."""

@@ -1,0 +1,1 @@
+"""Reads the world: NVML, processes, health, host facts."""

@@ -1,0 +1,73 @@
+"""Sizes and durations: parsing and printing. Sizes are bytes (int), durations seconds (float)."""
+
+from __future__ import annotations
+
+import re
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+_SIZES = {
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+_DURATIONS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Read '512MiB' as bytes.
+
+    Raises:
+        ValueError: no unit, an unknown unit or no number; the message says what would be right.
+    """
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2] not in _SIZES:
+        msg = f"{text!r} is no size; write a number and one of {', '.join(_SIZES)}, like '512MiB'"
+        raise ValueError(msg)
+    return round(float(match[1]) * _SIZES[match[2]])
+
+
+def parse_duration(text: str) -> float:
+    """Read '250ms' as seconds.
+
+    Raises:
+        ValueError: no unit, an unknown unit or no number; the message says what would be right.
+    """
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2] not in _DURATIONS:
+        units = ", ".join(_DURATIONS)
+        msg = f"{text!r} is no duration; write a number and one of {units}, like '10s'"
+        raise ValueError(msg)
+    return float(match[1]) * _DURATIONS[match[2]]
+
+
+def format_size(size_bytes: float) -> str:
+    """Print bytes as people read them: '13.19 GiB', '600 MiB', '12 B'."""
+    sign = "-" if size_bytes < 0 else ""
+    size = abs(size_bytes)
+    if size >= GIB:
+        return f"{sign}{size / GIB:.2f} GiB"
+    if size >= MIB:
+        return f"{sign}{size / MIB:.0f} MiB"
+    if size >= KIB:
+        return f"{sign}{size / KIB:.0f} KiB"
+    return f"{sign}{size:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Print seconds as people read them: '250 ms', '4.2 s', '3 min 20 s', '2 h 5 min'."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

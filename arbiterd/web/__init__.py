@@ -1,0 +1,1 @@
+"""The status API and the admin socket."""
