@@ -1,0 +1,73 @@
+"""Meeting backends: those of the settings, and those found alive from before our start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.failing import give_back
+from arbiterd.core.intent import intent
+from arbiterd.core.lifecycle import stop
+from arbiterd.core.limits import START_HARD_FACTOR
+from arbiterd.core.state import After, BackendState
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.launch import UnitState
+
+_LIVE = (Phase.READY, Phase.STARTING, Phase.SLEEPING)
+
+
+def meet(desk: Desk) -> None:
+    """A state for every backend that is wanted or alive; those changed by a reload are restarted,
+    those that are neither wanted nor alive are forgotten."""
+    names = [*desk.settings.active.backends, *desk.seen.units]
+    for name in names:
+        if name not in desk.backends:
+            desk.put(
+                BackendState(name, since=desk.seen.now, since_wall=desk.seen.wall, reason="new")
+            )
+    for name, backend in list(desk.backends.items()):
+        gone = backend.phase is Phase.STOPPED and name not in desk.seen.units
+        if desk.wanted(name) is None and gone:
+            del desk.backends[name]
+    if desk.state.first_tick:
+        return
+    for name, backend in list(desk.backends.items()):
+        wanted = desk.wanted(name)
+        if wanted is None:
+            continue
+        now_wanted = intent(wanted, desk.settings.active.shares[name])
+        if not backend.intent or backend.intent == now_wanted:
+            continue
+        if backend.phase in _LIVE:
+            stop(desk, backend, After.WAITING, "its configuration changed")
+        elif backend.phase is Phase.FAILED:
+            desk.enter(replace(backend, intent="", not_before=0.0), Phase.WAITING, "changed")
+
+
+def adopt(desk: Desk) -> None:
+    """First tick: take over every unit that is alive, by its name; its pid does not change."""
+    for name, unit in desk.seen.units.items():
+        backend = desk.backends[name]
+        wanted = desk.wanted(name)
+        if unit.state is UnitState.ABSENT:
+            continue
+        if wanted is None:
+            give_back(desk, backend, After.STOPPED, "the mode does not name it")
+            continue
+        if unit.state is UnitState.EXITED:
+            give_back(desk, backend, After.WAITING, "ended while nobody watched", grace_s=0.0)
+            continue
+        now = desk.seen.now
+        changed = replace(
+            backend,
+            intent=unit.intent,
+            invocation=unit.invocation,
+            deadline=now + wanted.start_timeout_s,
+            hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
+            progress_at=now,
+        )
+        desk.enter(changed, Phase.STARTING, "adopted, not yet heard from")
+        pid = unit.main.pid if unit.main else 0
+        text = f"{name}: adopted pid {pid}, nothing was restarted"
+        desk.tell(EventName.ADOPTED, Severity.NOTICE, text, name)

@@ -1,0 +1,42 @@
+"""Back-off and breaker: when a failed backend is tried again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.limits import (
+    BREAKER_FAILURES,
+    BREAKER_WINDOW_S,
+    HALF_OPEN_S,
+    JITTER,
+    STABLE_S,
+)
+from arbiterd.core.state import BackendState
+from arbiterd.model.settings import BackendSettings
+
+
+def delay_s(settings: BackendSettings, attempt: int, jitter: float) -> float:
+    """Seconds before attempt ``attempt`` (1 = first): doubling, bounded, plus up to 25 % jitter."""
+    doubled = settings.restart_delay_s * 2.0 ** min(attempt - 1, 30)
+    return min(settings.restart_delay_max_s, doubled) * (1 + JITTER * jitter)
+
+
+def failed(
+    backend: BackendState, settings: BackendSettings, now: float, jitter: float
+) -> tuple[BackendState, bool]:
+    """Count a failure. Returns the state with ``not_before`` set, and whether the breaker is open."""
+    stable = backend.ready_at is not None and now - backend.ready_at >= STABLE_S
+    attempt = 1 if stable else backend.attempt + 1
+    recent = tuple(at for at in backend.failures if now - at < BREAKER_WINDOW_S)
+    recent = (*recent, now)[-BREAKER_FAILURES:]
+    open_ = len(recent) >= BREAKER_FAILURES
+    wait = HALF_OPEN_S if open_ else delay_s(settings, attempt, jitter)
+    counted = replace(backend, attempt=attempt, failures=recent, not_before=now + wait)
+    return counted, open_
+
+
+def closed(backend: BackendState, now: float) -> BackendState:
+    """Ready again: once it has been so for long enough, the past is forgotten."""
+    if backend.ready_at is None or now - backend.ready_at < STABLE_S or not backend.failures:
+        return backend
+    return replace(backend, failures=(), attempt=0)

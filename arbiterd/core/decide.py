@@ -1,0 +1,144 @@
+"""The policy, in one function: a whole snapshot in, a whole decision out.
+
+Read from top to bottom: requests are noted, the world is adopted once, devices are judged, every
+backend takes one step of its life, leftovers are found, and what came of it is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core import gpus, ledger
+from arbiterd.core.adopt import adopt, meet
+from arbiterd.core.desk import Desk
+from arbiterd.core.lifecycle import step
+from arbiterd.core.orphans import find_orphans
+from arbiterd.core.placement import place
+from arbiterd.core.requests import take_requests
+from arbiterd.core.state import State
+from arbiterd.core.views import backend_view
+from arbiterd.core.planning import engine_url
+from arbiterd.engines import engine_of
+from arbiterd.model.backend import DeviceView, LedgerRow, Phase
+from arbiterd.model.decision import Decision
+from arbiterd.model.devices import GpuState
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.health import ProbeOrder
+from arbiterd.model.launch import UnitState
+from arbiterd.model.observation import Observation
+from arbiterd.model.settings import Settings
+
+_PROBED = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
+
+
+def decide(observation: Observation, state: State, settings: Settings) -> tuple[Decision, State]:
+    """Decide one tick. Pure: same input, same output."""
+    devices = [seen.device for seen in observation.devices.values()]
+    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    desk = Desk(observation, state, settings, placements)
+
+    stop_all = take_requests(desk)
+    state = desk.state = replace(state, stop_all=state.stop_all or stop_all)
+    meet(desk)
+    if state.first_tick:
+        adopt(desk)
+    ledgers = _ledgers(desk)
+    states = gpus.judge(desk, ledgers)
+    desk.state = replace(desk.state, devices=states)
+    for name in _order(desk):
+        step(desk, desk.backends[name])
+    orphans, orphan_pending = find_orphans(desk)
+    _availability(desk)
+
+    decision = _decision(desk, ledgers)
+    new = replace(
+        desk.state,
+        counter=desk.counter,
+        mode=settings.mode,
+        first_tick=False,
+        backends=desk.backends,
+        incidents=tuple(desk.incidents),
+        orphans=orphans,
+        orphan_pending=orphan_pending,
+    )
+    return decision, new
+
+
+def _order(desk: Desk) -> list[str]:
+    """Start order: rank, then name; what the mode does not name comes first (it frees memory)."""
+
+    def key(name: str) -> tuple[int, str]:
+        wanted = desk.wanted(name)
+        return (engine_of(wanted.kind).start_rank if wanted else -1, name)
+
+    return sorted(desk.backends, key=key)
+
+
+def _ledgers(desk: Desk) -> dict[str, tuple[LedgerRow, ...]]:
+    headroom = desk.settings.arbiter.headroom_bytes
+    return {
+        uuid: ledger.rows(seen, desk.placements, desk.backends, headroom)
+        for uuid, seen in desk.seen.devices.items()
+    }
+
+
+def _availability(desk: Desk) -> None:
+    """One incident while no backend takes work although some should."""
+    expected = [b for b in desk.backends.values() if desk.wanted(b.name) and not b.parked]
+    up = [b for b in expected if b.phase is Phase.READY and b.vitals.sick_since is None]
+    open_ = desk.open_incident("", "", EventName.ALL_UNAVAILABLE)
+    settled = all(b.ready_at is not None or b.attempt or b.blocked_by for b in expected)
+    if up and open_:
+        desk.close_incident(open_.id, EventName.RECOVERED, f"{up[0].name} takes work again")
+    elif expected and not up and not open_ and settled and not desk.state.stop_all:
+        names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
+        text = f"no backend takes work: {names}"
+        desk.raise_incident(EventName.ALL_UNAVAILABLE, Severity.CRITICAL, text)
+
+
+def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
+    orders = []
+    for backend in desk.backends.values():
+        wanted, unit = desk.wanted(backend.name), desk.unit(backend.name)
+        if wanted is None or backend.phase not in _PROBED or unit.state is not UnitState.RUNNING:
+            continue
+        vitals = backend.vitals
+        suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck)
+        orders.append(
+            ProbeOrder(
+                backend=backend.name,
+                url=engine_url(desk.settings, wanted),
+                fence=unit.invocation,
+                fast=backend.phase is Phase.STARTING or suspect,
+                canary_due=vitals.canary_due,
+            )
+        )
+    return tuple(orders)
+
+
+def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision:
+    listed = [*desk.settings.active.backends]
+    listed += [name for name in desk.backends if name not in listed]
+    views = {
+        name: backend_view(desk, desk.backends[name], ledgers)
+        for name in listed
+        if name in desk.backends
+    }
+    devices = {
+        uuid: DeviceView(uuid, desk.state.devices[uuid].pressure, ledgers[uuid])
+        for uuid in desk.seen.devices
+    }
+    quiet = all(b.phase is Phase.STOPPED and not b.pending for b in desk.backends.values())
+    blind = bool(desk.seen.nvml) or any(
+        seen.state is not GpuState.OK for seen in desk.seen.devices.values()
+    )
+    return Decision(
+        actions=tuple(desk.actions),
+        events=tuple(desk.events),
+        probes=_probes(desk),
+        backends=views,
+        devices=devices,
+        incidents=tuple(desk.incidents),
+        blind=blind,
+        settled=quiet and not desk.actions,
+    )

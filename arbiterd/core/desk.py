@@ -1,0 +1,207 @@
+"""The working desk of one tick: collects actions, events, incidents and new backend states.
+
+It is the only mutable thing in core and never outlives the tick, so ``decide`` stays pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias, TypedDict, Unpack
+
+from arbiterd.core.limits import INCIDENTS_KEPT
+from arbiterd.core.state import BackendState, State
+from arbiterd.model.actions import Action, Outcome
+from arbiterd.model.backend import Phase, Placement
+from arbiterd.model.events import ActionRecord, Event, EventName, Incident, Severity
+from arbiterd.model.launch import ABSENT, UnitObservation
+from arbiterd.model.observation import Observation
+from arbiterd.model.settings import BackendSettings, Settings
+
+Change: TypeAlias = Callable[[Incident], Incident]
+
+
+class EventFields(TypedDict, total=False):
+    """Optional fields of an event."""
+
+    incident: str
+    action: str
+    gpu: str
+    reason: str
+    bytes_expected: int
+    bytes_freed: int
+    took_ms: float
+
+
+class Desk:
+    """Everything one tick reads and writes."""
+
+    def __init__(
+        self,
+        observation: Observation,
+        state: State,
+        settings: Settings,
+        placements: dict[str, Placement],
+    ) -> None:
+        self.seen = observation
+        self.settings = settings
+        self.state = state
+        self.placements = placements
+        self.backends: dict[str, BackendState] = dict(state.backends)
+        self.actions: list[Action] = []
+        self.events: list[Event] = []
+        self.incidents: list[Incident] = list(state.incidents)
+        self.counter = state.counter
+
+    # -- reading -------------------------------------------------------------------------------
+    def wanted(self, name: str) -> BackendSettings | None:
+        """The backend's settings in the active mode, None when the mode does not name it."""
+        return self.settings.active.backends.get(name)
+
+    def unit(self, name: str) -> UnitObservation:
+        """The unit, or ABSENT."""
+        return self.seen.units.get(name, ABSENT)
+
+    def outcome_of(self, action_id: str) -> Outcome | None:
+        """The outcome of an action, if it ended since the last tick."""
+        if not action_id:
+            return None
+        return next((o for o in self.seen.outcomes if o.action.id == action_id), None)
+
+    def gpu_of(self, name: str) -> str:
+        """The backend's first device, "" on the CPU."""
+        placement = self.placements.get(name)
+        return placement.devices[0] if placement and placement.devices else ""
+
+    # -- writing -------------------------------------------------------------------------------
+    def next_id(self, prefix: str) -> str:
+        """A fresh id, unique in this run and across runs."""
+        self.counter += 1
+        return f"{prefix}-{self.state.run}-{self.counter}"
+
+    def put(self, backend: BackendState) -> BackendState:
+        """Keep the new state of a backend."""
+        self.backends[backend.name] = backend
+        return backend
+
+    def enter(self, backend: BackendState, phase: Phase, reason: str) -> BackendState:
+        """Change phase; ``since`` moves only when the phase really changes."""
+        if backend.phase is phase:
+            return self.put(replace(backend, reason=reason))
+        return self.put(
+            replace(
+                backend,
+                phase=phase,
+                reason=reason,
+                since=self.seen.now,
+                since_wall=self.seen.wall,
+            )
+        )
+
+    def tell(
+        self,
+        name: EventName,
+        severity: Severity,
+        message: str,
+        backend: str = "",
+        **rest: Unpack[EventFields],
+    ) -> None:
+        """Log one event; the backend's device is filled in."""
+        if backend and "gpu" not in rest:
+            rest["gpu"] = self.gpu_of(backend)
+        self.events.append(
+            Event(name=name, severity=severity, message=message, backend=backend, **rest)
+        )
+
+    def act(self, action: Action, incident: str = "", bytes_expected: int | None = None) -> None:
+        """Order an action and note it in its incident."""
+        self.actions.append(action)
+        if incident:
+            record = ActionRecord(
+                id=action.id,
+                action=type(action).__name__,
+                target=action.backend,
+                reason=action.reason,
+                started_at=self.seen.wall,
+                bytes_expected=bytes_expected,
+            )
+            self._edit(incident, lambda one: replace(one, actions=(*one.actions, record)))
+
+    # -- incidents -----------------------------------------------------------------------------
+    def open_incident(
+        self, backend: str = "", gpu: str = "", *events: EventName
+    ) -> Incident | None:
+        """The open incident of these events about this backend or device."""
+        return next(
+            (
+                one
+                for one in self.incidents
+                if one.closed_at is None
+                and one.backend == backend
+                and (not gpu or one.gpu == gpu)
+                and one.event in events
+            ),
+            None,
+        )
+
+    def raise_incident(
+        self,
+        name: EventName,
+        severity: Severity,
+        summary: str,
+        *,
+        backend: str = "",
+        gpu: str = "",
+        pids: tuple[int, ...] = (),
+        evidence: tuple[tuple[str, str], ...] = (),
+    ) -> str:
+        """Open an incident and log it; returns its id. Keep one per trouble: look before."""
+        incident = Incident(
+            id=self.next_id("inc"),
+            event=name,
+            severity=severity,
+            opened_at=self.seen.wall,
+            summary=summary,
+            backend=backend,
+            gpu=gpu or self.gpu_of(backend),
+            pids=pids,
+            evidence=evidence,
+        )
+        self.incidents.insert(0, incident)
+        self._trim()
+        self.tell(name, severity, summary, backend, incident=incident.id, gpu=incident.gpu)
+        return incident.id
+
+    def close_incident(self, incident_id: str, name: EventName, message: str) -> None:
+        """Close it and log how."""
+        one = next((i for i in self.incidents if i.id == incident_id), None)
+        if one is None or one.closed_at is not None:
+            return
+        self._edit(incident_id, lambda old: replace(old, closed_at=self.seen.wall))
+        self.tell(name, Severity.NOTICE, message, one.backend, incident=one.id, gpu=one.gpu)
+
+    def note_outcome(self, outcome: Outcome, bytes_freed: int | None = None) -> None:
+        """Write an outcome into whichever incident holds its action."""
+        text = "done" if outcome.ok else outcome.detail
+        for incident in self.incidents:
+            if any(record.id == outcome.action.id for record in incident.actions):
+                records = tuple(
+                    replace(r, took_ms=outcome.took_ms, outcome=text, bytes_freed=bytes_freed)
+                    if r.id == outcome.action.id
+                    else r
+                    for r in incident.actions
+                )
+                changed = replace(incident, actions=records)
+                self._edit(incident.id, lambda _old: changed)
+                return
+
+    def _edit(self, incident_id: str, change: Change) -> None:
+        self.incidents = [change(i) if i.id == incident_id else i for i in self.incidents]
+
+    def _trim(self) -> None:
+        """Bound the list; an open incident is never dropped."""
+        extra = len(self.incidents) - INCIDENTS_KEPT
+        if extra > 0:
+            closed = [i for i in self.incidents if i.closed_at is not None][-extra:]
+            drop = {i.id for i in closed}
+            self.incidents = [i for i in self.incidents if i.id not in drop]

@@ -1,0 +1,154 @@
+"""The start gate: one memory event at a time per device, in order, each to readiness.
+
+vLLM compares free memory before and after its profiling; a neighbour that frees meanwhile crashes
+it, one that allocates silently shrinks its cache (facts/engines.md). So starts, releases and model
+loads on a device never overlap.
+"""
+
+from __future__ import annotations
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.limits import FRESH_SAMPLES
+from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.pressure import critical_free_bytes
+from arbiterd.core.state import BackendState, DeviceState
+from arbiterd.engines import engine_of
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import DeviceObservation, GpuState
+from arbiterd.model.reading import Known
+from arbiterd.units import format_size
+
+ROOM = "room"
+ORDER = "order"
+BLIND = "blind"
+HOST = "host"
+
+
+class Blocked(str):
+    """Why a start waits, in one sentence; ``kind`` is ROOM, ORDER, BLIND or HOST."""
+
+    __slots__ = ("kind",)
+    kind: str
+
+    def __new__(cls, text: str, kind: str) -> Blocked:
+        """Make the sentence."""
+        self = super().__new__(cls, text)
+        self.kind = kind
+        return self
+
+
+def memory_event(desk: Desk, uuid: str, but: str) -> str:
+    """The memory event under way on a device, as 'vllm is starting', "" for none."""
+    for other in desk.backends.values():
+        placement = desk.placements.get(other.name)
+        on_it = uuid in other.held_bytes or (placement and uuid in placement.devices)
+        if other.name == but or not on_it:
+            continue
+        if other.phase is Phase.STARTING:
+            return f"{other.name} is starting"
+        if other.phase is Phase.STOPPING:
+            return f"{other.name} is giving its memory back"
+        if other.warm_pending:
+            return f"{other.name} is loading a model"
+    return ""
+
+
+def blocked(desk: Desk, backend: BackendState) -> Blocked | None:
+    """Why this backend may not start now, None when it may."""
+    problem = _host(desk, backend.name)
+    if problem is not None:
+        return problem
+    for uuid in desk.placements[backend.name].devices:
+        reason = _device(desk, backend, uuid)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _host(desk: Desk, name: str) -> Blocked | None:
+    placement = desk.placements.get(name)
+    if placement is None or placement.problem:
+        why = placement.problem if placement else "not placed"
+        if not desk.seen.devices and desk.seen.nvml:
+            why = f"the GPUs cannot be read: {desk.seen.nvml}"
+        return Blocked(why, HOST)
+    facts = desk.seen.host
+    for found in (facts.missing_commands.get(name), facts.taken_ports.get(name)):
+        if found:
+            return Blocked(found, HOST)
+    return None
+
+
+def _device(desk: Desk, backend: BackendState, uuid: str) -> Blocked | None:
+    seen = desk.seen.devices.get(uuid)
+    if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
+        state = seen.state.value if seen else "not seen yet"
+        detail = f": {seen.detail}" if seen and seen.detail else ""
+        return Blocked(f"{_label(seen, uuid)} is {state}{detail}", BLIND)
+    known = desk.state.devices.get(uuid, DeviceState())
+    if known.samples < FRESH_SAMPLES:
+        return Blocked(f"{_label(seen, uuid)}: {known.samples} fresh samples so far", BLIND)
+    event = memory_event(desk, uuid, backend.name)
+    if event:
+        return Blocked(f"{event} on {_label(seen, uuid)}", ORDER)
+    first = _earlier(desk, backend, uuid)
+    if first:
+        return Blocked(f"{first} starts first on {_label(seen, uuid)}", ORDER)
+    return _room(desk, backend, seen)
+
+
+def _earlier(desk: Desk, backend: BackendState, uuid: str) -> str:
+    """A waiting backend whose turn comes before; one that waits for room or the host is passed."""
+    mine = desk.wanted(backend.name)
+    if mine is None:
+        return ""
+    my_key = (engine_of(mine.kind).start_rank, backend.name)
+    for other in desk.backends.values():
+        theirs = desk.wanted(other.name)
+        placement = desk.placements.get(other.name)
+        if theirs is None or placement is None or other.phase is not Phase.WAITING:
+            continue
+        if uuid not in placement.devices or other.blocked_by not in ("", ORDER):
+            continue
+        if (engine_of(theirs.kind).start_rank, other.name) < my_key:
+            return other.name
+    return ""
+
+
+def _room(desk: Desk, backend: BackendState, seen: DeviceObservation) -> Blocked | None:
+    """Free memory must hold the cap and leave the device above the critical line."""
+    if not isinstance(seen.memory, Known):
+        return Blocked("its memory cannot be read", BLIND)
+    cap = desk.placements[backend.name].cap_bytes
+    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    need = cap + critical_free_bytes(headroom)
+    free = seen.memory.value.free_bytes
+    if free >= need:
+        return None
+    text = (
+        f"needs {format_size(need)} free on {_label(seen, seen.device.uuid)} "
+        f"(cap {format_size(cap)} + margin), {format_size(free)} is; held by {holders(seen)}"
+    )
+    return Blocked(text, ROOM)
+
+
+def holders(seen: DeviceObservation, but: str = "") -> str:
+    """Who holds bytes of a device, biggest first: 'vllm 13.10 GiB, pid 4711 (python3) 2.00 GiB'."""
+    if not isinstance(seen.processes, Known):
+        return "processes that cannot be listed"
+    sizes: dict[str, int] = {}
+    for one in seen.processes.value:
+        what = one.command.split(" ")[0].rsplit("/", 1)[-1] if one.command else "unknown"
+        user = f" of {one.user}" if one.user else ""
+        name = one.holder or f"pid {one.pid} ({what}{user}, {one.unit or 'no unit'})"
+        size = one.used_bytes.value if isinstance(one.used_bytes, Known) else 0
+        sizes[name] = sizes.get(name, 0) + size
+    sizes.pop(but, None)
+    ranked = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {format_size(size)}" for name, size in ranked) or "nobody listed"
+
+
+def _label(seen: DeviceObservation | None, uuid: str) -> str:
+    if seen is None or seen.device.parent_uuid:
+        return uuid
+    return f"GPU {seen.device.index}"

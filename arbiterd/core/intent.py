@@ -1,0 +1,64 @@
+"""What a backend was meant to be, as a digest: the config that concerns it, never the argv.
+
+Only values that differ from their defaults take part, so a new version of ours that learns a new
+key restarts nothing (design, section 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import TypeAlias
+
+from arbiterd.model.settings import BackendSettings, Share
+
+Plain: TypeAlias = "str | int | float | bool | None | list[Plain] | dict[str, Plain]"
+
+# What the arbiter alone acts on: the engine need not notice a change of these.
+_ARBITER_ONLY = frozenset(
+    {
+        "restart_delay_s",
+        "restart_delay_max_s",
+        "priority",
+        "max_queue",
+        "queue_timeout_s",
+        "request_timeout_s",
+        "stuck_after_s",
+        "on_oom",
+        "allow_admin_paths",
+        "drain_timeout_s",
+        "health",
+    }
+)
+
+
+def intent(backend: BackendSettings, share: Share) -> str:
+    """Digest of what the operator wants of this backend in this mode."""
+    return digest(backend, share)
+
+
+def digest(backend: BackendSettings, share: Share) -> str:
+    """Sixteen hex digits over every non-default value that an engine is started with."""
+    text = json.dumps([_plain(backend), _plain(share)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> Plain:
+    if is_dataclass(value) and not isinstance(value, type):
+        out: dict[str, Plain] = {}
+        for one in fields(value):
+            item = getattr(value, one.name)
+            default = one.default if one.default is not MISSING else None
+            if one.name in _ARBITER_ONLY or item == default or item in ((), {}):
+                continue
+            out[one.name] = _plain(item)
+        return out
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

@@ -1,0 +1,125 @@
+"""Health: from probe results to 'may it take new work' and 'must it be restarted'.
+
+Alive means progress. /health of a hung vLLM says 200 (vllm #39863, #46811), so: while requests
+run, the engine's counters must move; when idle, a canary must come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.limits import (
+    BAD_CANARIES,
+    BAD_PROBES,
+    CANARY_EVERY_S,
+    CANARY_GRACE_S,
+    GOOD_PROBES,
+)
+from arbiterd.core.state import Vitals
+from arbiterd.model.health import HealthObservation, Progress
+from arbiterd.model.reading import Known
+
+
+def fresh(now: float) -> Vitals:
+    """Vitals of an engine that has just become ready: nothing held against it."""
+    return Vitals(work_at=now, proof_at=now, canary_asked_at=now - CANARY_EVERY_S + CANARY_GRACE_S)
+
+
+def judge(old: Vitals, health: HealthObservation, stuck_after_s: float, now: float) -> Vitals:
+    """Fold the newest results into the vitals."""
+    vitals = _count_alive(replace(old, canary_due=False), health)
+    vitals = _count_canary(vitals, health, now)
+    progress = health.progress.value if isinstance(health.progress, Known) else None
+    vitals = _count_work(vitals, progress, stuck_after_s, now)
+    sick = vitals.bad >= BAD_PROBES or vitals.canary_bad >= BAD_CANARIES or vitals.stuck
+    if not sick:
+        return _ask(replace(vitals, sick_since=None), progress, now)
+    since = vitals.sick_since if vitals.sick_since is not None else min(now, _began(vitals, now))
+    return _ask(replace(vitals, sick_since=since), progress, now)
+
+
+def accepting(vitals: Vitals) -> bool:
+    """Whether the evidence lets new work in."""
+    return vitals.sick_since is None
+
+
+def is_stuck(vitals: Vitals) -> bool:
+    """Sick though its health URL answers: hung inside."""
+    return vitals.sick_since is not None and vitals.bad < BAD_PROBES
+
+
+def _began(vitals: Vitals, now: float) -> float:
+    """When the trouble began: the last proof of life, if the engine hangs; else now."""
+    return vitals.proof_at if vitals.stuck else now
+
+
+def _count_alive(vitals: Vitals, health: HealthObservation) -> Vitals:
+    alive = health.alive
+    if not isinstance(alive, Known) or alive.value.seq <= vitals.seen_seq:
+        return vitals
+    verdict = alive.value.verdict
+    if verdict.ok:
+        good = vitals.good + 1
+        bad = 0 if vitals.bad < BAD_PROBES or good >= GOOD_PROBES else vitals.bad
+        why = vitals.why if vitals.stuck or vitals.canary_bad else ""
+        return replace(
+            vitals,
+            seen_seq=alive.value.seq,
+            good=good,
+            bad=bad,
+            why=vitals.why if bad else why,
+            degraded=verdict.degraded,
+        )
+    why = f"health check failed {vitals.bad + 1} times: {verdict.detail}"
+    return replace(vitals, seen_seq=alive.value.seq, good=0, bad=vitals.bad + 1, why=why)
+
+
+def _count_canary(vitals: Vitals, health: HealthObservation, now: float) -> Vitals:
+    canary = health.canary
+    if not isinstance(canary, Known) or canary.value.seq <= vitals.canary_seq:
+        return vitals
+    if canary.value.verdict.ok:
+        why = vitals.why if vitals.bad else ""
+        return replace(
+            vitals,
+            canary_seq=canary.value.seq,
+            canary_bad=0,
+            stuck=False,
+            proof_at=now,
+            work_at=now,
+            why=why,
+        )
+    failed = vitals.canary_bad + 1
+    why = f"accepts requests but a canary failed {failed} times: {canary.value.verdict.detail}"
+    return replace(vitals, canary_seq=canary.value.seq, canary_bad=failed, why=why)
+
+
+def _count_work(
+    vitals: Vitals, progress: Progress | None, stuck_after_s: float, now: float
+) -> Vitals:
+    if progress is None:
+        return vitals
+    if progress.work != vitals.work:
+        cleared = replace(vitals, work=progress.work, work_at=now, proof_at=now, canary_bad=0)
+        return replace(cleared, stuck=False, why=vitals.why if vitals.bad else "")
+    if progress.running + progress.waiting == 0:
+        return replace(vitals, work_at=now)
+    still = now - vitals.work_at
+    if still < max(5.0, stuck_after_s / 3):
+        return vitals
+    why = f"{progress.running} requests running and no counter moved for {still:.0f} s"
+    return replace(vitals, stuck=True, why=why, proof_at=vitals.work_at)
+
+
+def _ask(vitals: Vitals, progress: Progress | None, now: float) -> Vitals:
+    """Order a canary when idle and due, or at once when the last one failed.
+
+    A busy engine gets none: behind a full batch it would wait in the queue and prove nothing.
+    """
+    busy = progress is not None and progress.running + progress.waiting > 0
+    if busy and not vitals.canary_bad:
+        return vitals
+    wait = 1.0 if vitals.canary_bad else CANARY_EVERY_S
+    if now - max(vitals.canary_asked_at, vitals.proof_at if not vitals.canary_bad else 0) < wait:
+        return vitals
+    return replace(vitals, canary_due=True, canary_asked_at=now)

@@ -1,0 +1,360 @@
+"""The life of one backend: one function per phase, each looks at everything anew every tick.
+
+stopped → waiting → starting → ready → (draining →) stopping → stopped | waiting | backoff | failed
+
+No phase waits for a single event: deadlines live in the state (design, section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from arbiterd.core import breaker, judge
+from arbiterd.core.desk import Desk
+from arbiterd.core.failing import TROUBLE, bury, fail, give_back
+from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
+from arbiterd.core.limits import (
+    BLOCKED_AFTER_S,
+    PROGRESS_CPU_S,
+    START_HARD_FACTOR,
+)
+from arbiterd.core.planning import launch_context, launch_spec
+from arbiterd.core.release import remember
+from arbiterd.core.state import After, BackendState, Vitals
+from arbiterd.core.warm import keep_warm
+from arbiterd.engines.base import Cause, CauseClass
+from arbiterd.model.actions import StartBackend
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.launch import UnitState
+from arbiterd.model.reading import Known
+from arbiterd.units import format_duration, format_size
+
+
+def step(desk: Desk, backend: BackendState) -> None:
+    """Advance one backend by one tick."""
+    match backend.phase:
+        case Phase.STOPPED:
+            _stopped(desk, backend)
+        case Phase.WAITING:
+            _waiting(desk, backend)
+        case Phase.STARTING:
+            _starting(desk, backend)
+        case Phase.READY | Phase.SLEEPING:
+            _ready(desk, backend)
+        case Phase.DRAINING:
+            _draining(desk, backend)
+        case Phase.STOPPING:
+            bury(desk, backend)
+        case Phase.BACKOFF | Phase.FAILED:
+            _resting(desk, backend)
+        case _:
+            assert_never(backend.phase)
+
+
+def runnable(desk: Desk, backend: BackendState) -> bool:
+    """Whether this backend should run at all now."""
+    leaving = desk.state.stop_all or desk.seen.stopping
+    return desk.wanted(backend.name) is not None and not backend.parked and not leaving
+
+
+def stop(desk: Desk, backend: BackendState, after: After, reason: str) -> None:
+    """Drain first, then stop."""
+    wanted = desk.wanted(backend.name)
+    drain = wanted.drain_timeout_s if wanted else 30.0
+    changed = replace(backend, after=after, deadline=desk.seen.now + drain, pending="")
+    desk.enter(changed, Phase.DRAINING, reason)
+
+
+# -- phases --------------------------------------------------------------------------------------
+def _stopped(desk: Desk, backend: BackendState) -> None:
+    unit = desk.unit(backend.name)
+    if unit.state is not UnitState.ABSENT and not backend.pending:
+        give_back(desk, backend, After.STOPPED, "left over from before", grace_s=0.0)
+        return
+    if not runnable(desk, backend):
+        return
+    desk.enter(backend, Phase.WAITING, "waits for its turn")
+
+
+def _waiting(desk: Desk, backend: BackendState) -> None:
+    if not runnable(desk, backend):
+        desk.enter(backend, Phase.STOPPED, "not wanted")
+        return
+    if desk.unit(backend.name).state is not UnitState.ABSENT:
+        give_back(desk, backend, After.WAITING, "left over from before", grace_s=0.0)
+        return
+    reason = blocked(desk, backend)
+    if reason is None:
+        _start(desk, backend)
+        return
+    changed = desk.enter(replace(backend, blocked_by=reason.kind), Phase.WAITING, str(reason))
+    if reason.kind in (ROOM, HOST, BLIND):
+        _say_blocked(desk, changed, str(reason))
+
+
+def _say_blocked(desk: Desk, backend: BackendState, reason: str) -> None:
+    taken = backend.name in desk.seen.host.taken_ports
+    name = EventName.PORT_TAKEN if taken else EventName.BLOCKED_START
+    waited = desk.seen.now - backend.since
+    if waited < BLOCKED_AFTER_S and not taken:
+        return
+    if desk.open_incident(backend.name, "", *TROUBLE, name):
+        return
+    gpu = desk.gpu_of(backend.name)
+    seen = desk.seen.devices.get(gpu)
+    pids: tuple[int, ...] = ()
+    evidence: tuple[tuple[str, str], ...] = ()
+    if seen and isinstance(seen.processes, Known):
+        pids = tuple(p.pid for p in seen.processes.value if p.holder != backend.name)
+        evidence = (("holders", holders(seen, backend.name)),)
+    desk.raise_incident(
+        name,
+        Severity.WARNING,
+        f"{backend.name} cannot start: {reason}",
+        backend=backend.name,
+        pids=pids,
+        evidence=evidence,
+    )
+
+
+def _start(desk: Desk, backend: BackendState) -> None:
+    settings = desk.settings
+    wanted = settings.active.backends[backend.name]
+    devices = {uuid: seen.device for uuid, seen in desk.seen.devices.items()}
+    context = launch_context(
+        settings,
+        backend.name,
+        desk.placements,
+        devices,
+        version=desk.seen.host.versions.get(backend.name, ""),
+        overhead_bytes=desk.state.overheads.get(backend.name),
+    )
+    spec = launch_spec(context)
+    reason = backend.cause.summary if backend.cause else "configured"
+    action = StartBackend(
+        desk.next_id("act"), backend.name, desk.gpu_of(backend.name), reason, spec
+    )
+    trouble = desk.open_incident(backend.name, "", *TROUBLE)
+    desk.act(action, trouble.id if trouble else "")
+    now = desk.seen.now
+    again = backend.attempt > 0
+    changed = replace(
+        backend,
+        pending=action.id,
+        intent=spec.intent,
+        invocation="",
+        deadline=now + wanted.start_timeout_s,
+        hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
+        progress_at=now,
+        progress_cpu=0.0,
+        ready_at=None,
+        blocked_by="",
+        warm_done=False,
+        warm_failures=0,
+        warm_pending="",
+        vitals=Vitals(),
+        restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
+        restart_asked=False,
+        gone_at=None,
+        release_slow_said=False,
+    )
+    desk.enter(changed, Phase.STARTING, "starting")
+    cap = format_size(desk.placements[backend.name].cap_bytes)
+    desk.tell(
+        EventName.RESTART if again else EventName.START,
+        Severity.INFO,
+        f"{backend.name}: starting with a cap of {cap}"
+        + (f" (attempt {backend.attempt + 1})" if again else ""),
+        backend.name,
+        action=action.id,
+        reason=reason,
+        incident=trouble.id if trouble else "",
+    )
+
+
+def _starting(desk: Desk, backend: BackendState) -> None:
+    outcome = desk.outcome_of(backend.pending)
+    if outcome is not None:
+        desk.note_outcome(outcome)
+        backend = desk.put(replace(backend, pending=""))
+        if not outcome.ok:
+            cause = Cause(CauseClass.OTHER, "", outcome.detail)
+            fail(desk, backend, outcome.detail, cause)
+            return
+    unit = desk.unit(backend.name)
+    if _ended(desk, backend) or not _still_wanted(desk, backend):
+        return
+    if unit.state is UnitState.RUNNING:
+        held, spare = remember(desk, backend)
+        backend = desk.put(
+            replace(backend, invocation=unit.invocation, held_bytes=held, spare_then=spare)
+        )
+        alive = desk.seen.health.get(backend.name)
+        if alive and isinstance(alive.alive, Known) and alive.alive.value.verdict.ok:
+            _became_ready(desk, backend)
+            return
+    _watch_start(desk, backend)
+
+
+def _became_ready(desk: Desk, backend: BackendState) -> None:
+    now = desk.seen.now
+    took = now - backend.since
+    changed = replace(
+        backend,
+        deadline=None,
+        hard_deadline=None,
+        ready_at=now,
+        start_took_s=took,
+        vitals=judge.fresh(now),
+        pending="",
+    )
+    if backend.held:
+        desk.enter(changed, Phase.DRAINING, "drained by an operator")
+    else:
+        desk.enter(changed, Phase.READY, "")
+    text = f"{backend.name}: ready after {format_duration(took)}"
+    trouble = desk.open_incident(backend.name, "", *TROUBLE)
+    desk.tell(
+        EventName.READY,
+        Severity.INFO,
+        text,
+        backend.name,
+        took_ms=took * 1000,
+        incident=trouble.id if trouble else "",
+    )
+    if trouble:
+        desk.close_incident(trouble.id, EventName.RECOVERED, f"{backend.name}: recovered, {text}")
+
+
+def _watch_start(desk: Desk, backend: BackendState) -> None:
+    """Deadline, moved on while the start makes progress: CPU time, output, or memory."""
+    now, unit = desk.seen.now, desk.unit(backend.name)
+    wanted = desk.wanted(backend.name)
+    if wanted is None or backend.deadline is None or backend.hard_deadline is None:
+        return
+    elapsed = now - backend.progress_at
+    if elapsed >= 1.0:
+        moved = unit.cpu_s - backend.progress_cpu >= PROGRESS_CPU_S * elapsed
+        moved = moved or unit.log_bytes > backend.progress_log
+        limit = now + wanted.start_timeout_s / 2 if moved else backend.deadline
+        backend = desk.put(
+            replace(
+                backend,
+                deadline=min(max(backend.deadline, limit), backend.hard_deadline),
+                progress_at=now,
+                progress_cpu=unit.cpu_s,
+                progress_log=unit.log_bytes,
+            )
+        )
+    if now >= (backend.deadline or now):
+        took = format_duration(now - backend.since)
+        text = f"not ready after {took} (start_timeout {format_duration(wanted.start_timeout_s)})"
+        fail(desk, backend, text, Cause(CauseClass.OTHER, "", text))
+
+
+def _ready(desk: Desk, backend: BackendState) -> None:
+    if _ended(desk, backend) or not _still_wanted(desk, backend):
+        return
+    wanted = desk.settings.active.backends[backend.name]
+    held, spare = remember(desk, backend)
+    backend = replace(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
+    backend = _vitals(desk, backend, wanted.stuck_after_s)
+    sick_since = backend.vitals.sick_since
+    if sick_since is not None and desk.seen.now - sick_since >= wanted.stuck_after_s:
+        fail(desk, backend, backend.vitals.why, Cause(CauseClass.OTHER, "", backend.vitals.why))
+        return
+    if backend.held:
+        desk.enter(replace(backend, deadline=None), Phase.DRAINING, "drained by an operator")
+        return
+    keep_warm(desk, desk.put(backend))
+
+
+def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendState:
+    """Fold in the probes; say when it falls sick and when it is well again."""
+    health = desk.seen.health.get(backend.name)
+    if health is None:
+        return desk.put(backend)
+    old = backend.vitals
+    new = judge.judge(old, health, stuck_after_s, desk.seen.now)
+    backend = desk.put(replace(backend, vitals=new, reason=new.why if new.sick_since else ""))
+    trouble = desk.open_incident(backend.name, "", *TROUBLE)
+    if new.sick_since is not None and old.sick_since is None and not trouble:
+        name = EventName.STUCK if judge.is_stuck(new) else EventName.UNHEALTHY
+        text = f"{backend.name}: takes no new work: {new.why}"
+        desk.raise_incident(name, Severity.ERROR, text, backend=backend.name)
+    elif new.sick_since is None and old.sick_since is not None and trouble:
+        text = f"{backend.name}: answers again"
+        desk.close_incident(trouble.id, EventName.RECOVERED, text)
+    return backend
+
+
+def _draining(desk: Desk, backend: BackendState) -> None:
+    if _ended(desk, backend):
+        return
+    wanted = desk.wanted(backend.name)
+    if backend.deadline is None:
+        if backend.held and runnable(desk, backend):
+            if wanted is not None:
+                _vitals(desk, backend, wanted.stuck_after_s)
+            return
+        if runnable(desk, backend):
+            desk.enter(backend, Phase.READY, "")
+            return
+        stop(desk, backend, After.STOPPED, "not wanted")
+        return
+    held, spare = remember(desk, backend)
+    backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
+    health = desk.seen.health.get(backend.name)
+    busy = 0
+    if health and isinstance(health.progress, Known):
+        busy = health.progress.value.running + health.progress.value.waiting
+    if busy and desk.seen.now < backend.deadline:
+        return
+    give_back(desk, backend, backend.after, backend.reason)
+
+
+def _resting(desk: Desk, backend: BackendState) -> None:
+    if not runnable(desk, backend):
+        desk.enter(backend, Phase.STOPPED, "not wanted")
+        return
+    if desk.unit(backend.name).state is not UnitState.ABSENT:
+        give_back(desk, backend, After.BACKOFF, "left over from before", grace_s=0.0)
+        return
+    if desk.seen.now >= backend.not_before:
+        desk.enter(backend, Phase.WAITING, "waits for its turn")
+
+
+# -- shared --------------------------------------------------------------------------------------
+def _ended(desk: Desk, backend: BackendState) -> bool:
+    """Main process gone, or the unit gone by a person's hand. Any exit nobody asked for is a
+    failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966)."""
+    unit = desk.unit(backend.name)
+    if unit.vanished or (unit.state is UnitState.ABSENT and backend.invocation):
+        text = f"{backend.name}: stopped by hand; it stays stopped until: arbiterctl resume {backend.name}"
+        desk.tell(EventName.STOPPED_BY_OPERATOR, Severity.WARNING, text, backend.name)
+        changed = replace(backend, parked=True, invocation="", pending="", deadline=None)
+        trouble = desk.open_incident(backend.name, "", *TROUBLE)
+        if trouble:
+            desk.close_incident(trouble.id, EventName.STOPPED_BY_OPERATOR, text)
+        give_back(desk, changed, After.STOPPED, "stopped by hand", grace_s=0.0)
+        return True
+    if unit.state is not UnitState.EXITED:
+        return False
+    if backend.phase is Phase.DRAINING and backend.deadline is not None:
+        give_back(desk, backend, backend.after, backend.reason, grace_s=0.0)
+        return True
+    fail(desk, backend, f"main process ended by itself ({unit.exit})", None)
+    return True
+
+
+def _still_wanted(desk: Desk, backend: BackendState) -> bool:
+    """Stop what the mode no longer names, what changed, and what an operator wants restarted."""
+    if not runnable(desk, backend):
+        stop(desk, backend, After.STOPPED, "not wanted any more")
+        return False
+    if backend.restart_asked:
+        stop(desk, backend, After.WAITING, "restart asked by an operator")
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""Where each backend of a mode lives, and its cap there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from arbiterd.core.limits import HEADROOM_FRACTION, HEADROOM_MAX_BYTES, HEADROOM_MIN_BYTES
+from arbiterd.model.backend import Placement
+from arbiterd.model.devices import Device
+from arbiterd.model.settings import GpuRef, Mode, Share
+
+
+def headroom_bytes(setting: int | None, device: Device) -> int:
+    """The part of a device that is never handed out, bytes.
+
+    ``setting`` None is auto: 4 % of capacity, at least 512 MiB, at most 2 GiB (contract, 2).
+    """
+    if setting is not None:
+        return setting
+    share = int(device.capacity_bytes * HEADROOM_FRACTION)
+    return max(HEADROOM_MIN_BYTES, min(HEADROOM_MAX_BYTES, share))
+
+
+def place(
+    mode: Mode, devices: Sequence[Device], headroom_setting: int | None
+) -> dict[str, Placement]:
+    """Resolve every share of a mode against the inventory.
+
+    What cannot be placed gets a Placement with ``problem`` set, no devices and no cap: the others
+    are not held up by it.
+    """
+    found = {name: _devices(share, devices) for name, share in mode.shares.items()}
+    holders: dict[str, int] = {}
+    for one in found.values():
+        for device in one if not isinstance(one, str) else ():
+            holders[device.uuid] = holders.get(device.uuid, 0) + 1
+    out: dict[str, Placement] = {}
+    for name, share in mode.shares.items():
+        where = found[name]
+        if isinstance(where, str):
+            out[name] = Placement(name, (), 0, where)
+        elif not where:
+            out[name] = Placement(name, (), 0)
+        else:
+            alone = all(holders[device.uuid] == 1 for device in where)
+            cap = _cap(share, where, headroom_setting, alone=alone)
+            problem = cap if isinstance(cap, str) else ""
+            uuids = tuple(device.uuid for device in where)
+            out[name] = Placement(name, uuids, 0 if isinstance(cap, str) else cap, problem)
+    return out
+
+
+def sharing(mode: Mode, placements: Mapping[str, Placement]) -> Literal["shared", "partitioned"]:
+    """Shared when all GPU backends name one device (contract, 2), else partitioned."""
+    sets = {p.devices for p in placements.values() if p.devices}
+    gpus = {ref for share in mode.shares.values() if not share.cpu for ref in share.gpus}
+    return "shared" if len(sets) <= 1 and len(gpus) <= 1 else "partitioned"
+
+
+def _devices(share: Share, devices: Sequence[Device]) -> tuple[Device, ...] | str:
+    """The devices of a share, or why they cannot be had."""
+    if share.cpu:
+        return ()
+    gpus = [d for d in devices if not d.parent_uuid]
+    if not share.gpus:
+        if len(gpus) == 1 and not gpus[0].mig_enabled:
+            return (gpus[0],)
+        count = f"this host has {len(gpus)} GPUs" if len(gpus) != 1 else "its GPU is in MIG mode"
+        return f"no gpu is named and {count}; write gpu = one of {_names(devices)}"
+    out: list[Device] = []
+    for ref in share.gpus:
+        device = _find(ref, devices)
+        if isinstance(device, str):
+            return device
+        out.append(device)
+    return tuple(out)
+
+
+def _find(ref: GpuRef, devices: Sequence[Device]) -> Device | str:
+    if ref.kind == "index":
+        match = next((d for d in devices if not d.parent_uuid and d.index == int(ref.value)), None)
+    else:
+        match = next((d for d in devices if d.uuid == ref.value), None)
+    if match is None:
+        return f"there is no GPU {ref.value} on this host; there is {_names(devices)}"
+    if match.mig_enabled:
+        slices = ", ".join(d.uuid for d in devices if d.parent_uuid == match.uuid) or "none yet"
+        return f"GPU {ref.value} is in MIG mode and takes no backend itself; its slices: {slices}"
+    return match
+
+
+def _names(devices: Sequence[Device]) -> str:
+    usable = [
+        d.uuid if d.parent_uuid else f"{d.index} ({d.name})" for d in devices if not d.mig_enabled
+    ]
+    return ", ".join(usable) or "no GPU"
+
+
+def _cap(
+    share: Share, devices: Sequence[Device], headroom_setting: int | None, *, alone: bool
+) -> int | str:
+    """The cap per device: the smallest, when a list of unequal cards is named."""
+    smallest = min(devices, key=lambda device: device.capacity_bytes)
+    if share.fraction is not None:
+        return int(smallest.capacity_bytes * share.fraction)
+    if share.size_bytes is not None:
+        return share.size_bytes
+    if not alone:
+        return "it shares its GPU but has no memory; write memory = a size or a percentage"
+    return smallest.capacity_bytes - headroom_bytes(headroom_setting, smallest)

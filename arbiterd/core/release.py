@@ -1,0 +1,61 @@
+"""Have the bytes of a stopped backend come back? Only then may anything else start there.
+
+The proof is the ledger, not the drop of used bytes: what a dead process leaves behind for a while
+shows as unattributed (nvml-facts: release lag), while a neighbour that grows meanwhile is
+attributed to itself and must not look like a slow release.
+"""
+
+from __future__ import annotations
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.ledger import UNATTRIBUTED, rows, used_of
+from arbiterd.core.limits import RELEASED_FRACTION
+from arbiterd.core.state import BackendState
+from arbiterd.model.reading import Known
+from arbiterd.units import MIB
+
+_SLACK_BYTES = 64 * MIB  # readings of memory and processes are up to one poll apart
+
+
+def released(desk: Desk, backend: BackendState) -> bool:
+    """Whether every device the backend held bytes on has them back, by samples newer than its end.
+
+    A device that cannot be read keeps the answer at no; one that is lost has nothing to give back.
+    """
+    return all(_back(desk, backend, uuid) for uuid in backend.held_bytes)
+
+
+def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
+    device = desk.seen.devices.get(uuid)
+    gone = backend.gone_at if backend.gone_at is not None else desk.seen.now
+    if device is None:
+        return True
+    memory, processes = device.memory, device.processes
+    if not isinstance(memory, Known) or not isinstance(processes, Known):
+        return False
+    if memory.at <= gone or processes.at <= gone:
+        return False
+    if any(process.holder == backend.name for process in processes.value):
+        return False
+    ledger = rows(device, desk.placements, desk.backends, desk.settings.arbiter.headroom_bytes)
+    spare = used_of(ledger, UNATTRIBUTED)
+    if spare is None:
+        return False
+    slack = (1 - RELEASED_FRACTION) * backend.held_bytes[uuid] + _SLACK_BYTES
+    return spare - backend.spare_then.get(uuid, 0) <= slack
+
+
+def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[str, int]]:
+    """(held bytes, unattributed bytes) per device, from the freshest readings; the old ones where
+    a device cannot be read now."""
+    held, spare = dict(backend.held_bytes), dict(backend.spare_then)
+    placement = desk.placements.get(backend.name)
+    for uuid in placement.devices if placement else ():
+        device = desk.seen.devices.get(uuid)
+        if device is None or not isinstance(device.processes, Known):
+            continue
+        ledger = rows(device, desk.placements, desk.backends, desk.settings.arbiter.headroom_bytes)
+        mine, rest = used_of(ledger, backend.name), used_of(ledger, UNATTRIBUTED)
+        if mine is not None and rest is not None:
+            held[uuid], spare[uuid] = mine, rest
+    return held, spare

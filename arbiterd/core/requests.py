@@ -1,0 +1,65 @@
+"""What operators ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.failing import TROUBLE
+from arbiterd.model.actions import OperatorRequest, Verb
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName, Severity
+
+
+def take_requests(desk: Desk) -> bool:
+    """Note every request in the states; returns whether everything shall stop."""
+    stop_all = False
+    for request in desk.seen.requests:
+        if request.verb is Verb.STOP_ALL:
+            stop_all = True
+            desk.tell(
+                EventName.STOP, Severity.NOTICE, f"stopping everything, asked by {request.by}"
+            )
+        elif request.backend in desk.backends:
+            _one(desk, request)
+    return stop_all
+
+
+def _one(desk: Desk, request: OperatorRequest) -> None:
+    backend = desk.backends[request.backend]
+    match request.verb:
+        case Verb.DRAIN:
+            desk.put(replace(backend, held=True))
+            name, what = EventName.SHED, "drained"
+        case Verb.RESUME:
+            name, what = EventName.UNSHED, "resumed"
+            phase = Phase.STOPPED if backend.phase is Phase.FAILED else backend.phase
+            changed = replace(
+                backend, held=False, parked=False, failures=(), attempt=0, not_before=0.0
+            )
+            desk.put(changed)
+            if phase is not backend.phase:
+                desk.enter(changed, phase, "resumed")
+        case Verb.RESTART:
+            name, what = EventName.RESTART, "restart asked"
+            resting = backend.phase in (Phase.BACKOFF, Phase.FAILED, Phase.STOPPED)
+            changed = replace(
+                backend,
+                restart_asked=not resting,
+                parked=False,
+                failures=(),
+                attempt=0,
+                not_before=0.0,
+            )
+            desk.put(changed)
+        case Verb.STOP_ALL:
+            return
+    trouble = desk.open_incident(backend.name, "", *TROUBLE)
+    desk.tell(
+        name,
+        Severity.NOTICE,
+        f"{backend.name}: {what} by {request.by}",
+        backend.name,
+        incident=trouble.id if trouble else "",
+        reason=f"operator: {request.by}",
+    )

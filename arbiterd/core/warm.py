@@ -1,0 +1,115 @@
+"""Keeping an engine's first model resident (Ollama): a load is a memory event like a start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.gate import memory_event
+from arbiterd.core.limits import KEEP_FOR_EVER_S, WARM_FAILURES, WARM_RETRY_S
+from arbiterd.core.planning import engine_url
+from arbiterd.core.state import BackendState
+from arbiterd.engines import engine_of
+from arbiterd.model.actions import LoadModel
+from arbiterd.model.devices import GpuState
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.reading import Known
+
+
+def keep_warm(desk: Desk, backend: BackendState) -> None:
+    """Load the first model when it is not resident, never while anything else starts there."""
+    wanted = desk.settings.active.backends[backend.name]
+    model = engine_of(wanted.kind).warm_model(wanted)
+    if not model:
+        desk.put(replace(backend, warm_done=True))
+        return
+    if backend.warm_pending:
+        _outcome(desk, backend, model)
+        return
+    health = desk.seen.health.get(backend.name)
+    if health is None or not isinstance(health.loaded, Known):
+        return
+    if any(same_model(one.name, model) for one in health.loaded.value):
+        if not backend.warm_done or backend.warm_failures:
+            desk.put(replace(backend, warm_done=True, warm_failures=0))
+        return
+    if desk.seen.now < backend.warm_not_before or _blocked(desk, backend):
+        return
+    action = LoadModel(
+        id=desk.next_id("act"),
+        backend=backend.name,
+        gpu=desk.gpu_of(backend.name),
+        reason=f"{model} is kept warm",
+        url=engine_url(desk.settings, wanted),
+        model=model,
+        keep_alive_s=KEEP_FOR_EVER_S,
+        timeout_s=wanted.start_timeout_s,
+    )
+    desk.act(action)
+    desk.put(replace(backend, warm_pending=action.id))
+    text = f"{backend.name}: loading {model}"
+    desk.tell(
+        EventName.LOAD_ADMITTED,
+        Severity.INFO,
+        text,
+        backend.name,
+        action=action.id,
+        reason=action.reason,
+    )
+
+
+def same_model(left: str, right: str) -> bool:
+    """Ollama's names: 'llama3.1' is 'llama3.1:latest'."""
+    return _full(left) == _full(right)
+
+
+def _full(name: str) -> str:
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def _blocked(desk: Desk, backend: BackendState) -> bool:
+    placement = desk.placements.get(backend.name)
+    for uuid in placement.devices if placement else ():
+        seen = desk.seen.devices.get(uuid)
+        if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
+            return True
+        if memory_event(desk, uuid, backend.name):
+            return True
+    return False
+
+
+def _outcome(desk: Desk, backend: BackendState, model: str) -> None:
+    outcome = desk.outcome_of(backend.warm_pending)
+    if outcome is None:
+        return
+    now = desk.seen.now
+    if outcome.ok:
+        desk.put(
+            replace(
+                backend,
+                warm_pending="",
+                warm_done=True,
+                warm_failures=0,
+                warm_not_before=now + WARM_RETRY_S,
+            )
+        )
+        return
+    failures = backend.warm_failures + 1
+    desk.put(
+        replace(
+            backend,
+            warm_pending="",
+            warm_failures=failures,
+            warm_done=backend.warm_done or failures >= WARM_FAILURES,
+            warm_not_before=now + WARM_RETRY_S,
+        )
+    )
+    text = f"{backend.name}: cannot load {model}: {outcome.detail}"
+    desk.tell(
+        EventName.LOAD_REFUSED,
+        Severity.WARNING,
+        text,
+        backend.name,
+        action=outcome.action.id,
+        reason=outcome.detail,
+    )
