@@ -310,7 +310,7 @@ def _draining(desk: Desk, backend: BackendState) -> None:
     busy = 0
     if health and isinstance(health.progress, Known):
         busy = health.progress.value.running + health.progress.value.waiting
-    if busy and desk.seen.now < backend.deadline:
+    if busy and desk.seen.now < (backend.deadline or 0.0):
         return
     give_back(desk, backend, backend.after, backend.reason)
 

@@ -122,9 +122,7 @@ class Engine(Protocol):
     def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
         """Judge one round, in the order of ``ready_probes``."""
 
-    def canary(
-        self, backend: BackendSettings, loaded: Sequence[LoadedModel]
-    ) -> HttpProbe | None:
+    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
         """The smallest piece of real work on a model that is resident already (it must never cause
         a load), None when there is none."""
 

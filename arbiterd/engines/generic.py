@@ -1,0 +1,141 @@
+"""Any server: ``health = "/path"`` answers 2xx when it serves. Its cap holds by watching only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor
+
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.devices import device_env
+from arbiterd.engines.flags import container_problem
+from arbiterd.engines.words import classify, word
+from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.launch import Exit, LaunchSpec
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.units import MIB
+
+_WORDS = (
+    word(
+        r"torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|cudaMalloc failed: out of memory"
+        r"|CUDA_ERROR_OUT_OF_MEMORY",
+        CauseClass.OOM_RUNTIME,
+        "out of GPU memory",
+    ),
+    word(
+        r"unrecognized arguments: (.*)",
+        CauseClass.CONFIG,
+        "it does not know the arguments {0}",
+        retry=False,
+    ),
+)
+
+
+class GenericEngine:
+    """The generic kind."""
+
+    kind = Kind.GENERIC
+    start_rank = 3
+    canary_timeout_s = 5.0
+
+    def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
+        """Containers only: there are no flags of ours."""
+        problem = None if backend.image else container_problem(backend.command)
+        return (problem,) if problem else ()
+
+    def launch(self, context: LaunchContext) -> LaunchSpec:
+        """Fill the placeholders {port} {cap_bytes} {cap_mib} {gpu_fraction}."""
+        values = {
+            "{port}": str(context.port),
+            "{cap_bytes}": str(context.cap_bytes),
+            "{cap_mib}": str(context.cap_bytes // MIB),
+            "{gpu_fraction}": f"{_fraction(context):.3f}",
+        }
+        argv = []
+        for part in context.backend.command:
+            filled = part
+            for key, value in values.items():
+                filled = filled.replace(key, value)
+            argv.append(filled)
+        return LaunchSpec(
+            backend=context.backend.name,
+            argv=tuple(argv),
+            env=dict(device_env(context.backend, context.devices, uuid_works=True)),
+            intent=context.intent,
+            stop_grace_s=context.backend.drain_timeout_s + 5.0,
+        )
+
+    def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
+        """What the placeholders become."""
+        return (
+            ("{cap_mib}", str(context.cap_bytes // MIB)),
+            ("{gpu_fraction}", f"{_fraction(context):.3f} (held by watching)"),
+        )
+
+    def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
+        """What the file says."""
+        return backend.models
+
+    def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """The health path of the file."""
+        return (HttpProbe("GET", backend.health or "/health"),)
+
+    def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
+        """Any 2xx."""
+        del backend
+        reply = replies[0]
+        if 200 <= reply.status < 300:
+            return Verdict(ok=True)
+        return Verdict(ok=False, detail=reply.error or f"HTTP {reply.status}")
+
+    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
+        """None: nothing is known of its work."""
+        del backend, loaded
+        return None
+
+    def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
+        """Never asked."""
+        return self.judge_ready(backend, (reply,))
+
+    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """None."""
+        del backend
+        return None
+
+    def read_progress(self, reply: HttpReply) -> Progress | None:
+        """None."""
+        del reply
+        return None
+
+    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """None."""
+        del backend
+        return None
+
+    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
+        """None."""
+        del reply, wall
+        return None
+
+    def warm_model(self, backend: BackendSettings) -> str:
+        """None."""
+        del backend
+        return ""
+
+    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+        """None."""
+        del model, keep_alive_s, timeout_s
+        return None
+
+    def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
+        """CUDA's own words."""
+        found = classify(lines, exit_, _WORDS)
+        if found.cause is CauseClass.OOM_RUNTIME and not was_ready:
+            return Cause(CauseClass.OOM_START, found.line, "out of GPU memory while starting")
+        return found
+
+
+def _fraction(context: LaunchContext) -> float:
+    if not context.devices:
+        return 0.0
+    total = min(device.capacity_bytes for device in context.devices)
+    return min(1.0, floor(context.cap_bytes * 1000 / total) / 1000)

@@ -1,0 +1,210 @@
+"""Ollama: ``ollama serve``, one llama-server child per loaded model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.devices import device_env, parse_version
+from arbiterd.engines.flags import container_problem
+from arbiterd.engines.words import classify, word
+from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.launch import Exit, LaunchSpec
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.units import MIB, format_size
+
+FIT_TARGET_SINCE = (0, 30)  # OLLAMA_GPU_OVERHEAD no longer takes part in placement (ollama #16031)
+
+_BENIGN = re.compile(r"retrying without pipeline parallelism")
+_WORDS = (
+    word(
+        r"cudaMalloc failed: out of memory|reported out-of-memory during startup",
+        CauseClass.OOM_START,
+        "out of GPU memory while loading a model",
+    ),
+    word(
+        r"runtime OOM detected|CUDA error: out of memory",
+        CauseClass.OOM_RUNTIME,
+        "a runner ran out of GPU memory",
+    ),
+    word(r"model requires more system memory", CauseClass.HOST_RAM, "not enough host memory"),
+    word(
+        r"model runner has unexpectedly stopped|llama(?:-server process| runner process)"
+        r" has terminated",
+        CauseClass.ENGINE_DEAD,
+        "a runner died",
+    ),
+)
+
+
+def margin_bytes(context: LaunchContext) -> int:
+    """What Ollama shall leave free on the device: max(headroom, T - others' caps - C)."""
+    total = min(device.capacity_bytes for device in context.devices)
+    return max(context.headroom_bytes, total - context.others_caps_bytes - context.cap_bytes)
+
+
+def margin_env(context: LaunchContext) -> tuple[str, str]:
+    """The margin in the unit of its version: MiB for llama.cpp's fit, bytes before 0.30."""
+    version = parse_version(context.version)
+    margin = margin_bytes(context)
+    if version is not None and version < FIT_TARGET_SINCE:
+        return "OLLAMA_GPU_OVERHEAD", str(margin)
+    return "LLAMA_ARG_FIT_TARGET", str(-(-margin // MIB))
+
+
+class OllamaEngine:
+    """The ollama kind."""
+
+    kind = Kind.OLLAMA
+    start_rank = 2
+    canary_timeout_s = 20.0  # one token, but a partly offloaded model takes seconds for it
+
+    def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
+        """Containers only: Ollama takes its limits by environment."""
+        problem = None if backend.image else container_problem(backend.command)
+        return (problem,) if problem else ()
+
+    def launch(self, context: LaunchContext) -> LaunchSpec:
+        """All limits are environment; OLLAMA_VULKAN=0, or a hidden GPU comes back through Vulkan
+        (ollama #16592)."""
+        backend, own = context.backend, context.backend.ollama
+        shown = f"[{context.host}]" if ":" in context.host else context.host
+        env = {
+            **device_env(backend, context.devices, uuid_works=True),
+            "OLLAMA_HOST": f"{shown}:{context.port}",
+            "OLLAMA_VULKAN": "0",
+            "OLLAMA_MAX_LOADED_MODELS": str(own.max_loaded_models),
+            "OLLAMA_NUM_PARALLEL": str(own.parallel),
+            "OLLAMA_CONTEXT_LENGTH": str(own.context_length),
+            "OLLAMA_KEEP_ALIVE": f"{round(own.keep_alive_s)}s",
+            "OLLAMA_MAX_QUEUE": str(max(1, backend.max_queue)),
+            "OLLAMA_SCHED_SPREAD": "false",
+        }
+        if context.devices:
+            name, value = margin_env(context)
+            env[name] = value
+        return LaunchSpec(
+            backend=backend.name,
+            argv=backend.command or ("ollama", "serve"),
+            env=env,
+            intent=context.intent,
+            stop_grace_s=15.0,
+            oom_continue=True,
+        )
+
+    def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
+        """The margin with its arithmetic."""
+        if not context.devices:
+            return (("CUDA_VISIBLE_DEVICES", '"" (CPU only)'),)
+        name, value = margin_env(context)
+        total = min(device.capacity_bytes for device in context.devices)
+        text = (
+            f"{value} = max({format_size(context.headroom_bytes)} headroom, {format_size(total)}"
+            f" - {format_size(context.others_caps_bytes)} others"
+            f" - {format_size(context.cap_bytes)} cap): a margin, its ceiling holds by watching"
+        )
+        return ((name, text),)
+
+    def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
+        """The allow-list."""
+        return backend.models
+
+    def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """/api/version: it answers at once, with nothing loaded."""
+        del backend
+        return (HttpProbe("GET", "/api/version"),)
+
+    def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
+        """200 is alive; whether it computes is the canary's to say."""
+        del backend
+        reply = replies[0]
+        return Verdict(ok=reply.status == 200, detail="" if reply.status == 200 else _plain(reply))
+
+    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
+        """One token of a resident model with the server's own options: other options, or a model
+        that is not resident, would cause a load. None while nothing is loaded."""
+        if not loaded:
+            return None
+        model = loaded[0]
+        warm = self.warm_model(backend)
+        keep: float | str = -1 if model.name.startswith(warm) and warm else "5m"
+        if model.expires_in_s is not None and keep != -1:
+            keep = f"{max(1, round(model.expires_in_s))}s"  # a canary must not prolong its stay
+        body = {
+            "model": model.name,
+            "prompt": "1",
+            "stream": False,
+            "keep_alive": keep,
+            "options": {"num_predict": 1},
+        }
+        return HttpProbe("POST", "/api/generate", json.dumps(body), self.canary_timeout_s)
+
+    def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
+        """200, or its own queue-full answer, or a model that is only good for embeddings (400)."""
+        del backend
+        ok = reply.status in (200, 400, 404) or (reply.status == 503 and "busy" in reply.body)
+        return Verdict(ok=ok, detail="" if ok else _plain(reply))
+
+    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """It has no counters."""
+        del backend
+        return None
+
+    def read_progress(self, reply: HttpReply) -> Progress | None:
+        """None."""
+        del reply
+        return None
+
+    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """/api/ps; may block up to 5 s during an unload."""
+        del backend
+        return HttpProbe("GET", "/api/ps", timeout_s=6.0)
+
+    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
+        """Resident models; size_vram < size means layers on the CPU."""
+        if reply.status != 200:
+            return None
+        try:
+            rows = json.loads(reply.body)["models"] or []
+            return tuple(
+                LoadedModel(
+                    name=str(row["name"]),
+                    size_bytes=int(row.get("size", 0)),
+                    vram_bytes=int(row.get("size_vram", 0)),
+                    expires_in_s=_expires(str(row.get("expires_at", "")), wall),
+                )
+                for row in rows
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def warm_model(self, backend: BackendSettings) -> str:
+        """The first of the allow-list."""
+        return backend.models[0] if backend.models else ""
+
+    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+        """Load only: no prompt. A client that goes away aborts the load, so the timeout is long."""
+        keep: int | str = -1 if keep_alive_s < 0 else f"{round(keep_alive_s)}s"
+        body = json.dumps({"model": model, "keep_alive": keep, "stream": False})
+        return HttpProbe("POST", "/api/generate", body, timeout_s)
+
+    def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
+        """Its dying words."""
+        del was_ready
+        return classify(lines, exit_, _WORDS, benign=_BENIGN)
+
+
+def _expires(text: str, wall: float) -> float | None:
+    """Seconds until an RFC 3339 time (nanoseconds cut to microseconds), None when unreadable."""
+    cut = re.sub(r"(\.\d{6})\d+", r"\1", text)
+    try:
+        return datetime.fromisoformat(cut).timestamp() - wall
+    except ValueError:
+        return None
+
+
+def _plain(reply: HttpReply) -> str:
+    return reply.error or f"HTTP {reply.status}"

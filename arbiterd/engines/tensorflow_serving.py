@@ -1,0 +1,259 @@
+"""TensorFlow Serving: ``tensorflow_model_server``, REST and gRPC."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from math import floor
+
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.devices import device_env
+from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
+from arbiterd.engines.metrics_text import sample_sum
+from arbiterd.engines.words import classify, word
+from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.launch import Exit, FileSpec, LaunchSpec
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.units import MIB, format_size
+
+# Context, cuDNN and cuBLAS lie outside the fraction: +234 MiB on a T4 (serving #1668), 300-600 MiB
+# on newer cards; the upper end of what was measured there.
+OVERHEAD = 600 * MIB
+METRICS_PATH = "/monitoring/prometheus/metrics"
+
+_OWNED = (
+    OwnedFlag("port", "set grpc_port"),
+    OwnedFlag("rest-api-port", "set port"),
+    OwnedFlag("per-process-gpu-memory-fraction", "set memory in the mode"),
+    OwnedFlag("batching-parameters-file", "set batching = { ... }"),
+    OwnedFlag("enable-batching", "set batching = { ... }", takes_value=False),
+    OwnedFlag("monitoring-config-file", "leave it out"),
+)
+_CONFIG_FILE = OwnedFlag("model-config-file", "models gives the paths already")
+
+_BENIGN = re.compile(r"The caller indicates that this is not a failure")
+_WORDS = (
+    word(
+        r"Check failed: c->in_use\(\)|std::bad_alloc|Could not create cudnn handle",
+        CauseClass.OOM_RUNTIME,
+        "it crashed for want of GPU memory",
+    ),
+    word(
+        r"OOM when allocating tensor|ran out of memory trying to allocate",
+        CauseClass.POOL_FULL,
+        "its own pool is full: smaller batches, or a larger cap",
+    ),
+    word(
+        r"model\(s\) did not become available",
+        CauseClass.CONFIG,
+        "a model could not be loaded; look at its folder",
+        retry=False,
+    ),
+    word(
+        r"Failed to BuildAndStart gRPC server|Failed to start HTTP Server",
+        CauseClass.PORT_IN_USE,
+        "its port is taken",
+    ),
+    word(
+        r"Could not find any versions of model|Servable not found for request",
+        CauseClass.CONFIG,
+        "a model is not there",
+        retry=False,
+    ),
+    word(
+        r"failed to allocate .*CUDA_ERROR_OUT_OF_MEMORY",
+        CauseClass.OOM_START,
+        "its pool could not be taken whole",
+    ),
+)
+
+
+def fraction(context: LaunchContext) -> float:
+    """F = floor((C - O) / T) to three places, between 0.001 and 1. Over 1 TF turns to unified
+    memory and oversubscribes silently; 0 means 'take everything'."""
+    total = min(device.capacity_bytes for device in context.devices)
+    overhead = OVERHEAD if context.overhead_bytes is None else context.overhead_bytes
+    return min(1.0, max(0.001, floor((context.cap_bytes - overhead) * 1000 / total) / 1000))
+
+
+class TensorflowServingEngine:
+    """The tensorflow-serving kind."""
+
+    kind = Kind.TENSORFLOW
+    start_rank = 0
+    canary_timeout_s = 10.0
+
+    def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
+        """Owned flags; model_config_file is ours only when ``models`` gives the paths."""
+        if backend.image:
+            return ()
+        container = container_problem(backend.command)
+        if container is not None:
+            return (container,)
+        owned = (*_OWNED, _CONFIG_FILE) if backend.model_paths else _OWNED
+        return problems(backend.command, owned)
+
+    def launch(self, context: LaunchContext) -> LaunchSpec:
+        """Flags, and the files they name."""
+        backend, folder = context.backend, context.files_dir
+        argv = [*backend.command, f"--port={context.grpc_port}", f"--rest_api_port={context.port}"]
+        files = [FileSpec("monitoring.config", _monitoring())]
+        if context.devices:
+            argv.append(f"--per_process_gpu_memory_fraction={fraction(context):.3f}")
+        if backend.model_paths:
+            files.append(FileSpec("models.config", _models(backend)))
+            argv += [
+                f"--model_config_file={folder}/models.config",
+                "--model_config_file_poll_wait_seconds=5",
+            ]
+        batching = backend.tensorflow.batching
+        if batching is not None:
+            text = (
+                f"max_batch_size {{ value: {batching.max_batch_size} }}\n"
+                f"max_enqueued_batches {{ value: {batching.max_enqueued_batches} }}\n"
+            )
+            files.append(FileSpec("batching.config", text))
+            argv += [
+                "--enable_batching=true",
+                f"--batching_parameters_file={folder}/batching.config",
+            ]
+        argv.append(f"--monitoring_config_file={folder}/monitoring.config")
+        if value_of(argv, "max-num-load-retries") is None:
+            argv.append("--max_num_load_retries=0")  # the arbiter owns retries
+        env = dict(device_env(backend, context.devices, uuid_works=True))
+        if backend.tensorflow.memory_growth:
+            env["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+        return LaunchSpec(
+            backend=backend.name,
+            argv=tuple(argv),
+            env=env,
+            intent=context.intent,
+            files=tuple(files),
+            stop_grace_s=10.0,  # no handler, no drain (serving #1853): it dies at once
+            loopback_only=context.host.startswith("127."),
+        )
+
+    def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
+        """The fraction with its arithmetic."""
+        if not context.devices:
+            return (("CUDA_VISIBLE_DEVICES", '"" (CPU only)'),)
+        total = min(device.capacity_bytes for device in context.devices)
+        overhead = OVERHEAD if context.overhead_bytes is None else context.overhead_bytes
+        text = (
+            f"{fraction(context):.3f} = floor(({format_size(context.cap_bytes)} cap"
+            f" - {format_size(overhead)} context) / {format_size(total)})"
+        )
+        return (("--per_process_gpu_memory_fraction", text),)
+
+    def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
+        """Names of its models."""
+        return tuple(backend.model_paths) or backend.models
+
+    def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """One status request per model. GET /v1/models always answers 400 (facts/engines.md)."""
+        names = self.served_models(backend)
+        return tuple(HttpProbe("GET", f"/v1/models/{name}") for name in names) or (
+            HttpProbe("GET", "/v1/models"),
+        )
+
+    def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
+        """Every model has one AVAILABLE version whose error code is OK; 200 alone says nothing."""
+        names = self.served_models(backend)
+        if not names:
+            ok = replies[0].status == 400
+            return Verdict(ok=ok, detail="" if ok else _plain(replies[0]))
+        bad = [
+            f"{name}: {why}"
+            for name, reply in zip(names, replies, strict=True)
+            if (why := _model_trouble(reply))
+        ]
+        return Verdict(ok=not bad, detail="; ".join(bad))
+
+    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
+        """An empty predict. Its inputs are unknown to us, so it is refused (400) by the executor's
+        own signature check: that proves a live executor, not the card."""
+        del loaded
+        names = self.served_models(backend)
+        if not names:
+            return None
+        path = f"/v1/models/{names[0]}:predict"
+        return HttpProbe("POST", path, json.dumps({"instances": []}), self.canary_timeout_s)
+
+    def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
+        """Any answer below 500, or its own 'full' (429, 503)."""
+        del backend
+        alive = 200 <= reply.status < 500 or reply.status == 503
+        return Verdict(ok=alive, detail="" if alive else _plain(reply))
+
+    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """Its Prometheus page, which our monitoring file turns on."""
+        del backend
+        return HttpProbe("GET", METRICS_PATH)
+
+    def read_progress(self, reply: HttpReply) -> Progress | None:
+        """Requests finished. It has no gauge of running ones: 0, so canaries go on under load."""
+        if reply.status != 200:
+            return None
+        done = sample_sum(reply.body, ":tensorflow:serving:request_count")
+        return None if done is None else Progress(0, 0, done)
+
+    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """None: its models are loaded at start."""
+        del backend
+        return None
+
+    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
+        """None."""
+        del reply, wall
+        return None
+
+    def warm_model(self, backend: BackendSettings) -> str:
+        """None."""
+        del backend
+        return ""
+
+    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+        """None."""
+        del model, keep_alive_s, timeout_s
+        return None
+
+    def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
+        """Its dying words; the benign allocator line is skipped."""
+        del was_ready
+        return classify(lines, exit_, _WORDS, benign=_BENIGN)
+
+
+def _monitoring() -> str:
+    return f'prometheus_config {{ enable: true, path: "{METRICS_PATH}" }}\n'
+
+
+def _models(backend: BackendSettings) -> str:
+    rows = "".join(
+        f'  config {{ name: "{_quote(name)}" base_path: "{_quote(path)}"'
+        ' model_platform: "tensorflow" }\n'
+        for name, path in backend.model_paths.items()
+    )
+    return f"model_config_list {{\n{rows}}}\n"
+
+
+def _quote(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _model_trouble(reply: HttpReply) -> str:
+    """Why a model does not serve, "" when it does."""
+    if reply.status != 200:
+        return _plain(reply)
+    try:
+        versions = json.loads(reply.body)["model_version_status"]
+        states = [(one["state"], one.get("status", {}).get("error_code", "OK")) for one in versions]
+    except (ValueError, KeyError, TypeError):
+        return "an answer that is no model status"
+    if any(state == "AVAILABLE" and code == "OK" for state, code in states):
+        return ""
+    return ", ".join(f"{state} ({code})" for state, code in states) or "no version"
+
+
+def _plain(reply: HttpReply) -> str:
+    return reply.error or f"HTTP {reply.status}"

@@ -1,0 +1,320 @@
+"""vLLM: ``vllm serve MODEL`` or ``python -m vllm.entrypoints.openai.api_server --model MODEL``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from math import floor
+
+from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.base import Cause as CauseOf
+from arbiterd.engines.devices import device_env, parse_version
+from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
+from arbiterd.engines.metrics_text import sample_sum
+from arbiterd.engines.words import classify, word
+from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.launch import Exit, LaunchSpec
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.units import MIB, format_size
+
+# What lies outside --gpu-memory-utilization: CUDA context, cuBLAS handles, NCCL (facts/engines.md).
+OVERHEAD_CONSUMER = 600 * MIB
+OVERHEAD_DATACENTRE = 800 * MIB
+OVERHEAD_PER_RANK = 400 * MIB
+SPIKE_MIN = 256 * MIB
+SPIKE_FRACTION = 0.02
+QUEUE_LIMIT_SINCE = (0, 30)  # --max-num-queued-reqs: present in 0.30, absent in 0.28
+UUID_SINCE = (0, 25)  # a GPU uuid in CUDA_VISIBLE_DEVICES kills 0.21 (vllm #51677)
+_CONSUMER = re.compile(r"GeForce|RTX \d{4}(?! Ada)|TITAN", re.IGNORECASE)
+
+_OWNED = (
+    OwnedFlag("host", "set gateway.bind"),
+    OwnedFlag("port", "set port"),
+    OwnedFlag("gpu-memory-utilization", "set memory in the mode"),
+    OwnedFlag("kv-cache-memory-bytes", "set memory in the mode"),
+    OwnedFlag("enable-sleep-mode", "set sleep = true", takes_value=False),
+    OwnedFlag("shutdown-timeout", "set drain_timeout"),
+    OwnedFlag("max-num-queued-reqs", "set max_queue"),
+    OwnedFlag("served-model-name", "name a second name by [[failover]]"),
+)
+_KV = "kv-cache-memory-bytes"
+
+_WORDS = (
+    word(
+        r"Free memory on device .* on startup is less than desired GPU memory utilization",
+        CauseClass.NOT_ENOUGH_FREE,
+        "not enough free memory at start",
+    ),
+    word(
+        r"Error in memory profiling\. Initial free memory",
+        CauseClass.INIT_RACE,
+        "another process gave memory back while it profiled; tried again unchanged",
+    ),
+    word(
+        r"To serve at least one request with the model's max seq len \((\d+)\)"
+        r".*?estimated maximum model length is (\d+)",
+        CauseClass.BUDGET_TOO_SMALL,
+        "its cap holds no request of {0} tokens; set max_model_len = {1} or raise memory",
+        retry=False,
+    ),
+    word(
+        r"To serve at least one request with the model's max seq len \((\d+)\)",
+        CauseClass.BUDGET_TOO_SMALL,
+        "its cap holds no request of {0} tokens; lower max_model_len or raise memory",
+        retry=False,
+    ),
+    word(
+        r"No available memory for the cache blocks",
+        CauseClass.BUDGET_TOO_SMALL,
+        "its cap leaves nothing for the KV cache; raise memory or take a smaller model",
+    ),
+    word(
+        r"Failed to load model - not enough GPU memory|CUDA out of memory occurred when warming up",
+        CauseClass.OOM_START,
+        "out of GPU memory while starting",
+    ),
+    word(
+        r"torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory\. Tried to allocate",
+        CauseClass.OOM_RUNTIME,
+        "out of GPU memory",
+    ),
+    word(
+        r"Call to (sleep|wake_up) method failed", CauseClass.ENGINE_DEAD, "{0} failed; restart it"
+    ),
+    word(
+        r"invalid literal for int\(\) with base 10: '(?:GPU|MIG)-|NVMLError_NotFound",
+        CauseClass.CONFIG,
+        'this version cannot take a GPU uuid; set device_id = "index"',
+        retry=False,
+    ),
+    word(
+        r"unrecognized arguments: (.*)",
+        CauseClass.CONFIG,
+        "it does not know the arguments {0}",
+        retry=False,
+    ),
+    word(
+        r"Timed out waiting for engine core processes",
+        CauseClass.OTHER,
+        "the engine core did not start in time; raise start_timeout",
+    ),
+    word(
+        r"EngineDeadError|EngineCore encountered (?:a fatal error|an issue)"
+        r"|engine core exited unexpectedly|Worker proc .* died unexpectedly",
+        CauseClass.ENGINE_DEAD,
+        "its engine core died",
+    ),
+)
+_WRAPPERS = (
+    word(
+        r"Engine core initialization failed|EngineCore failed to start"
+        r"|WorkerProc initialization failed",
+        CauseClass.OTHER,
+        "the engine core did not start",
+    ),
+)
+
+
+def model_of(command: Sequence[str]) -> str:
+    """The model named by a vLLM command line, "" when it names none."""
+    explicit = value_of(command, "model")
+    if explicit:
+        return explicit
+    words = list(command)
+    if "serve" in words:
+        following = words[words.index("serve") + 1 :]
+        if following and not following[0].startswith("-"):
+            return following[0]
+    return ""
+
+
+def overhead_bytes(context: LaunchContext) -> int:
+    """O: what vLLM holds outside its budget; learned, or the prior of its card."""
+    if context.overhead_bytes is not None:
+        return context.overhead_bytes
+    consumer = bool(_CONSUMER.search(context.devices[0].name))
+    prior = OVERHEAD_CONSUMER if consumer else OVERHEAD_DATACENTRE
+    return prior + OVERHEAD_PER_RANK * (len(context.devices) - 1)
+
+
+def spike_bytes(cap: int) -> int:
+    """S: room for allocator spikes, max(256 MiB, 2 % of the cap)."""
+    return max(SPIKE_MIN, int(cap * SPIKE_FRACTION))
+
+
+def utilisation(context: LaunchContext) -> float:
+    """U = floor((C - O - S) / T) to three places: U·T + O + S never exceeds the cap."""
+    total = min(device.capacity_bytes for device in context.devices)
+    room = context.cap_bytes - overhead_bytes(context) - spike_bytes(context.cap_bytes)
+    return max(0.0, floor(room * 1000 / total) / 1000)
+
+
+class VllmEngine:
+    """The vLLM kind."""
+
+    kind = Kind.VLLM
+    start_rank = 1
+    canary_timeout_s = 5.0
+
+    def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
+        """Owned flags, containers, and a command that names no model."""
+        if backend.image:
+            return ()
+        container = container_problem(backend.command)
+        if container is not None:
+            return (container,)
+        owned = list(_OWNED)
+        if backend.vllm.max_model_len is not None:
+            owned.append(OwnedFlag("max-model-len", "set max_model_len"))
+        if backend.vllm.max_num_seqs is not None:
+            owned.append(OwnedFlag("max-num-seqs", "set max_num_seqs"))
+        found = problems(backend.command, owned)
+        if not model_of(backend.command):
+            missing = CommandProblem(
+                "the command names no model", 'write command = ["vllm", "serve", "MODEL"]'
+            )
+            found = (*found, missing)
+        return found
+
+    def launch(self, context: LaunchContext) -> LaunchSpec:
+        """The command, then the arbiter's flags."""
+        backend = context.backend
+        argv = [*backend.command, "--host", context.host, "--port", str(context.port)]
+        if context.devices:
+            argv += ["--gpu-memory-utilization", f"{utilisation(context):.3f}"]
+            if len(context.devices) > 1 and value_of(argv, "tensor-parallel-size") is None:
+                argv += ["--tensor-parallel-size", str(len(context.devices))]
+        argv += ["--shutdown-timeout", str(round(backend.drain_timeout_s))]
+        version = parse_version(context.version)
+        if version is None or version >= QUEUE_LIMIT_SINCE:
+            argv += ["--max-num-queued-reqs", str(max(1, backend.max_queue))]
+        if backend.vllm.max_model_len is not None:
+            argv += ["--max-model-len", str(backend.vllm.max_model_len)]
+        if backend.vllm.max_num_seqs is not None:
+            argv += ["--max-num-seqs", str(backend.vllm.max_num_seqs)]
+        env = dict(device_env(backend, context.devices, uuid_works=_uuid_works(version)))
+        env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(round(backend.start_timeout_s))
+        env["VLLM_NO_USAGE_STATS"] = "1"
+        if backend.vllm.sleep:
+            argv.append("--enable-sleep-mode")
+            env["VLLM_SERVER_DEV_MODE"] = "1"
+        return LaunchSpec(
+            backend=backend.name,
+            argv=tuple(argv),
+            env=env,
+            intent=context.intent,
+            stop_grace_s=backend.drain_timeout_s + 15.0,
+        )
+
+    def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
+        """Utilisation with its arithmetic."""
+        if not context.devices:
+            return (("CUDA_VISIBLE_DEVICES", '"" (CPU only)'),)
+        total = min(device.capacity_bytes for device in context.devices)
+        text = (
+            f"{utilisation(context):.3f} = floor(({format_size(context.cap_bytes)} cap"
+            f" - {format_size(overhead_bytes(context))} context"
+            f" - {format_size(spike_bytes(context.cap_bytes))} spikes) / {format_size(total)})"
+        )
+        return (("--gpu-memory-utilization", text),)
+
+    def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
+        """The model of the command, unless ``models`` (an image) names it."""
+        model = model_of(backend.command)
+        return (model,) if model else backend.models
+
+    def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """/health: refused until ready, so the first 200 means ready. Liveness only afterwards."""
+        del backend
+        return (HttpProbe("GET", "/health"),)
+
+    def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
+        """200 is alive; 503 means the client has seen the engine die."""
+        del backend
+        reply = replies[0]
+        if reply.status == 200:
+            return Verdict(ok=True)
+        detail = "its engine is dead (503)" if reply.status == 503 else _plain(reply)
+        return Verdict(ok=False, detail=detail)
+
+    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
+        """One token."""
+        del loaded
+        models = self.served_models(backend)
+        if not models:
+            return None
+        body = {"model": models[0], "prompt": "1", "max_tokens": 1, "temperature": 0}
+        return HttpProbe("POST", "/v1/completions", json.dumps(body), self.canary_timeout_s)
+
+    def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
+        """A token, or any refusal that is the engine's own (busy, paused), proves it thinks."""
+        del backend
+        if reply.status in (200, 400, 404, 429):
+            return Verdict(ok=True)
+        if reply.status == 503 and ("busy" in reply.body or "paused" in reply.body):
+            return Verdict(ok=True)
+        return Verdict(ok=False, detail=_plain(reply))
+
+    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """Its Prometheus page."""
+        del backend
+        return HttpProbe("GET", "/metrics")
+
+    def read_progress(self, reply: HttpReply) -> Progress | None:
+        """Tokens and finished requests only move while it makes progress. num_requests_running
+        alone is not to be trusted: it read 0 in a wedge (vllm #46811)."""
+        if reply.status != 200:
+            return None
+        body = reply.body
+        running = sample_sum(body, "vllm:num_requests_running")
+        if running is None:
+            return None
+        work = sum(
+            sample_sum(body, name) or 0.0
+            for name in (
+                "vllm:generation_tokens_total",
+                "vllm:prompt_tokens_total",
+                "vllm:request_success_total",
+            )
+        )
+        waiting = sample_sum(body, "vllm:num_requests_waiting") or 0.0
+        return Progress(int(running), int(waiting), work)
+
+    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """Its one model is always resident."""
+        del backend
+        return None
+
+    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
+        """Not asked."""
+        del reply, wall
+        return None
+
+    def warm_model(self, backend: BackendSettings) -> str:
+        """None: the model is loaded at start."""
+        del backend
+        return ""
+
+    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+        """vLLM loads nothing at run time."""
+        del model, keep_alive_s, timeout_s
+        return None
+
+    def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> CauseOf:
+        """Root causes first; the 'initialization failed' wrapper only without one."""
+        found = classify(lines, exit_, _WORDS, wrappers=_WRAPPERS)
+        if found.cause is CauseClass.OOM_RUNTIME and not was_ready:
+            return CauseOf(CauseClass.OOM_START, found.line, "out of GPU memory while starting")
+        if was_ready and exit_ is not None and exit_.code == 0 and not found.line:
+            summary = "ended with exit code 0, as vLLM does when its engine core has died"
+            return CauseOf(CauseClass.ENGINE_DEAD, "", summary)
+        return found
+
+
+def _uuid_works(version: tuple[int, ...] | None) -> bool:
+    return version is None or version >= UUID_SINCE
+
+
+def _plain(reply: HttpReply) -> str:
+    return reply.error or f"HTTP {reply.status}"
