@@ -1,0 +1,379 @@
+"""Backends without systemd: a session each, a tag in the environment, pidfds. For development.
+
+Engines outlive a SIGKILL of the daemon (own session, output to a file, no parent-death signal) and
+are adopted by the next start from the records in runtime_dir/backends/NAME.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import select
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from arbiterd import procfs
+from arbiterd.act.launcher import BASE_PATH, read_env_file, resolve_command, write_files
+from arbiterd.errors import LaunchError
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
+
+TAG_BACKEND = "GPU_ARBITER_BACKEND"
+TAG_INSTANCE = "GPU_ARBITER_INSTANCE"
+_DIE_S = 15.0  # after SIGKILL: only a process in the D state is still there then
+_POLL_S = 0.02
+_SCAN_EVERY_S = 1.0  # a scan of all tags costs 12 µs a process; members are remembered meanwhile
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of one started backend; kept on disk for adoption."""
+
+    backend: str
+    pid: int
+    start_time: int
+    boot_id: str
+    invocation: str
+    intent: str
+    started_wall: float
+
+
+@dataclass(slots=True)
+class _Unit:
+    record: _Record
+    since: float
+    process: subprocess.Popen[bytes] | None
+    pidfd: int
+    exit: Exit | None = None
+    stopping: bool = False
+    members: tuple[ProcessRef, ...] = ()
+    scanned: float = 0.0
+
+
+class DirectLauncher:
+    """Starts engines as sessions of their own.
+
+    ``on_change`` is called from the watcher thread as soon as a main process exits.
+    """
+
+    name: Literal["direct"] = "direct"
+
+    def __init__(self, runtime_dir: Path, on_change: Callable[[], None]) -> None:
+        self._dir = runtime_dir / "backends"
+        self._logs = runtime_dir / "logs"
+        for folder in (self._dir, self._logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.instance = hashlib.sha256(str(runtime_dir.resolve()).encode()).hexdigest()[:16]
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._units: dict[str, _Unit] = {}
+        self._owners: dict[ProcessRef, str] = {}
+        self._epoll = select.epoll()
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._epoll.register(self._wake_r, select.EPOLLIN)
+        self._by_fd: dict[int, str] = {}
+        self._closed = False
+        self._watcher = threading.Thread(target=self._watch, name="exits", daemon=True)
+        self._watcher.start()
+        self.problems: list[str] = []
+
+    # -- adoption ------------------------------------------------------------------------------
+    def adopt(self) -> None:
+        """Take over what the records name, and leftovers that only their tag still names."""
+        for path in sorted(self._dir.glob("*.json")):
+            record = self._read_record(path)
+            if record is None:
+                continue
+            main = ProcessRef(record.pid, record.start_time)
+            unit = _Unit(record, time.monotonic(), None, -1)
+            lives = record.boot_id == procfs.boot_id() and procfs.alive(main)
+            if not lives:
+                unit.exit = Exit()
+            with self._lock:
+                self._units[record.backend] = unit
+            if lives:
+                self._watch_pid(unit)
+            elif not self._members(record.backend):
+                self._forget(record.backend)
+
+    def _read_record(self, path: Path) -> _Record | None:
+        try:
+            return _Record(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            aside = path.with_suffix(".broken")
+            with suppress(OSError):
+                path.replace(aside)
+            self.problems.append(f"cannot read {path}: {error}; kept as {aside.name}")
+            return None
+
+    # -- watching ------------------------------------------------------------------------------
+    def _watch_pid(self, unit: _Unit) -> None:
+        try:
+            unit.pidfd = os.pidfd_open(unit.record.pid)
+        except ProcessLookupError:
+            self._ended(unit)
+            return
+        with self._lock:
+            self._by_fd[unit.pidfd] = unit.record.backend
+        self._epoll.register(unit.pidfd, select.EPOLLIN)
+
+    def _watch(self) -> None:
+        while not self._closed:
+            for fd, _ in self._epoll.poll():
+                if fd == self._wake_r:
+                    with suppress(BlockingIOError):
+                        os.read(fd, 64)
+                    continue
+                self._epoll.unregister(fd)
+                with self._lock:
+                    backend = self._by_fd.pop(fd, "")
+                    unit = self._units.get(backend)
+                if unit is not None and unit.pidfd == fd:
+                    self._ended(unit)
+                os.close(fd)
+
+    def _ended(self, unit: _Unit) -> None:
+        """The main process is gone: keep its status, tell the loop."""
+        status = Exit()
+        if unit.process is not None:
+            code = unit.process.wait()
+            status = Exit(signal=-code) if code < 0 else Exit(code=code)
+        unit.scanned = 0.0
+        unit.exit = status
+        self._on_change()
+
+    # -- observing -----------------------------------------------------------------------------
+    def observe(self, now: float) -> dict[str, UnitObservation]:
+        """All units, with their processes; a full scan of tags at most once a second."""
+        with self._lock:
+            units = dict(self._units)
+        if any(now - unit.scanned >= _SCAN_EVERY_S for unit in units.values()):
+            found = self._scan()
+            for name, unit in units.items():
+                unit.members, unit.scanned = tuple(found.get(name, ())), now
+        return {name: self._observe_one(unit) for name, unit in units.items()}
+
+    def _observe_one(self, unit: _Unit) -> UnitObservation:
+        record = unit.record
+        stats = [(ref, procfs.stat(ref.pid)) for ref in unit.members]
+        alive = [s for ref, s in stats if s and s.alive and s.start_time == ref.start_time]
+        state = UnitState.RUNNING
+        if unit.exit is not None:
+            state = UnitState.EXITED
+        elif unit.stopping:
+            state = UnitState.STOPPING
+        log = self._log(record.backend)
+        return UnitObservation(
+            backend=record.backend,
+            state=state,
+            since=unit.since,
+            main=ProcessRef(record.pid, record.start_time),
+            pids=tuple(s.pid for s in alive),
+            invocation=record.invocation,
+            intent=record.intent,
+            exit=unit.exit,
+            cpu_s=sum(s.cpu_s for s in alive),
+            log_bytes=log.stat().st_size if log.exists() else 0,
+            started_wall=record.started_wall,
+        )
+
+    def _scan(self) -> dict[str, list[ProcessRef]]:
+        """Every living process that carries our tag, by backend."""
+        out: dict[str, list[ProcessRef]] = {}
+        owners: dict[ProcessRef, str] = {}
+        for pid in procfs.pids():
+            ref = procfs.ref(pid)
+            if ref is None:
+                continue
+            backend = self._owners.get(ref)
+            if backend is None:
+                env = procfs.environ(pid)
+                mine = env.get(TAG_INSTANCE) == self.instance
+                backend = env.get(TAG_BACKEND, "") if mine else ""
+            owners[ref] = backend
+            if backend and pid != os.getpid():
+                out.setdefault(backend, []).append(ref)
+        # A process between fork and exec still shows its parent's environment: ask it again.
+        self._owners = {ref: name for ref, name in owners.items() if name}
+        return out
+
+    def _members(self, backend: str) -> list[ProcessRef]:
+        return self._scan().get(backend, [])
+
+    def owner_of(self, pid: int) -> tuple[str, str] | None:
+        """By tag, else by session leader and ancestors (an engine that cleaned its environment)."""
+        seen: set[int] = set()
+        current = pid
+        while current > 1 and current not in seen:
+            seen.add(current)
+            env = procfs.environ(current)
+            if env.get(TAG_INSTANCE) == self.instance and env.get(TAG_BACKEND):
+                return env[TAG_BACKEND], f"session of {env[TAG_BACKEND]}"
+            found = procfs.stat(current)
+            if found is None:
+                return None
+            with self._lock:
+                for name, unit in self._units.items():
+                    if unit.record.pid in (current, found.session):
+                        return name, f"session of {name}"
+            current = found.parent
+        return None
+
+    # -- starting ------------------------------------------------------------------------------
+    def start(self, spec: LaunchSpec) -> None:
+        """Start in a session of its own, output to runtime_dir/logs/NAME.log."""
+        with self._lock:
+            if spec.backend in self._units:
+                msg = f"cannot start {spec.backend}: it is there already"
+                raise LaunchError(msg)
+        env = self._environment(spec)
+        program = resolve_command(spec.argv, env["PATH"])
+        write_files(self._dir / spec.backend, spec.files)
+        record = _Record(
+            spec.backend, 0, 0, procfs.boot_id(), uuid.uuid4().hex, spec.intent, time.time()
+        )
+        log = self._log(spec.backend)
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        user = spec.user if spec.user and os.geteuid() == 0 else None
+        with log.open("ab") as output:
+            try:
+                process = subprocess.Popen(  # noqa: S603 - the operator's command, no shell
+                    [program, *spec.argv[1:]],
+                    env=env,
+                    cwd=env["HOME"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    user=user,
+                    extra_groups=[] if user else None,
+                )
+            except (OSError, KeyError, subprocess.SubprocessError) as error:
+                msg = f"cannot start {spec.argv[0]}: {error}"
+                raise LaunchError(msg) from None
+        found = procfs.stat(process.pid)
+        record.pid, record.start_time = process.pid, found.start_time if found else 0
+        self._write_record(record)
+        unit = _Unit(record, time.monotonic(), process, -1)
+        with self._lock:
+            self._units[spec.backend] = unit
+        self._watch_pid(unit)
+
+    def _environment(self, spec: LaunchSpec) -> dict[str, str]:
+        """Nothing of the daemon's own environment reaches an engine, its LD_LIBRARY_PATH least."""
+        entry = pwd.getpwuid(os.geteuid())
+        if spec.user and os.geteuid() == 0:
+            try:
+                entry = pwd.getpwnam(spec.user)
+            except KeyError:
+                msg = f"cannot start {spec.backend}: there is no user {spec.user!r}"
+                raise LaunchError(msg) from None
+        home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
+        base = {"PATH": BASE_PATH, "HOME": home, "USER": entry.pw_name, "LANG": "C.UTF-8"}
+        secrets = read_env_file(spec.env_file) if spec.env_file else {}
+        tags = {TAG_BACKEND: spec.backend, TAG_INSTANCE: self.instance}
+        return {**base, **secrets, **spec.env, **tags}
+
+    def _write_record(self, record: _Record) -> None:
+        path = self._dir / f"{record.backend}.json"
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(record)))
+        temporary.replace(path)
+
+    # -- stopping ------------------------------------------------------------------------------
+    def stop(self, backend: str, grace_s: float) -> None:
+        """TERM, grace, KILL to everything with the tag or in the session, until nothing is left."""
+        with self._lock:
+            unit = self._units.get(backend)
+        if unit is not None and unit.exit is None and grace_s > 0:
+            unit.stopping = True
+            main = ProcessRef(unit.record.pid, unit.record.start_time)
+            _signal(main, signal.SIGTERM)
+            deadline = time.monotonic() + grace_s
+            while unit.exit is None and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        deadline = time.monotonic() + _DIE_S
+        while True:
+            left = self._members(backend)
+            main_lives = unit is not None and unit.exit is None
+            if not left and not main_lives:
+                break
+            for ref in left:
+                _signal(ref, signal.SIGKILL)
+            if unit is not None and main_lives:
+                _signal(ProcessRef(unit.record.pid, unit.record.start_time), signal.SIGKILL)
+            if time.monotonic() >= deadline:
+                pids = ", ".join(str(ref.pid) for ref in left)
+                msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
+                raise LaunchError(msg)
+            time.sleep(_POLL_S)
+        self._forget(backend)
+
+    def _forget(self, backend: str) -> None:
+        with self._lock:
+            self._units.pop(backend, None)
+        (self._dir / f"{backend}.json").unlink(missing_ok=True)
+
+    def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
+        """SIGKILL by identity."""
+        for ref in refs:
+            _signal(ref, signal.SIGKILL)
+
+    # -- output --------------------------------------------------------------------------------
+    def _log(self, backend: str) -> Path:
+        return self._logs / f"{backend}.log"
+
+    def tail(self, backend: str, lines: int) -> tuple[str, ...]:
+        """The end of its log file; at most the last 256 KiB are looked at."""
+        try:
+            with self._log(backend).open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 256 * 1024))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ()
+        return tuple(text.splitlines()[-lines:])
+
+    def close(self) -> None:
+        """Stop watching; engines go on."""
+        self._closed = True
+        with suppress(OSError):
+            os.write(self._wake_w, b"x")
+        self._watcher.join(timeout=2.0)
+        self._epoll.close()
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+        with self._lock:
+            for unit in self._units.values():
+                if unit.process is not None and unit.exit is None:
+                    unit.process.returncode = 0  # ours to leave: no ResourceWarning, no wait
+            for fd in self._by_fd:
+                os.close(fd)
+
+
+def _signal(one: ProcessRef, number: signal.Signals) -> None:
+    """Signal exactly this process: pidfd first, then the identity is checked, then the signal."""
+    if one.pid in (0, 1, os.getpid()):
+        return
+    try:
+        fd = os.pidfd_open(one.pid)
+    except OSError:
+        return
+    try:
+        if procfs.alive(one):
+            signal.pidfd_send_signal(fd, number)
+    except OSError:
+        return
+    finally:
+        os.close(fd)

@@ -1,0 +1,112 @@
+"""What every launcher can do. Two files implement it: launch_systemd.py and launch_direct.py; one
+contract test suite (tests/act/test_launcher_contract.py) holds for both."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from arbiterd.errors import LaunchError
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
+
+BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OnChange = Callable[[], None]
+
+
+class Launcher(Protocol):
+    """Starts, watches and stops backends. Engines survive the launcher."""
+
+    @property
+    def name(self) -> Literal["systemd", "direct"]:
+        """Which one."""
+
+    def adopt(self) -> None:
+        """Find what is alive from before. Called once, before the first ``observe``."""
+
+    def observe(self, now: float) -> dict[str, UnitObservation]:
+        """Every unit of ours that is not ABSENT. Never blocks; called each tick."""
+
+    def start(self, spec: LaunchSpec) -> None:
+        """Start a unit; returns once its main process runs.
+
+        Raises:
+            LaunchError: it cannot be started, or is there already.
+        """
+
+    def stop(self, backend: str, grace_s: float) -> None:
+        """TERM to the main process, ``grace_s`` later KILL to the whole cgroup; returns when it is
+        empty and the unit forgotten. Without a unit: success.
+
+        Raises:
+            LaunchError: something does not die.
+        """
+
+    def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
+        """SIGKILL by identity; a process that is gone already is fine."""
+
+    def owner_of(self, pid: int) -> tuple[str, str] | None:
+        """(backend, unit) of a process of ours, leftovers included; None: foreign."""
+
+    def tail(self, backend: str, lines: int) -> tuple[str, ...]:
+        """Last lines of the last invocation's output, oldest first. May block for a second."""
+
+    def close(self) -> None:
+        """Let go of threads and descriptors; engines go on."""
+
+
+def resolve_command(argv: Sequence[str], path: str = BASE_PATH) -> str:
+    """Absolute path of argv[0].
+
+    Raises:
+        LaunchError: not found, or not executable.
+    """
+    if not argv:
+        msg = "cannot start: the command is empty"
+        raise LaunchError(msg)
+    program = argv[0]
+    found = shutil.which(program, path=path)
+    if found is None:
+        where = "" if "/" in program else f" in {path}"
+        why = "is not executable" if Path(program).exists() else f"is not there{where}"
+        msg = f"cannot start {program}: it {why}; write its full path in command"
+        raise LaunchError(msg)
+    return os.path.abspath(found)
+
+
+def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
+    """Write an engine's files: temporary name, then rename, readable for the engine's user."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    for spec in files:
+        target = folder / spec.name
+        temporary = target.with_name(f".{target.name}.new")
+        temporary.write_text(spec.content)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """Read KEY=VALUE lines as systemd's EnvironmentFile= does in its simple form.
+
+    Raises:
+        LaunchError: the file cannot be read.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        msg = f"cannot read env_file {path}: {error.strerror}"
+        raise LaunchError(msg) from None
+    out: dict[str, str] = {}
+    for raw in text.splitlines():
+        line = raw.strip()
+        if not line or line[0] in "#;" or "=" not in line:
+            continue
+        key, value = line.split("=", 1)
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        out[key.strip()] = value
+    return out

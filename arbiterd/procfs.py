@@ -1,0 +1,134 @@
+"""Reading /proc: identity, cgroup, environment and cost of processes. Reads only, signals nothing.
+
+Every function answers None (or an empty value) for a process that is gone; that is never an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from arbiterd.model.devices import ProcessRef
+
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_DEAD_STATES = ("Z", "X", "x")
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The fields of /proc/PID/stat we use. ``cpu_s``: user + system seconds so far."""
+
+    pid: int
+    state: str
+    parent: int
+    session: int
+    start_time: int
+    cpu_s: float
+
+    @property
+    def alive(self) -> bool:
+        """A zombie has released everything already: it counts as dead."""
+        return self.state not in _DEAD_STATES
+
+
+def _read(pid: int, name: str) -> bytes | None:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return None
+
+
+def stat(pid: int) -> Stat | None:
+    """One process, None when it does not exist."""
+    raw = _read(pid, "stat")
+    if raw is None:
+        return None
+    fields = raw[raw.rindex(b")") + 2 :].split()
+    return Stat(
+        pid=pid,
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        start_time=int(fields[19]),
+        cpu_s=(int(fields[11]) + int(fields[12])) / CLOCK_TICKS,
+    )
+
+
+def ref(pid: int) -> ProcessRef | None:
+    """Identity of a living process, None for a dead one or a zombie."""
+    found = stat(pid)
+    return ProcessRef(pid, found.start_time) if found is not None and found.alive else None
+
+
+def alive(one: ProcessRef) -> bool:
+    """Whether exactly this process (not another with its pid) lives."""
+    return ref(one.pid) == one
+
+
+def environ(pid: int) -> dict[str, str]:
+    """Its environment; empty when it may not be read."""
+    raw = _read(pid, "environ") or b""
+    pairs = (item.split(b"=", 1) for item in raw.split(b"\0") if b"=" in item)
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
+
+
+def command(pid: int) -> str:
+    """Its command line with spaces, or its name in brackets (a kernel thread, a zombie)."""
+    raw = _read(pid, "cmdline") or b""
+    text = raw.replace(b"\0", b" ").decode(errors="replace").strip()
+    if text:
+        return text
+    comm = _read(pid, "comm")
+    return f"[{comm.decode(errors='replace').strip()}]" if comm else ""
+
+
+def cgroup(pid: int) -> str:
+    """Its cgroup path: of v2, else of v1's name=systemd hierarchy; "" when unknown."""
+    raw = (_read(pid, "cgroup") or b"").decode(errors="replace")
+    paths = {}
+    for line in raw.splitlines():
+        number, controllers, path = line.split(":", 2)
+        paths[controllers or number] = path
+    return paths.get("0") or paths.get("name=systemd") or ""
+
+
+def unit_of(pid: int) -> str:
+    """The systemd unit whose cgroup it lives in, "" for none."""
+    for part in reversed(cgroup(pid).split("/")):
+        if part.endswith((".service", ".scope")):
+            return part
+    return ""
+
+
+def uid(pid: int) -> int | None:
+    """Real uid."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def user_name(uid_: int) -> str:
+    """Login name of a uid, the number itself when it has none."""
+    import pwd  # noqa: PLC0415 - nss may load libraries; only those who ask pay
+
+    try:
+        return pwd.getpwuid(uid_).pw_name
+    except KeyError:
+        return str(uid_)
+
+
+def pids() -> Iterator[int]:
+    """All process ids."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            yield int(name)
+
+
+def boot_id() -> str:
+    """This boot's id."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
