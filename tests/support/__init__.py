@@ -1,0 +1,59 @@
+"""What many tests need: free ports, waiting with a deadline, processes that end with the test."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_LOWEST, _HIGHEST = 12000, 21999  # below 32768, and room for "public port + 10000"
+_LEDGER = Path(tempfile.gettempdir()) / f"gpu-arbiter-test-ports.{os.getuid()}"
+
+
+def free_port() -> int:
+    """A port nobody listens on and that no other test of this machine was given lately.
+
+    Test workers share a small file of ports given out, so that two of them never pick the same.
+    """
+    with _LEDGER.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        given = [int(word) for word in file.read().split()][-2000:]
+        for port in random.sample(range(_LOWEST, _HIGHEST), 4000):
+            if port not in given and _is_free(port) and _is_free(port + 10000):
+                file.seek(0)
+                file.truncate()
+                file.write(" ".join(str(one) for one in (*given, port)))
+                return port
+    msg = "no free port found"
+    raise AssertionError(msg)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_until(check: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
+    """Poll until ``check()`` is truthy and return it; fail with ``what`` past the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() >= deadline:
+            msg = f"not within {timeout_s:g} s: {what or check}; last value {value!r}"
+            raise AssertionError(msg)
+        time.sleep(0.02)
