@@ -1,0 +1,56 @@
+# Two commands matter: `make run` and `make test`. Each sets up what it needs.
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PREFIX ?= /opt/gpu-arbiter
+DESTDIR ?=
+WORKERS ?= 4
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check test-real test-device bench install uninstall clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: ## the virtual environment and the Debian packages
+	@scripts/setup dev
+
+run: ## the daemon: for real as root on a GPU host with /etc/gpu-arbiter.toml, else the demo
+	@scripts/setup dev
+	@exec $(PY) -m arbiterd.sim.run $(ARGS)
+
+test: ## lint, types, import contracts, and every test that needs no GPU and no real engine
+	@scripts/setup dev
+	@$(MAKE) --no-print-directory check
+	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root, so the system tests (a real systemd) are skipped"; fi
+	$(PY) -m pytest -q -n $(WORKERS) -m "not real and not device"
+
+check: ## ruff, mypy --strict, import contracts
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --check --quiet .
+	@$(VENV)/bin/mypy --no-error-summary arbiterd tests
+	@$(VENV)/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+	@echo "check: ruff, mypy --strict and the import contracts are content"
+
+test-real: ## a real vLLM on the CPU under the daemon (downloads about 600 MB once)
+	@scripts/setup dev
+	@scripts/setup-vllm
+	$(PY) -m pytest -q -s -p no:randomly -m real tests/real_engines
+
+test-device: ## real NVML and PyTorch (skipped with its reason where there is no GPU)
+	@scripts/setup dev
+	$(PY) -m pytest -q -s -p no:randomly -m device tests/device
+
+bench: ## footprint, tick cost, exit latency (figures: docs/benchmarks.md)
+	@scripts/setup dev
+	$(PY) -m tests.bench
+
+install: ## venv, units, users, config, journal catalogue (PREFIX and DESTDIR honoured)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
+
+uninstall: ## what `make install` put in place; config and state stay (PURGE=1 removes them)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' PURGE='$(PURGE)' scripts/uninstall
+
+clean: ## build outputs
+	rm -rf build _build .mypy_cache .ruff_cache .hypothesis .pytest_cache

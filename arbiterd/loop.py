@@ -1,0 +1,176 @@
+"""The tick: observe, decide, act, publish. Runs in the main thread; nothing in it may block."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from arbiterd import __version__
+from arbiterd.act.executor import Executor
+from arbiterd.act.launcher import Launcher
+from arbiterd.core.decide import decide
+from arbiterd.core.state import State
+from arbiterd.last_words import LastWords
+from arbiterd.model.actions import OperatorRequest
+from arbiterd.model.decision import Decision
+from arbiterd.model.devices import DeviceObservation
+from arbiterd.model.events import Event
+from arbiterd.model.observation import HostFacts, Observation
+from arbiterd.model.published import LoopFacts, Published
+from arbiterd.model.reading import Known
+from arbiterd.model.settings import Settings
+from arbiterd.sense.health import Prober
+from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
+from arbiterd.sense.processes import attribute
+from arbiterd.units import MIB
+
+PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
+PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for
+JUMP_BYTES = 64 * MIB  # free memory moved: see at once who did it
+
+
+class Facts(Protocol):
+    """Slow facts of the host."""
+
+    def latest(self) -> HostFacts:
+        """The newest facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the loop is wired to."""
+
+    launcher: Launcher
+    executor: Executor
+    nvml: NvmlSource
+    prober: Prober
+    host: Facts
+    publish: Callable[[Published, Sequence[Event]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What came in since the last tick, from operators and from the daemon itself."""
+
+    requests: tuple[OperatorRequest, ...] = ()
+    settings: Settings | None = None
+    events: tuple[Event, ...] = ()
+    stopping: bool = False
+    config_pending: bool = False
+    config_refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Loop:
+    """Keeps core's state from tick to tick."""
+
+    def __init__(
+        self, parts: Parts, settings: Settings, state: State, on_change: Callable[[], None]
+    ) -> None:
+        self._parts = parts
+        self.settings = settings
+        self._state = state
+        self._words = LastWords(parts.launcher, on_change)
+        self._tick = 0
+        self._last_tick_ms = 0.0
+        self._processes_at = -1e9
+        self._free: dict[str, int] = {}
+        self._jumped = False
+        self._busy = True
+        self._seen: NvmlSnapshot | None = None
+        self._devices: dict[str, DeviceObservation] = {}
+        self.decision: Decision | None = None
+
+    def tick(self, inbox: Inbox) -> Published:
+        """One tick. Returns what was published."""
+        began = time.monotonic()
+        if inbox.settings is not None:
+            self.settings = inbox.settings
+        observation = self._observe(began, inbox)
+        decision, self._state = decide(observation, self._state, self.settings)
+        self.decision = decision
+        self._parts.executor.apply(decision.actions)
+        self._parts.prober.order(decision.probes, self.settings)
+        self._ask_nvml(began)
+        finished = time.monotonic()
+        self._tick += 1
+        self._last_tick_ms = (finished - began) * 1000
+        published = Published(
+            version=__version__,
+            settings=self.settings,
+            observation=observation,
+            decision=decision,
+            loop=LoopFacts(
+                tick=self._tick,
+                period_ms=round(self.settings.arbiter.poll_s * 1000),
+                last_tick_ms=self._last_tick_ms,
+                finished_at=finished,
+                launcher=self._parts.launcher.name,
+                config_pending=inbox.config_pending,
+                config_refused=inbox.config_refused,
+                notes=inbox.notes,
+            ),
+        )
+        self._parts.publish(published, (*inbox.events, *decision.events))
+        return published
+
+    def _observe(self, now: float, inbox: Inbox) -> Observation:
+        parts = self._parts
+        units = parts.launcher.observe(now)
+        snapshot = parts.nvml.latest(now)
+        self._attribute(snapshot)
+        self._watch_free()
+        return Observation(
+            now=now,
+            wall=time.time(),
+            jitter=random.random(),
+            devices=self._devices,
+            nvml=snapshot.nvml,
+            units=units,
+            health=parts.prober.latest(now),
+            host=parts.host.latest(),
+            outcomes=parts.executor.outcomes(),
+            requests=inbox.requests,
+            logs=self._words.of(units),
+            stopping=inbox.stopping,
+        )
+
+    def _attribute(self, snapshot: NvmlSnapshot) -> None:
+        """Attribution reads /proc for every listed process: only when the lists are new."""
+        old = self._seen
+        if old is not None and _same_lists(old, snapshot) and self._devices:
+            self._devices = {
+                uuid: replace(seen, processes=self._devices[uuid].processes)
+                for uuid, seen in snapshot.devices.items()
+            }
+        else:
+            self._devices = attribute(snapshot, self._parts.launcher.owner_of)
+        self._seen = snapshot
+
+    def _watch_free(self) -> None:
+        self._jumped = False
+        for uuid, seen in self._devices.items():
+            if isinstance(seen.memory, Known):
+                free = seen.memory.value.free_bytes
+                self._jumped |= abs(free - self._free.get(uuid, free)) > JUMP_BYTES
+                self._free[uuid] = free
+
+    def _ask_nvml(self, now: float) -> None:
+        """Order the next sample; process lists only as often as somebody needs them."""
+        quiet = ("ready", "stopped", "failed", "backoff")
+        views = self.decision.backends.values() if self.decision else ()
+        busy = any(view.phase.value not in quiet or not view.accepting for view in views)
+        every = PROCESSES_SOON_S if busy else PROCESSES_EVERY_S
+        due = now - self._processes_at >= every or self._jumped
+        if due:
+            self._processes_at = now
+        self._parts.nvml.request(now, processes=due)
+
+
+def _same_lists(old: NvmlSnapshot, new: NvmlSnapshot) -> bool:
+    return old.devices.keys() == new.devices.keys() and all(
+        old.devices[uuid].processes is seen.processes for uuid, seen in new.devices.items()
+    )
