@@ -1,0 +1,90 @@
+"""``arbiterctl check``: the file, then what this host says to it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
+from arbiterd.config import Loaded, check_devices, load
+from arbiterd.errors import EX_CONFIG, ConfigRefused, Problem
+from arbiterd.sense.host import HostFactsSource
+
+HOST_WAIT_S = 8.0
+
+
+def check(
+    context: typer.Context,
+    file: Path | None = typer.Argument(None, help="another file than the one in force"),
+    *,
+    host: bool = typer.Option(True, help="also ask this host: GPUs, commands, ports"),
+) -> None:
+    """Check the configuration and this host; change nothing.
+
+    Problems go to stderr, one a line: FILE:LINE: key: what is wrong; what would be right.
+
+    Examples: arbiterctl check · arbiterctl check ./new.toml --json
+    """
+    own = globals_of(context)
+    path = file or own.path
+    try:
+        loaded = load(path, dict(os.environ))
+    except ConfigRefused as refused:
+        problems = refused.problems
+    else:
+        problems = (*loaded.warnings, *(_host(loaded) if host else ()))
+    errors = [p for p in problems if p.severity == "error"]
+    if own.json:
+        print_json({"ok": not errors, "problems": [asdict(p) for p in problems]})
+    else:
+        say_problems(problems)
+        if not errors:
+            count = f", {len(problems)} warning(s)" if problems else ""
+            print(f"{path}: good{count}")
+    if errors:
+        raise typer.Exit(EX_CONFIG)
+
+
+def _host(loaded: Loaded) -> tuple[Problem, ...]:
+    """What hardware, commands and ports say. Only GPUs that cannot hold the mode are errors."""
+    settings = loaded.settings
+    name = settings.source.path
+    out: list[Problem] = []
+    with polite():
+        devices, why = inventory()
+        if devices:
+            out += check_devices(loaded, devices)
+        elif any(not share.cpu for share in settings.active.shares.values()):
+            text = f"the GPUs cannot be read: {why}"
+            right = "GPU backends will wait until NVML answers"
+            out.append(Problem(name, 0, f"modes.{settings.mode}", text, right, "warning"))
+        out += _facts(loaded)
+    return tuple(out)
+
+
+def _facts(loaded: Loaded) -> list[Problem]:
+    settings = loaded.settings
+    source = HostFactsSource(lambda _pid: None)
+    try:
+        source.refresh(settings)
+        deadline = time.monotonic() + HOST_WAIT_S
+        while not source.fresh and time.monotonic() < deadline:
+            time.sleep(0.02)
+        facts = source.latest()
+    finally:
+        source.close()
+    out = []
+    for backend, text in facts.missing_commands.items():
+        key = f"backends.{backend}.command"
+        out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
+    for backend, text in facts.taken_ports.items():
+        if "gpu-arbiter-backend-" in text:
+            continue  # our own engine, running
+        key = f"backends.{backend}.port"
+        out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
+    return out
+

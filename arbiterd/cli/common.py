@@ -1,0 +1,116 @@
+"""What commands share: the global options, output, the host's inventory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from arbiterd.cli.client import Client, Json, Refused, Unreachable
+from arbiterd.config import default_path, load
+from arbiterd.errors import (
+    EX_CONFIG,
+    EX_REFUSED,
+    EX_UNAVAILABLE,
+    ArbiterError,
+    ConfigRefused,
+    Problem,
+)
+from arbiterd.model.devices import Device
+from arbiterd.sense.nvml import NvmlSource
+
+DEFAULT_SOCKET = Path("/run/gpu-arbiter/admin.sock")
+NVML_WAIT_S = 3.0
+
+
+@dataclass(slots=True)
+class Globals:
+    """The options every command takes, before or after its name."""
+
+    json: bool = False
+    config: Path | None = None
+    socket: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """The configuration file."""
+        return self.config or default_path(os.environ)
+
+    def client(self) -> Client:
+        """The daemon: by --socket, else by the runtime_dir of the file, else the default place."""
+        if self.socket is not None:
+            return Client(self.socket)
+        try:
+            runtime = load(self.path, dict(os.environ)).settings.arbiter.runtime_dir
+        except ConfigRefused:
+            return Client(DEFAULT_SOCKET)
+        return Client(Path(runtime) / "admin.sock")
+
+
+def globals_of(context: typer.Context) -> Globals:
+    """The options of this call."""
+    found = context.find_object(Globals)
+    return found if found is not None else Globals()
+
+
+def console() -> Console:
+    """Output for people: colours only on a terminal, NO_COLOR honoured (by rich)."""
+    wide = None if sys.stdout.isatty() else 200
+    return Console(highlight=False, width=wide, soft_wrap=False)
+
+
+def print_json(value: Json | Mapping[str, object] | Sequence[object]) -> None:
+    """Output for programs."""
+    print(json.dumps(value, indent=2))
+
+
+def say_problems(problems: Sequence[Problem]) -> None:
+    """Problems go to stderr, one a line (contract, section 2)."""
+    for problem in problems:
+        prefix = "warning: " if problem.severity == "warning" else ""
+        print(f"{prefix}{problem}", file=sys.stderr)
+
+
+@contextmanager
+def polite() -> Iterator[None]:
+    """Turn every error of ours into a sentence and the right exit status."""
+    try:
+        yield
+    except ConfigRefused as refused:
+        say_problems(refused.problems)
+        raise typer.Exit(EX_CONFIG) from None
+    except Unreachable as error:
+        print(f"arbiterctl: {error}", file=sys.stderr)
+        raise typer.Exit(EX_UNAVAILABLE) from None
+    except (Refused, ArbiterError) as error:
+        print(f"arbiterctl: {error}", file=sys.stderr)
+        raise typer.Exit(EX_REFUSED) from None
+
+
+def inventory() -> tuple[tuple[Device, ...], str]:
+    """(devices, "") as NVML lists them now, or ((), why not)."""
+    source = NvmlSource()
+    source.start()
+    try:
+        deadline = time.monotonic() + NVML_WAIT_S
+        while True:
+            now = time.monotonic()
+            source.request(now, processes=False)
+            snapshot = source.latest(now)
+            if snapshot.devices or now >= deadline:
+                break
+            if snapshot.nvml and now > deadline - NVML_WAIT_S + 1.0:
+                break
+            time.sleep(0.02)
+        devices = tuple(seen.device for seen in snapshot.devices.values())
+        return devices, "" if devices else snapshot.nvml or "NVML does not answer"
+    finally:
+        source.close()

@@ -1,0 +1,179 @@
+"""``arbiterctl plan``: what a start or a switch would do, with the arithmetic."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+
+from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
+from arbiterd.config import load
+from arbiterd.core.placement import headroom_bytes, place, sharing
+from arbiterd.core.planning import launch_context, launch_spec
+from arbiterd.engines import engine_of
+from arbiterd.errors import EX_CONFIG, ArbiterError
+from arbiterd.model.backend import Placement
+from arbiterd.model.devices import Device
+from arbiterd.model.settings import Settings
+from arbiterd.sense.host import version_of
+from arbiterd.units import format_size
+
+
+def plan(
+    context: typer.Context,
+    mode: str = typer.Option("", "--mode", help="another mode than the one in force"),
+) -> None:
+    """Show what a start or a switch would do: caps, argv, environment, keep or restart.
+
+    Examples: arbiterctl plan · arbiterctl plan --mode B --json
+    """
+    own = globals_of(context)
+    with polite():
+        settings = load(own.path, dict(os.environ)).settings
+        if mode:
+            if mode not in settings.modes:
+                names = ", ".join(settings.modes)
+                msg = f"there is no mode {mode!r}; {own.path} has {names}"
+                raise ArbiterError(msg)
+            settings = replace(settings, mode=mode)
+        devices, why = inventory()
+        rows, fits = _rows(settings, devices)
+    if own.json:
+        print_json(
+            {
+                "mode": settings.mode,
+                "nvml": why,
+                "gpus": [_gpu_row(settings, device, rows) for device in devices],
+                "backends": rows,
+                "fits": fits,
+            }
+        )
+    else:
+        _print(settings, devices, why, rows)
+    if not fits:
+        raise typer.Exit(EX_CONFIG)
+
+
+def _rows(
+    settings: Settings, devices: tuple[Device, ...]
+) -> tuple[list[dict[str, object]], bool]:
+    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    by_uuid = {device.uuid: device for device in devices}
+    rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
+    booked = {
+        uuid: sum(p.cap_bytes for p in placements.values() if uuid in p.devices) for uuid in by_uuid
+    }
+    over = any(
+        booked[uuid] + headroom_bytes(settings.arbiter.headroom_bytes, device)
+        > device.capacity_bytes
+        for uuid, device in by_uuid.items()
+    )
+    fits = not over and all(not p.problem for p in placements.values())
+    return rows, fits
+
+
+def _row(
+    settings: Settings,
+    name: str,
+    placements: dict[str, Placement],
+    devices: dict[str, Device],
+) -> dict[str, object]:
+    backend = settings.active.backends[name]
+    placement = placements[name]
+    row: dict[str, object] = {
+        "name": name,
+        "kind": backend.kind.value,
+        "gpu": list(placement.devices),
+        "cap_bytes": placement.cap_bytes,
+        "problem": placement.problem,
+    }
+    if placement.problem:
+        return {**row, "change": "waits"}
+    version = backend.version or version_of(backend)
+    found = launch_context(settings, name, placements, devices, version=version)
+    spec = launch_spec(found)
+    return {
+        **row,
+        "version": version,
+        "argv": list(spec.argv),
+        "env": dict(spec.env),
+        "files": {one.name: one.content for one in spec.files},
+        "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],
+        "change": _change(settings, name, spec.intent),
+    }
+
+
+def _change(settings: Settings, name: str, intent: str) -> str:
+    """keep, restart or start, by the record of the running invocation."""
+    record = Path(settings.arbiter.runtime_dir) / "backends" / f"{name}.json"
+    try:
+        running = str(json.loads(record.read_text())["intent"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "start"
+    return "keep" if running == intent else "restart"
+
+
+def _gpu_row(
+    settings: Settings, device: Device, rows: list[dict[str, object]]
+) -> dict[str, object]:
+    caps = {
+        str(row["name"]): row["cap_bytes"]
+        for row in rows
+        if isinstance(row["gpu"], list) and device.uuid in row["gpu"]
+    }
+    return {
+        "uuid": device.uuid,
+        "index": device.index,
+        "name": device.name,
+        "capacity_bytes": device.capacity_bytes,
+        "headroom_bytes": headroom_bytes(settings.arbiter.headroom_bytes, device),
+        "caps": caps,
+    }
+
+
+def _print(
+    settings: Settings, devices: tuple[Device, ...], why: str, rows: list[dict[str, object]]
+) -> None:
+    out = console()
+    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    how = sharing(settings.active, placements)
+    out.print(f"[bold]mode {escape(settings.mode)}[/bold] ({how})")
+    if why:
+        out.print(f"[yellow]the GPUs cannot be read: {escape(why)}[/yellow]")
+    for device in devices:
+        if device.mig_enabled:
+            continue
+        row = _gpu_row(settings, device, rows)
+        caps = row["caps"]
+        pairs = caps.items() if isinstance(caps, dict) else ()
+        parts = [f"{name} {format_size(int(cap))}" for name, cap in pairs]
+        head = headroom_bytes(settings.arbiter.headroom_bytes, device)
+        booked = sum(int(cap) for _, cap in pairs) + head
+        left = device.capacity_bytes - booked
+        sign = "fits" if left >= 0 else "[red]does not fit[/red]"
+        sums = " + ".join([*parts, f"headroom {format_size(head)}"])
+        out.print(
+            f"GPU {device.index} {escape(device.name)}: {sums} = {format_size(booked)} of "
+            f"{format_size(device.capacity_bytes)}: {sign}, {format_size(left)} left"
+        )
+    for row in rows:
+        out.print(f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}")
+        if row["problem"]:
+            out.print(f"  [red]{escape(str(row['problem']))}[/red]")
+            continue
+        gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
+        cap = row["cap_bytes"]
+        out.print(f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}")
+        knobs, argv, env = row["knobs"], row["argv"], row["env"]
+        for knob in knobs if isinstance(knobs, list) else ():
+            out.print(f"  {escape(knob[0])} {escape(knob[1])}")
+        if isinstance(argv, list):
+            out.print(f"  $ {escape(' '.join(argv))}", soft_wrap=True)
+        if isinstance(env, dict):
+            pairs_text = " ".join(f"{key}={value}" for key, value in env.items())
+            out.print(f"  env {escape(pairs_text)}", soft_wrap=True)
+

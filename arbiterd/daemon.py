@@ -1,0 +1,380 @@
+"""The running daemon: wiring, signals, sd_notify, the end.
+
+READY=1 means: file accepted, adoption done, API open. It waits for neither NVML nor engines. The
+watchdog is fed by finished ticks only.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from arbiterd import __version__, startup
+from arbiterd.act.executor import Executor
+from arbiterd.act.launcher import Launcher
+from arbiterd.act.unit_job import own_job
+from arbiterd.config import Loaded, check_devices
+from arbiterd.core.state import State
+from arbiterd.engines import engine_of
+from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.inventory import Inventory
+from arbiterd.lock import Lock
+from arbiterd.loop import Inbox, Loop, Parts
+from arbiterd.model.actions import LoadModel, OperatorRequest, Verb
+from arbiterd.model.devices import Device
+from arbiterd.model.events import Event, EventName, Severity
+from arbiterd.model.health import HttpProbe
+from arbiterd.model.published import Published
+from arbiterd.model.settings import Settings
+from arbiterd.reload import Reloader
+from arbiterd.report.incidents import IncidentStore
+from arbiterd.report.journal import Journal, resolve_mode
+from arbiterd.report.notify import Notifier
+from arbiterd.sense.health import Prober
+from arbiterd.sense.host import HostFactsSource
+from arbiterd.sense.nvml import NvmlSource
+from arbiterd.wake import Waker
+from arbiterd.web.admin import Admin
+from arbiterd.web.holder import Holder
+from arbiterd.web.server import WebServer
+
+NVML_FIRST_S = 1.2  # how long a start waits for the first inventory, to refuse a mistyped GPU
+STATUS_EVERY_S = 1.0
+LISTEN_RETRY_S = 5.0
+EXTEND_S = 30
+T = TypeVar("T")
+
+
+class Daemon:
+    """One run. ``run`` returns the exit status."""
+
+    def __init__(self, start: startup.Start, path: Path, environ: Mapping[str, str]) -> None:
+        self._path = path
+        self._environ = environ
+        self._start = start
+        settings = start.loaded.settings
+        self._settings = settings
+        self._arbiter = settings.arbiter
+        self.waker = Waker()
+        self._lock = Lock(Path(self._arbiter.runtime_dir))
+        self._journal = Journal(resolve_mode(self._arbiter.log))
+        self._notify = Notifier()
+        self._holder = Holder()
+        self._requests: queue.SimpleQueue[OperatorRequest] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._accepted: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._refused: tuple[str, ...] = tuple(str(p) for p in start.refused)
+        self._signals: list[int] = []
+        self._leaving = ""  # "": running, "stop": stop engines first, "leave": engines go on
+        self._status_at = 0.0
+        self._inventory = Inventory(Path(self._arbiter.state_dir))
+        self._incidents = IncidentStore(Path(self._arbiter.state_dir))
+        self._notes: tuple[str, ...] = ()
+        self._listening = False
+
+    # -- wiring --------------------------------------------------------------------------------
+    def run(self) -> int:
+        """Until the end.
+
+        Raises:
+            ConfigRefused: the active mode names a GPU that was never on this host.
+            ArbiterError: something the daemon cannot run without.
+        """
+        settings = self._settings
+        self._catch_signals()
+        launcher = startup.make_launcher(settings, self.waker.wake)
+        nvml = NvmlSource(on_change=self.waker.wake)
+        nvml.start()
+        host = HostFactsSource(launcher.owner_of)
+        host.refresh(settings)
+        prober = Prober(self.waker.wake)
+        executor = Executor(
+            launcher, self._load_probe, self.waker.wake, dry_run=settings.arbiter.dry_run
+        )
+        try:
+            self._first_inventory(nvml)
+            launcher.adopt()
+            self._greet(launcher)
+            parts = Parts(launcher, executor, nvml, prober, host, self._publish)
+            # three random bytes: ids of different runs never meet in one journal
+            state = State(run=uuid.uuid4().hex[:6], incidents=self._incidents.load())
+            self._say_problems(launcher)
+            loop = Loop(parts, settings, state, self.waker.wake)
+            return self._serve(loop, nvml, host)
+        finally:
+            prober.close()
+            nvml.close()
+            host.close()
+            executor.close()
+            launcher.close()
+            self._incidents.close()
+            self._journal.close()
+            self._lock.close()
+
+    def _serve(self, loop: Loop, nvml: NvmlSource, host: HostFactsSource) -> int:
+        reloader = Reloader(
+            self._path, self._environ, self._settings, self._all_devices, self._take, self._refuse
+        )
+        admin = Admin(submit=self._submit, reload=reloader.reload)
+        web = WebServer(
+            self._holder,
+            host=self._arbiter.listen_host,
+            port=self._arbiter.listen_port,
+            socket_path=Path(self._arbiter.runtime_dir) / "admin.sock",
+            admin=admin,
+        )
+        try:
+            loop.tick(self._inbox(reloader))
+            self._listen(web)
+            self._notify.ready()
+            return self._turn(loop, reloader, nvml, host, web)
+        finally:
+            web.close()
+
+    def _turn(
+        self,
+        loop: Loop,
+        reloader: Reloader,
+        nvml: NvmlSource,
+        host: HostFactsSource,
+        web: WebServer,
+    ) -> int:
+        retry_at = time.monotonic() + LISTEN_RETRY_S
+        next_at = time.monotonic()
+        while True:
+            self._obey_signals(reloader)
+            inbox = self._inbox(reloader)
+            if inbox.settings is not None:
+                host.refresh(inbox.settings)
+            published = loop.tick(inbox)
+            self._learn(nvml)
+            self._report(published)
+            now = time.monotonic()
+            if not self._listening and now >= retry_at:
+                retry_at = now + LISTEN_RETRY_S
+                self._listen(web)
+            if self._leaving == "leave":
+                return 0
+            if self._leaving == "stop" and published.decision.settled:
+                return 0
+            next_at = max(next_at + loop.settings.arbiter.poll_s, now)
+            self.waker.wait(next_at - time.monotonic())
+
+    def _listen(self, web: WebServer) -> None:
+        """Open API and socket. A taken address is no reason to leave engines unguarded."""
+        try:
+            web.start()
+        except ArbiterError as error:
+            if self._notes != (str(error),):
+                self._events.put(Event(EventName.PORT_TAKEN, Severity.ERROR, str(error)))
+            self._notes = (str(error),)
+            return
+        self._listening = True
+        self._notes = ()
+
+    def _first_inventory(self, nvml: NvmlSource) -> None:
+        """Wait shortly for NVML; refuse a GPU that an answering NVML and state_dir do not know."""
+        deadline = time.monotonic() + NVML_FIRST_S
+        while time.monotonic() < deadline:
+            now = time.monotonic()
+            snapshot = nvml.latest(now)
+            if snapshot.devices or snapshot.nvml:
+                break
+            nvml.request(now, processes=True)
+            self.waker.wait(0.05)
+        snapshot = nvml.latest(time.monotonic())
+        if not snapshot.devices or snapshot.nvml:
+            return
+        self._learn(nvml)
+        problems = check_devices(self._start.loaded, self._inventory.known())
+        errors = tuple(one for one in problems if one.severity == "error")
+        if not errors:
+            return
+        runtime = Path(self._arbiter.runtime_dir)
+        if not startup.engines_alive(runtime):
+            raise ConfigRefused(errors)
+        self._refused = tuple(str(one) for one in errors)
+
+    def _greet(self, launcher: Launcher) -> None:
+        mode, where = self._settings.mode, self._settings.source.path
+        text = f"gpu-arbiter {__version__} starts: mode {mode} of {where}, launcher {launcher.name}"
+        self._journal.say(Severity.INFO, text)
+        for warning in self._start.loaded.warnings:
+            self._journal.say(Severity.WARNING, str(warning))
+        if launcher.name == "direct":
+            for note in startup.DIRECT_NOTES:
+                self._journal.say(Severity.NOTICE, note)
+        if self._start.refused:
+            for problem in self._start.refused:
+                event = Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(problem))
+                self._journal.write(event, mode)
+        else:
+            startup.keep_last_good(self._settings, self._start.loaded.text)
+
+    def _say_problems(self, launcher: Launcher) -> None:
+        """Unreadable state is kept aside and said, never fatal."""
+        found = [*self._inventory.problems, *self._incidents.problems]
+        found += getattr(launcher, "problems", [])
+        for text in found:
+            self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
+
+    def _load_probe(self, action: LoadModel) -> HttpProbe | None:
+        """How the engine of this backend is asked to load a model."""
+        backend = self._settings.active.backends.get(action.backend)
+        if backend is None:
+            return None
+        engine = engine_of(backend.kind)
+        return engine.load_probe(action.model, action.keep_alive_s, action.timeout_s)
+
+    # -- in ------------------------------------------------------------------------------------
+    def _submit(self, request: OperatorRequest) -> str:
+        """Take an operator's request; returns why not, "" when taken."""
+        known = self._settings.active.backends
+        if request.verb is not Verb.STOP_ALL and request.backend not in known:
+            names = ", ".join(known) or "none"
+            return f"mode {self._settings.mode} has no backend {request.backend!r}; it has {names}"
+        self._requests.put(request)
+        self.waker.wake()
+        return ""
+
+    def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
+        startup.keep_last_good(loaded.settings, loaded.text)
+        for event in events:
+            self._events.put(event)
+        for warning in loaded.warnings:
+            self._journal.say(Severity.WARNING, str(warning))
+        self._accepted.put(loaded)
+        self.waker.wake()
+
+    def _refuse(self, problems: tuple[Problem, ...], events: tuple[Event, ...]) -> None:
+        self._refused = tuple(str(one) for one in problems)
+        for event in events:
+            self._events.put(event)
+        self.waker.wake()
+
+    def _inbox(self, reloader: Reloader) -> Inbox:
+        pending = reloader.look(time.monotonic())
+        accepted = _drain(self._accepted)
+        settings: Settings | None = None
+        if accepted:
+            settings = self._settings = accepted[-1].settings
+            self._refused = ()
+        events = _drain(self._events)
+        return Inbox(
+            requests=tuple(_drain(self._requests)),
+            settings=settings,
+            events=(*events, pending) if pending else tuple(events),
+            stopping=self._leaving == "stop",
+            config_pending=reloader.pending,
+            config_refused=self._refused,
+            notes=self._notes,
+        )
+
+    def _all_devices(self) -> Sequence[Device]:
+        return self._inventory.known()
+
+    def _learn(self, nvml: NvmlSource) -> None:
+        snapshot = nvml.latest(time.monotonic())
+        if self._inventory.learn(seen.device for seen in snapshot.devices.values()):
+            threading.Thread(target=self._inventory.save, daemon=True).start()
+
+    # -- signals -------------------------------------------------------------------------------
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signals.append(number)
+        self.waker.wake()
+
+    def _obey_signals(self, reloader: Reloader) -> None:
+        while self._signals:
+            number = self._signals.pop(0)
+            if number == signal.SIGHUP:
+                threading.Thread(target=reloader.reload, name="reload", daemon=True).start()
+            elif self._leaving:
+                continue
+            else:
+                self._leave(signal.Signals(number).name)
+
+    def _leave(self, why: str) -> None:
+        """Stop or restart? Under systemd our own unit's job tells (facts/systemd.md)."""
+        if startup.use_systemd(self._settings) and self._environ.get("NOTIFY_SOCKET"):
+            job = own_job()
+            self._leaving = "stop" if job == "stop" else "leave"
+            by = f"{why}, job {job}"
+        else:
+            self._leaving = "stop"
+            by = why
+        doing = "stopping every backend" if self._leaving == "stop" else "backends keep running"
+        self._journal.say(Severity.NOTICE, f"leaving ({by}): {doing}")
+        self._notify.stopping()
+        if self._leaving == "stop":
+            request = OperatorRequest(f"req-{uuid.uuid4().hex[:8]}", Verb.STOP_ALL, "", by)
+            self._requests.put(request)
+
+    # -- out -----------------------------------------------------------------------------------
+    def _publish(self, published: Published, events: Sequence[Event]) -> None:
+        self._holder.put(published)
+        mode = published.settings.mode
+        for event in events:
+            self._journal.write(event, mode)
+        self._incidents.save(published.decision.incidents)
+
+    def _report(self, published: Published) -> None:
+        """Feed the watchdog; STATUS= once a second."""
+        self._notify.watchdog()
+        now = time.monotonic()
+        if now - self._status_at < STATUS_EVERY_S:
+            return
+        self._status_at = now
+        self._notify.status(status_line(published))
+        if self._leaving == "stop":
+            self._notify.extend(EXTEND_S)
+
+
+def status_line(published: Published) -> str:
+    """One line for systemctl status."""
+    views = published.decision.backends.values()
+    parts = [f"{view.name} {view.phase.value}" for view in views]
+    text = f"mode {published.settings.mode}: " + (", ".join(parts) or "no backends")
+    open_ = sum(1 for one in published.decision.incidents if one.closed_at is None)
+    if open_:
+        text += f"; {open_} open incident(s)"
+    loop = published.loop
+    if loop.config_refused:
+        text += f"; config refused: {loop.config_refused[0]}"
+    elif loop.config_pending:
+        text += "; config changed, not applied: systemctl reload gpu-arbiter"
+    if published.decision.blind and published.observation.nvml:
+        text += f"; blind: {published.observation.nvml}"
+    return text
+
+
+def _drain(source: queue.SimpleQueue[T]) -> list[T]:
+    out: list[T] = []
+    while True:
+        try:
+            out.append(source.get_nowait())
+        except queue.Empty:
+            return out
+
+
+def run(path: Path, environ: Mapping[str, str]) -> int:
+    """Run the daemon on this file; returns the exit status. Errors are said, never raised."""
+    try:
+        return Daemon(startup.choose(path, environ), path, environ).run()
+    except ConfigRefused as refused:
+        for problem in refused.problems:
+            sys.stderr.write(f"{problem}\n")
+        return EX_CONFIG
+    except (ArbiterError, OSError) as error:
+        sys.stderr.write(f"arbiterd: {error}\n")
+        return EX_REFUSED

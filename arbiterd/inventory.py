@@ -1,0 +1,55 @@
+"""GPUs this host has ever shown, kept in state_dir/gpus.json.
+
+A GPU that is named by the file, that an answering NVML does not list and that was never seen is a
+typing error; one that was seen before is lost, and the host goes on without it (contract, 2).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from arbiterd.model.devices import Device
+
+
+class Inventory:
+    """Read at start, written when a new GPU shows up. ``problems`` tells of an unreadable file."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "gpus.json"
+        self.problems: list[str] = []
+        self._known: dict[str, Device] = {}
+        try:
+            rows = json.loads(self._path.read_text())
+            self._known = {row["uuid"]: Device(**row) for row in rows}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            aside = self._path.with_suffix(".broken")
+            with suppress(OSError):
+                self._path.replace(aside)
+            self.problems.append(f"cannot read {self._path}: {error}; kept as {aside.name}")
+
+    def known(self) -> tuple[Device, ...]:
+        """Every GPU and slice ever seen."""
+        return tuple(self._known.values())
+
+    def learn(self, devices: Iterable[Device]) -> bool:
+        """Remember these; returns whether anything was new (the caller may save then)."""
+        changed = False
+        for device in devices:
+            if self._known.get(device.uuid) != device:
+                self._known[device.uuid] = device
+                changed = True
+        return changed
+
+    def save(self) -> None:
+        """Write the file (temporary name, then rename); a full disk is no reason to stop."""
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".new")
+            temporary.write_text(json.dumps([asdict(one) for one in self._known.values()]))
+            temporary.replace(self._path)

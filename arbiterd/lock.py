@@ -1,0 +1,59 @@
+"""One arbiter per runtime_dir: a lock file that names its holder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from arbiterd import procfs
+from arbiterd.errors import AlreadyRunning
+
+
+class Lock:
+    """An flock on runtime_dir/lock, held until close or the end of the process."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        """Take it.
+
+        Raises:
+            AlreadyRunning: somebody holds it; carries the pid.
+            OSError: the folder cannot be written.
+        """
+        runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        path = runtime_dir / "lock"
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = _pid_in(self._fd)
+            os.close(self._fd)
+            raise AlreadyRunning(str(path), holder) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Give it back."""
+        os.close(self._fd)
+
+
+def _pid_in(fd: int) -> int:
+    text = os.pread(fd, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdigit() else 0
+
+
+def holder(runtime_dir: Path) -> tuple[int, str] | None:
+    """(pid, command) of the arbiter that holds the lock of this folder, None when nobody does."""
+    try:
+        fd = os.open(runtime_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pid = _pid_in(fd)
+        return pid, procfs.command(pid) if pid else ""
+    else:
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,132 @@
+"""Taking a changed file while running: all or nothing, off the loop's thread."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbiterd.config import Loaded, check_devices, load
+from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.model.devices import Device
+from arbiterd.model.events import Event, EventName, Severity
+from arbiterd.model.settings import Settings
+
+PENDING_EVERY_S = 1.0
+# What a running daemon cannot change under itself.
+_FIXED = ("listen_host", "listen_port", "launcher", "state_dir", "runtime_dir", "log", "dry_run")
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadAnswer:
+    """``accepted``, or every problem. ``changed``: backends whose configuration differs."""
+
+    accepted: bool
+    mode: str
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+
+
+class Reloader:
+    """Loads, checks and hands over. Thread-safe; one reload at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        environ: Mapping[str, str],
+        settings: Settings,
+        devices: Callable[[], Sequence[Device]],
+        hand_over: Callable[[Loaded, tuple[Event, ...]], None],
+        refuse: Callable[[tuple[Problem, ...], tuple[Event, ...]], None],
+    ) -> None:
+        self._path = path
+        self._environ = environ
+        self._settings = settings
+        self._devices = devices
+        self._hand_over = hand_over
+        self._refuse = refuse
+        self._lock = threading.Lock()
+        self._looked_at = 0.0
+        self._stat: tuple[int, int, int] | None = None
+        self._said_sha = ""
+        self.pending = False
+
+    def reload(self) -> ReloadAnswer:
+        """Read the file again; accept it whole or change nothing."""
+        with self._lock:
+            try:
+                loaded = load(self._path, self._environ)
+            except ConfigRefused as refused:
+                return self._no(refused.problems)
+            problems = [*self._fixed(loaded.settings), *self._fits(loaded)]
+            errors = tuple(one for one in problems if one.severity == "error")
+            if errors:
+                return self._no(errors)
+            old, new = self._settings, loaded.settings
+            self._settings = new
+            self.pending = False
+            warnings = (*loaded.warnings, *(p for p in problems if p.severity == "warning"))
+            self._hand_over(loaded, (_accepted(old, new),))
+            return ReloadAnswer(accepted=True, mode=new.mode, warnings=tuple(warnings))
+
+    def _fits(self, loaded: Loaded) -> tuple[Problem, ...]:
+        devices = self._devices()
+        return check_devices(loaded, devices) if devices else ()
+
+    def _fixed(self, new: Settings) -> list[Problem]:
+        old = self._settings.arbiter
+        out = []
+        for name in _FIXED:
+            before, after = getattr(old, name), getattr(new.arbiter, name)
+            if before != after:
+                key = name.removesuffix("_host").removesuffix("_port")
+                wrong = f"cannot change from {before} to {after} while running"
+                right = "restart instead: systemctl restart gpu-arbiter (engines keep running)"
+                out.append(Problem(str(self._path), 0, f"arbiter.{key}", wrong, right))
+        return out
+
+    def _no(self, problems: tuple[Problem, ...]) -> ReloadAnswer:
+        first = Event(
+            EventName.RELOAD_REFUSED,
+            Severity.ERROR,
+            f"{self._path} is refused with {len(problems)} problem(s); "
+            "the configuration in force stays",
+        )
+        each = tuple(Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(p)) for p in problems)
+        self._refuse(problems, (first, *each))
+        return ReloadAnswer(accepted=False, mode=self._settings.mode, problems=problems)
+
+    def look(self, now: float) -> Event | None:
+        """Notice an edited file (a stat a second); the event is said once per edit."""
+        if now - self._looked_at < PENDING_EVERY_S:
+            return None
+        self._looked_at = now
+        try:
+            info = os.stat(self._path)
+            stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
+            if stamp == self._stat:
+                return None
+            sha = hashlib.sha256(self._path.read_bytes()).hexdigest()
+        except OSError:
+            return None
+        self._stat = stamp
+        # Not quite written yet? Then the next look sees another size and asks again.
+        self.pending = sha != self._settings.source.sha256
+        if not self.pending or sha == self._said_sha:
+            return None
+        self._said_sha = sha
+        text = f"{self._path} changed, not applied: systemctl reload gpu-arbiter"
+        return Event(EventName.CONFIG_PENDING, Severity.NOTICE, text)
+
+
+def _accepted(old: Settings, new: Settings) -> Event:
+    if old.mode != new.mode:
+        text = f"mode {old.mode} → {new.mode}; what is equal in both keeps running"
+        return Event(EventName.MODE_SWITCH, Severity.NOTICE, text)
+    return Event(
+        EventName.RELOAD, Severity.NOTICE, f"{new.source.path} reloaded at {time.strftime('%T')}"
+    )

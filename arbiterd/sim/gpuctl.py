@@ -1,0 +1,79 @@
+"""``python -m arbiterd.sim.gpuctl``: look at and disturb the simulated GPU named by GPU_SIM_STATE."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arbiterd.errors import EX_REFUSED, EX_USAGE, ArbiterError
+from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
+from arbiterd.units import format_size, parse_size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(prog="gpuctl", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("show", help="memory and processes of every GPU")
+    hold = commands.add_parser("hold", help="hold memory until Ctrl-C, as a stranger would")
+    hold.add_argument("gpu", type=int)
+    hold.add_argument("size", help="like 3GiB")
+    for name, text in (("lose", "the card falls off the bus"), ("restore", "it is back, empty")):
+        commands.add_parser(name, help=text).add_argument("gpu", type=int)
+    hang = commands.add_parser("hang", help="NVML calls about this GPU hang")
+    hang.add_argument("gpu", type=int)
+    hang.add_argument("ms", type=int, nargs="?", default=600_000)
+    commands.add_parser("clear", help="end every hang and fault")
+    given = parser.parse_args(argv)
+    state = os.environ.get(STATE_ENV)
+    if not state:
+        print(f"gpuctl: set {STATE_ENV} to the state file", file=sys.stderr)
+        return EX_USAGE
+    path = Path(state)
+    try:
+        gpu = SimGpu.attach(path, Path(os.environ.get(LIB_ENV, path.parent / "lib")))
+        _do(gpu, given)
+    except (ArbiterError, ValueError, OSError) as error:
+        print(f"gpuctl: {error}", file=sys.stderr)
+        return EX_REFUSED
+    return 0
+
+
+def _do(gpu: SimGpu, given: argparse.Namespace) -> None:
+    match given.command:
+        case "show":
+            _show(gpu)
+        case "hold":
+            size = parse_size(given.size)
+            gpu.alloc(given.gpu, size)
+            print(f"pid {os.getpid()} holds {format_size(size)} of GPU {given.gpu}; Ctrl-C frees it")
+            sys.stdout.flush()
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        case "lose":
+            gpu.lose(given.gpu)
+        case "restore":
+            gpu.restore(given.gpu)
+        case "hang":
+            gpu.fault("nvmlDevice", hang_ms=given.ms, device=given.gpu)
+        case _:
+            gpu.clear_faults()
+
+
+def _show(gpu: SimGpu) -> None:
+    for index, uuid in enumerate(gpu.uuids()):
+        if gpu.lost(index):
+            print(f"GPU {index} {uuid}: lost")
+            continue
+        total, reserved, used, free = gpu.memory(index)
+        sizes = f"{format_size(used)} used, {format_size(free)} free"
+        print(f"GPU {index} {uuid}: {sizes} of {format_size(total - reserved)}")
+        for pid, size in gpu.processes(index):
+            print(f"    pid {pid}: {format_size(size)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Which configuration a starting daemon uses, and which launcher.
+
+A bad file means exit 78 and nothing launched - unless engines of ours are alive: exit would leave
+them unguarded, and `systemctl stop` of a dead daemon stops nothing. Then the last good file
+(runtime_dir/last-good.toml) guards them (contract, section 2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from arbiterd import procfs
+from arbiterd.act.launch_direct import DirectLauncher
+from arbiterd.act.launch_systemd import SystemdLauncher
+from arbiterd.act.launcher import Launcher
+from arbiterd.config import Loaded, load
+from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.settings import Settings
+
+LAST_GOOD = "last-good.toml"
+DEFAULT_RUNTIME_DIR = "/run/gpu-arbiter"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What to run on. ``refused``: problems of the file we could not take (guarding only)."""
+
+    loaded: Loaded
+    refused: tuple[Problem, ...] = ()
+
+
+def choose(path: Path, environ: Mapping[str, str]) -> Start:
+    """Load the file; fall back to the last good one while engines of ours are alive.
+
+    Raises:
+        ConfigRefused: the file is bad and nothing is there to guard.
+    """
+    try:
+        return Start(load(path, environ))
+    except ConfigRefused as refused:
+        runtime = _runtime_dir(path, environ)
+        good = runtime / LAST_GOOD
+        if not good.exists() or not engines_alive(runtime):
+            raise
+        try:
+            loaded = load(good, environ)
+        except ConfigRefused:
+            raise refused from None
+        source = replace(loaded.settings.source, path=str(path))
+        settings = replace(loaded.settings, source=source)
+        return Start(replace(loaded, settings=settings), refused.problems)
+
+
+def _runtime_dir(path: Path, environ: Mapping[str, str]) -> Path:
+    """The runtime_dir of a file that cannot be loaded, as far as it can be told."""
+    named = environ.get("GPU_ARBITER_ARBITER__RUNTIME_DIR")
+    if named:
+        return Path(named)
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Path(str(tomllib.loads(path.read_text())["arbiter"]["runtime_dir"]))
+    first = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return Path(first or DEFAULT_RUNTIME_DIR)
+
+
+def engines_alive(runtime_dir: Path) -> bool:
+    """Whether any backend recorded in this folder still runs (both launchers keep such records)."""
+    for path in sorted((runtime_dir / "backends").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            main = ProcessRef(int(record["pid"]), int(record["start_time"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if procfs.alive(main):
+            return True
+        unit = f"gpu-arbiter-backend-{path.stem}.service"
+        if any(procfs.unit_of(pid) == unit for pid in procfs.pids()):
+            return True
+    return False
+
+
+def keep_last_good(settings: Settings, text: str) -> None:
+    """Keep the accepted file for a start on a bad one. A failure to write costs only that."""
+    path = Path(settings.arbiter.runtime_dir) / LAST_GOOD
+    with suppress(OSError):
+        temporary = path.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def use_systemd(settings: Settings) -> bool:
+    """launcher = auto: systemd when PID 1 is systemd and we are root."""
+    asked = settings.arbiter.launcher
+    if asked != "auto":
+        return asked == "systemd"
+    return os.path.isdir("/run/systemd/system") and os.geteuid() == 0
+
+
+def make_launcher(settings: Settings, on_change: Callable[[], None]) -> Launcher:
+    """The launcher the settings ask for."""
+    runtime = Path(settings.arbiter.runtime_dir)
+    if use_systemd(settings):
+        return SystemdLauncher(runtime, on_change)
+    return DirectLauncher(runtime, on_change)
+
+
+DIRECT_NOTES = (
+    "launcher direct: for development; SIGTERM stops every engine, only SIGKILL leaves them",
+    "launcher direct: engines run as the daemon's own user unless it is root and `user` is set",
+    "launcher direct: memory is attributed by process tree and tag, not by cgroup",
+    "launcher direct: TensorFlow Serving's gRPC port is open to the network (it cannot bind loopback)",
+)
