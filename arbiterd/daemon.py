@@ -86,6 +86,7 @@ class Daemon:
         Raises:
             ConfigRefused: the active mode names a GPU that was never on this host.
             ArbiterError: something the daemon cannot run without.
+
         """
         settings = self._settings
         self._catch_signals()

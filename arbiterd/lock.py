@@ -19,6 +19,7 @@ class Lock:
         Raises:
             AlreadyRunning: somebody holds it; carries the pid.
             OSError: the folder cannot be written.
+
         """
         runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         path = runtime_dir / "lock"

@@ -41,6 +41,7 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
 
     Raises:
         ConfigRefused: the file is bad and nothing is there to guard.
+
     """
     try:
         return Start(load(path, environ))
@@ -95,7 +96,7 @@ def keep_last_good(settings: Settings, text: str) -> None:
 
 
 def use_systemd(settings: Settings) -> bool:
-    """launcher = auto: systemd when PID 1 is systemd and we are root."""
+    """Launcher = auto: systemd when PID 1 is systemd and we are root."""
     asked = settings.arbiter.launcher
     if asked != "auto":
         return asked == "systemd"

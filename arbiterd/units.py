@@ -25,6 +25,7 @@ def parse_size(text: str) -> int:
 
     Raises:
         ValueError: no unit, an unknown unit or no number; the message says what would be right.
+
     """
     match = _NUMBER.fullmatch(text)
     if match is None or match[2] not in _SIZES:
@@ -38,6 +39,7 @@ def parse_duration(text: str) -> float:
 
     Raises:
         ValueError: no unit, an unknown unit or no number; the message says what would be right.
+
     """
     match = _NUMBER.fullmatch(text)
     if match is None or match[2] not in _DURATIONS:

@@ -1,5 +1,6 @@
 """Carries actions out: intent in, outcome back. One small fixed pool per device, made on first
-sight of the device, so that a hung card cannot stop work on another."""
+sight of the device, so that a hung card cannot stop work on another.
+"""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ class DirectLauncher:
         user = spec.user if spec.user and os.geteuid() == 0 else None
         with log.open("ab") as output:
             try:
-                process = subprocess.Popen(  # noqa: S603 - the operator's command, no shell
+                process = subprocess.Popen(
                     [program, *spec.argv[1:]],
                     env=env,
                     cwd=env["HOME"],

@@ -1,5 +1,6 @@
 """What every launcher can do. Two files implement it: launch_systemd.py and launch_direct.py; one
-contract test suite (tests/act/test_launcher_contract.py) holds for both."""
+contract test suite (tests/act/test_launcher_contract.py) holds for both.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ class Launcher(Protocol):
 
         Raises:
             LaunchError: it cannot be started, or is there already.
+
         """
 
     def stop(self, backend: str, grace_s: float) -> None:
@@ -43,6 +45,7 @@ class Launcher(Protocol):
 
         Raises:
             LaunchError: something does not die.
+
         """
 
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
@@ -63,6 +66,7 @@ def resolve_command(argv: Sequence[str], path: str = BASE_PATH) -> str:
 
     Raises:
         LaunchError: not found, or not executable.
+
     """
     if not argv:
         msg = "cannot start: the command is empty"
@@ -93,6 +97,7 @@ def read_env_file(path: str) -> dict[str, str]:
 
     Raises:
         LaunchError: the file cannot be read.
+
     """
     try:
         text = Path(path).read_text()

@@ -87,4 +87,3 @@ def _facts(loaded: Loaded) -> list[Problem]:
         key = f"backends.{backend}.port"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     return out
-

@@ -59,7 +59,9 @@ def _wait_done(client: Client, timeout: float) -> None:
     said = ""
     while time.monotonic() < deadline:
         found = rows(as_row(client.get("/v1/status")).get("backends"))
-        moving = [f"{b.get('name')} {b.get('phase')}" for b in found if b.get("phase") not in SETTLED]
+        moving = [
+            f"{b.get('name')} {b.get('phase')}" for b in found if b.get("phase") not in SETTLED
+        ]
         if not moving:
             failed = [str(b.get("name")) for b in found if b.get("phase") == "failed"]
             if failed:

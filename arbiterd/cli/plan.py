@@ -58,9 +58,7 @@ def plan(
         raise typer.Exit(EX_CONFIG)
 
 
-def _rows(
-    settings: Settings, devices: tuple[Device, ...]
-) -> tuple[list[dict[str, object]], bool]:
+def _rows(settings: Settings, devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], bool]:
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     by_uuid = {device.uuid: device for device in devices}
     rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
@@ -176,4 +174,3 @@ def _print(
         if isinstance(env, dict):
             pairs_text = " ".join(f"{key}={value}" for key, value in env.items())
             out.print(f"  env {escape(pairs_text)}", soft_wrap=True)
-

@@ -19,7 +19,8 @@ _LIVE = (Phase.READY, Phase.STARTING, Phase.SLEEPING)
 
 def meet(desk: Desk) -> None:
     """A state for every backend that is wanted or alive; those changed by a reload are restarted,
-    those that are neither wanted nor alive are forgotten."""
+    those that are neither wanted nor alive are forgotten.
+    """
     names = [*desk.settings.active.backends, *desk.seen.units]
     for name in names:
         if name not in desk.backends:

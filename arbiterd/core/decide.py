@@ -14,10 +14,10 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.lifecycle import step
 from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
+from arbiterd.core.planning import engine_url
 from arbiterd.core.requests import take_requests
 from arbiterd.core.state import State
 from arbiterd.core.views import backend_view
-from arbiterd.core.planning import engine_url
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import DeviceView, LedgerRow, Phase
 from arbiterd.model.decision import Decision

@@ -329,7 +329,8 @@ def _resting(desk: Desk, backend: BackendState) -> None:
 # -- shared --------------------------------------------------------------------------------------
 def _ended(desk: Desk, backend: BackendState) -> bool:
     """Main process gone, or the unit gone by a person's hand. Any exit nobody asked for is a
-    failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966)."""
+    failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966).
+    """
     unit = desk.unit(backend.name)
     if unit.vanished or (unit.state is UnitState.ABSENT and backend.invocation):
         text = f"{backend.name}: stopped by hand; it stays stopped until: arbiterctl resume {backend.name}"

@@ -1,5 +1,6 @@
 """Leftover holders of ours: processes that NVML lists, that belong to a backend, and that no unit
-holds any more. A vLLM EngineCore outlives a killed API server with all its memory (vllm #55510)."""
+holds any more. A vLLM EngineCore outlives a killed API server with all its memory (vllm #55510).
+"""
 
 from __future__ import annotations
 

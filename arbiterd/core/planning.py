@@ -14,7 +14,7 @@ from arbiterd.model.devices import Device
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import BackendSettings, Settings
 
-ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+ANY_HOST = ("0.0.0.0", "::")
 
 
 def engine_host(settings: Settings) -> str:

@@ -47,7 +47,8 @@ def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
 
 def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[str, int]]:
     """(held bytes, unattributed bytes) per device, from the freshest readings; the old ones where
-    a device cannot be read now."""
+    a device cannot be read now.
+    """
     held, spare = dict(backend.held_bytes), dict(backend.spare_then)
     placement = desk.placements.get(backend.name)
     for uuid in placement.devices if placement else ():

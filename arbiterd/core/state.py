@@ -91,7 +91,8 @@ class BackendState:
 @dataclass(frozen=True, slots=True)
 class DeviceState:
     """One device. ``samples``: fresh ones since our start. ``band_since``: when the condition that
-    would change the pressure band began, None while it does not hold."""
+    would change the pressure band began, None while it does not hold.
+    """
 
     samples: int = 0
     last_sample_at: float = -1.0

@@ -110,25 +110,29 @@ class Engine(Protocol):
 
     def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
         """The engine's own knobs with the arithmetic, for ``arbiterctl plan``:
-        (("--gpu-memory-utilization", "0.514 = floor((13.19 GiB - 600 MiB - 270 MiB) / 23.52 GiB)"),)."""
+        (("--gpu-memory-utilization", "0.514 = floor((13.19 GiB - 600 MiB - 270 MiB) / 23.52 GiB)"),).
+        """
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """Names of the models this backend answers for."""
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """The requests whose good answers mean: ready; the liveness round afterwards. One, or one
-        per model (TensorFlow)."""
+        per model (TensorFlow).
+        """
 
     def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
         """Judge one round, in the order of ``ready_probes``."""
 
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
         """The smallest piece of real work on a model that is resident already (it must never cause
-        a load), None when there is none."""
+        a load), None when there is none.
+        """
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """Judge a canary reply: any answer that proves the engine computed, also an error of ours
-        (a 400 from TensorFlow's input check is no proof of the GPU, but of a live executor)."""
+        (a 400 from TensorFlow's input check is no proof of the GPU, but of a live executor).
+        """
 
     def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """Where the engine's own counters are, None when it has none."""

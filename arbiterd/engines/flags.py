@@ -76,7 +76,7 @@ def problems(command: Sequence[str], owned: Sequence[OwnedFlag]) -> tuple[Comman
 
 
 def container_problem(command: Sequence[str]) -> CommandProblem | None:
-    """docker and podman cannot be a command: processes would escape the unit's cgroup."""
+    """Docker and podman cannot be a command: processes would escape the unit's cgroup."""
     words = [word.rsplit("/", 1)[-1] for word in command[:2]]
     words = words[1:] if words[:1] == ["sudo"] else words[:1]
     if not words or words[0] not in ("docker", "podman"):

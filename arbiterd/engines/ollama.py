@@ -69,7 +69,8 @@ class OllamaEngine:
 
     def launch(self, context: LaunchContext) -> LaunchSpec:
         """All limits are environment; OLLAMA_VULKAN=0, or a hidden GPU comes back through Vulkan
-        (ollama #16592)."""
+        (ollama #16592).
+        """
         backend, own = context.backend, context.backend.ollama
         shown = f"[{context.host}]" if ":" in context.host else context.host
         env = {
@@ -125,7 +126,8 @@ class OllamaEngine:
 
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
         """One token of a resident model with the server's own options: other options, or a model
-        that is not resident, would cause a load. None while nothing is loaded."""
+        that is not resident, would cause a load. None while nothing is loaded.
+        """
         if not loaded:
             return None
         model = loaded[0]

@@ -71,7 +71,8 @@ _WORDS = (
 
 def fraction(context: LaunchContext) -> float:
     """F = floor((C - O) / T) to three places, between 0.001 and 1. Over 1 TF turns to unified
-    memory and oversubscribes silently; 0 means 'take everything'."""
+    memory and oversubscribes silently; 0 means 'take everything'.
+    """
     total = min(device.capacity_bytes for device in context.devices)
     overhead = OVERHEAD if context.overhead_bytes is None else context.overhead_bytes
     return min(1.0, max(0.001, floor((context.cap_bytes - overhead) * 1000 / total) / 1000))
@@ -172,7 +173,8 @@ class TensorflowServingEngine:
 
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
         """An empty predict. Its inputs are unknown to us, so it is refused (400) by the executor's
-        own signature check: that proves a live executor, not the card."""
+        own signature check: that proves a live executor, not the card.
+        """
         del loaded
         names = self.served_models(backend)
         if not names:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from math import floor
 
-from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext
 from arbiterd.engines.base import Cause as CauseOf
+from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
@@ -263,7 +263,8 @@ class VllmEngine:
 
     def read_progress(self, reply: HttpReply) -> Progress | None:
         """Tokens and finished requests only move while it makes progress. num_requests_running
-        alone is not to be trusted: it read 0 in a wedge (vllm #46811)."""
+        alone is not to be trusted: it read 0 in a wedge (vllm #46811).
+        """
         if reply.status != 200:
             return None
         body = reply.body
@@ -297,7 +298,7 @@ class VllmEngine:
         return ""
 
     def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
-        """vLLM loads nothing at run time."""
+        """VLLM loads nothing at run time."""
         del model, keep_alive_s, timeout_s
         return None
 

@@ -27,7 +27,8 @@ class StartBackend:
 @dataclass(frozen=True, slots=True)
 class StopBackend:
     """SIGTERM to the main process, ``grace_s`` later SIGKILL to the whole cgroup, wait until it is
-    empty, forget the unit. ``grace_s`` 0: SIGKILL at once. Succeeds when nothing is left."""
+    empty, forget the unit. ``grace_s`` 0: SIGKILL at once. Succeeds when nothing is left.
+    """
 
     id: str
     backend: str

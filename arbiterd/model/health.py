@@ -50,7 +50,8 @@ class ProbeResult:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The engine's own counters: requests running and waiting, and ``work``, a sum that only moves
-    while it makes progress (tokens generated, requests finished)."""
+    while it makes progress (tokens generated, requests finished).
+    """
 
     running: int
     waiting: int
@@ -70,7 +71,8 @@ class LoadedModel:
 @dataclass(frozen=True, slots=True)
 class HealthObservation:
     """All probes of one backend. ``alive`` is its health URL; ``canary`` a real, tiny piece of work
-    sent only when idle; ``progress`` its counters; ``loaded`` resident models (Ollama only)."""
+    sent only when idle; ``progress`` its counters; ``loaded`` resident models (Ollama only).
+    """
 
     backend: str
     alive: Reading[ProbeResult]
@@ -83,7 +85,8 @@ class HealthObservation:
 class ProbeOrder:
     """What core wants probed from now on. ``fast``: four times a second (starting, suspect), else
     once. ``canary_due``: send a canary now (the probe keeps at most one in flight).
-    ``fence``: results of another invocation are dropped."""
+    ``fence``: results of another invocation are dropped.
+    """
 
     backend: str
     url: str

@@ -14,7 +14,8 @@ from arbiterd.model.launch import UnitObservation
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """Slow facts of the host, refreshed outside the tick: engine versions (found without importing
-    the engine), commands that cannot be found, ports held by somebody else."""
+    the engine), commands that cannot be found, ports held by somebody else.
+    """
 
     versions: Mapping[str, str] = field(default_factory=dict)
     missing_commands: Mapping[str, str] = field(default_factory=dict)

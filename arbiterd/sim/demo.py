@@ -62,7 +62,11 @@ class Demo:
         self.gpu = SimGpu.create(self.state, self.lib, profiles)
         self.config = self.home / "gpu-arbiter.toml"
         self.ports = dict(
-            zip(("LISTEN", "TF_PORT", "TF_GRPC_PORT", "VLLM_PORT", "OLLAMA_PORT"), free_ports(5), strict=True)
+            zip(
+                ("LISTEN", "TF_PORT", "TF_GRPC_PORT", "VLLM_PORT", "OLLAMA_PORT"),
+                free_ports(5),
+                strict=True,
+            )
         )
         for folder in ("faults", "models/resnet50/1", "state", "run"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
@@ -170,6 +174,9 @@ class Demo:
                     continue
                 if found and all(one["phase"] == "ready" and one["accepting"] for one in found):
                     took = time.monotonic() - began
-                    print(f"\n  all three engines are ready after {took:.1f} s: {self.url}/\n", flush=True)
+                    print(
+                        f"\n  all three engines are ready after {took:.1f} s: {self.url}/\n",
+                        flush=True,
+                    )
                     return
                 time.sleep(0.2)

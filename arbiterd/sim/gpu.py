@@ -30,7 +30,8 @@ _MAX = 1024
 
 class Flag(IntFlag):
     """How an allocation is listed. MEM_NA: its size is not available (WDDM, vGPU); PIN: it counts
-    without a living owner (a ghost); HIDDEN: it counts and is not listed (unattributed)."""
+    without a living owner (a ghost); HIDDEN: it counts and is not listed (unattributed).
+    """
 
     COMPUTE = 1
     GRAPHICS = 2
@@ -90,6 +91,7 @@ def build(directory: Path) -> Path:
 
     Raises:
         ArbiterError: no compiler, or it fails.
+
     """
     sources = sorted(_SOURCES.glob("*.[ch]"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
@@ -231,7 +233,8 @@ class SimGpu:
 
     def visible(self, listed: str | None) -> list[tuple[int, int]]:
         """(device, slice or -1) as CUDA resolves CUDA_VISIBLE_DEVICES: an entry that names nothing
-        hides itself and all after it; UUID prefixes work; unset means every whole GPU."""
+        hides itself and all after it; UUID prefixes work; unset means every whole GPU.
+        """
         uuids = self.uuids()
         if listed is None:
             return [(index, -1) for index in range(len(uuids))]
@@ -270,6 +273,7 @@ class SimGpu:
         Raises:
             OutOfMemory: not so much is free.
             DeviceLost: the device is lost.
+
         """
         owner = os.getpid() if pid is None else pid
         answer = self._lib.gsim_alloc(self._table, device, mig, owner, size_bytes, int(flags))
@@ -318,7 +322,7 @@ class SimGpu:
         self._lib.gsim_clear_faults(self._table)
 
     def init_fails(self, rc: int) -> None:
-        """nvmlInit answers ``rc`` from now on (9 no driver, 18 version mismatch; 0: works)."""
+        """NvmlInit answers ``rc`` from now on (9 no driver, 18 version mismatch; 0: works)."""
         self._lib.gsim_set_init_rc(self._table, rc)
 
     def set_release_lag(self, milliseconds: int) -> None:
@@ -333,7 +337,9 @@ class SimGpu:
         """Cut the device into slices ('1g.5gb', ...); none: MIG off. Frees what was allocated."""
         count = len(profiles)
         names = (ctypes.c_char_p * max(1, count))(*(one.encode() for one in profiles))
-        marks = (f"MIG-{uuid.uuid5(uuid.NAMESPACE_OID, f'{self.path}{device}{i}')}" for i in range(count))
+        marks = (
+            f"MIG-{uuid.uuid5(uuid.NAMESPACE_OID, f'{self.path}{device}{i}')}" for i in range(count)
+        )
         uuids = (ctypes.c_char_p * max(1, count))(*(one.encode() for one in marks))
         sizes = (ctypes.c_uint64 * max(1, count))(*(MIG_SIZES[one] * MIB for one in profiles))
         if self._lib.gsim_set_slices(self._table, device, count, names, uuids, sizes):

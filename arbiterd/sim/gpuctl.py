@@ -50,7 +50,9 @@ def _do(gpu: SimGpu, given: argparse.Namespace) -> None:
         case "hold":
             size = parse_size(given.size)
             gpu.alloc(given.gpu, size)
-            print(f"pid {os.getpid()} holds {format_size(size)} of GPU {given.gpu}; Ctrl-C frees it")
+            print(
+                f"pid {os.getpid()} holds {format_size(size)} of GPU {given.gpu}; Ctrl-C frees it"
+            )
             sys.stdout.flush()
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
         case "lose":

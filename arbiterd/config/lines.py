@@ -1,0 +1,124 @@
+"""Line numbers of keys in a TOML text. No TOML library for Python reports them.
+
+Only a valid text gets here (tomllib has parsed it), so this walks it instead of parsing it: table
+headers, keys at the start of a line, strings and brackets to be skipped. Keys inside an inline table
+share the line on which they stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+Path = tuple[str, ...]
+_KEY = re.compile(
+    r"""\s*((?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*'))*)\s*="""
+)
+_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*'""")
+_TABLE = re.compile(r"\s*\[(\[?)\s*(.*?)\s*\]\]?\s*(?:#.*)?$")
+_STRING = re.compile(
+    r'"""(?:[^\\]|\\.)*?"""' r"|'''.*?'''" r'|"(?:[^"\\\n]|\\.)*"' r"|'[^'\n]*'", re.DOTALL
+)
+
+
+def _parts(text: str) -> Path:
+    return tuple(part.strip("\"'") for part in _PART.findall(text))
+
+
+class Lines:
+    """1-based lines of key paths. Array tables count: ('failover', '0', 'to')."""
+
+    def __init__(self, text: str) -> None:
+        self._at: dict[Path, int] = {}
+        self._counts: dict[Path, int] = {}
+        self._walk(_blank(text).split("\n"), text.split("\n"))
+
+    def of(self, path: Path) -> int:
+        """The line of this key, or of the nearest table above it that has one; 1 when none has."""
+        for end in range(len(path), 0, -1):
+            found = self._at.get(path[:end])
+            if found:
+                return found
+        return 1
+
+    def _walk(self, blanked: list[str], lines: list[str]) -> None:
+        table: Path = ()
+        depth = 0
+        stack: list[Path] = []
+        for number, (line, raw) in enumerate(zip(blanked, lines, strict=True), 1):
+            header = _TABLE.match(raw) if depth == 0 and raw.lstrip().startswith("[") else None
+            if header is not None:
+                table = self._header(_parts(header[2]), number, array=bool(header[1]))
+                continue
+            depth, stack = self._keys(line, raw, number, table, depth, stack)
+
+    def _header(self, path: Path, number: int, *, array: bool) -> Path:
+        if array:
+            index = self._counts.get(path, 0)
+            self._counts[path] = index + 1
+            self._at.setdefault(path, number)
+            path = (*path, str(index))
+        self._at.setdefault(path, number)
+        return path
+
+    def _keys(
+        self, line: str, raw: str, number: int, table: Path, depth: int, stack: list[Path]
+    ) -> tuple[int, list[Path]]:
+        """Every key of this line; ``stack`` holds the key whose value each open bracket belongs to."""
+        position = 0
+        last: Path = stack[-1] if stack else table
+        expects_key = depth == 0 or last != ()
+        while position < len(line):
+            found = _KEY.match(raw, position) if expects_key else None
+            if found is not None:
+                base = stack[-1] if stack else table
+                last = (*base, *_parts(found[1]))
+                self._at.setdefault(last, number)
+                position, expects_key = found.end(), False
+                continue
+            char = line[position]
+            if char == "#":
+                break
+            if char in "{[":
+                stack = [*stack, last if char == "{" else ()]
+                expects_key = char == "{"
+                depth += 1
+            elif char in "}]" and stack:
+                stack = stack[:-1]
+                depth -= 1
+            elif char == "," and stack:
+                expects_key = stack[-1] != ()
+            position += 1
+        return depth, stack
+
+
+def _blank(text: str) -> str:
+    """The text with every string's inside blanked out, newlines kept: brackets in it do not count."""
+
+    def dull(match: re.Match[str]) -> str:
+        return "".join("\n" if char == "\n" else "_" for char in match[0])
+
+    out, position = [], 0
+    while position < len(text):
+        comment, string = text.find("#", position), _STRING.search(text, position)
+        if string is None or (0 <= comment < string.start()):
+            if comment < 0:
+                break
+            end = text.find("\n", comment)
+            end = len(text) if end < 0 else end
+            out.append(text[position:comment] + "#" * (end - comment))
+            position = end
+            continue
+        out.append(text[position : string.start()] + dull(string))
+        position = string.end()
+    return "".join(out) + text[position:]
+
+
+def flatten(value: Mapping[str, object], prefix: Path = ()) -> set[Path]:
+    """Every key path of a parsed file."""
+    out: set[Path] = set()
+    for key, inner in value.items():
+        out.add((*prefix, key))
+        if isinstance(inner, Mapping):
+            out |= flatten(inner, (*prefix, key))
+    return out

@@ -1,0 +1,177 @@
+"""The file as Settings, or every problem at once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbiterd.config.backends import kind_of, read
+from arbiterd.config.check import check_backend, check_failover, check_file, check_ports
+from arbiterd.config.modes import check_mode, read_mode
+from arbiterd.config.parse import Report, parse
+from arbiterd.config.schema import FileSettings
+from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.model.settings import (
+    ArbiterSettings,
+    BackendSettings,
+    Degrade,
+    Failover,
+    GatewaySettings,
+    Kind,
+    Mode,
+    Settings,
+    Source,
+)
+
+DEFAULT = Path("/etc/gpu-arbiter.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An accepted file. ``text`` is what was read, ``report`` knows the lines of its keys."""
+
+    settings: Settings
+    warnings: tuple[Problem, ...]
+    text: str
+    report: Report
+
+
+def default_path(environ: Mapping[str, str]) -> Path:
+    """GPU_ARBITER_CONFIG, else /etc/gpu-arbiter.toml."""
+    return Path(environ.get("GPU_ARBITER_CONFIG") or DEFAULT)
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Loaded:
+    """Read, parse and check.
+
+    Raises:
+        ConfigRefused: with every problem, each at its line.
+
+    """
+    text = _text(path)
+    file, raw, report = parse(path, text, environ)
+    if file is None:
+        # Backends and modes are checked all the same: all problems at once (contract, section 2).
+        file = _salvage(raw)
+    made = _build(file, path, text, environ, report) if file is not None else None
+    if made is None or report.errors:
+        raise ConfigRefused(report.errors)
+    return Loaded(made, report.warnings, text, report)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        wrong, right = "there is no such file", "write it (arbiterctl init makes one)"
+    except PermissionError:
+        wrong, right = "may not be read", "run as root, or give yourself the right to read it"
+    except (OSError, UnicodeDecodeError) as error:
+        wrong, right = f"cannot be read: {error}", "write it in UTF-8"
+    raise ConfigRefused((Problem(str(path), 1, "(file)", wrong, right),))
+
+
+def _salvage(raw: Mapping[str, object]) -> FileSettings | None:
+    """A FileSettings of the tables that are whole enough to be checked further."""
+    backends, modes = raw.get("backends"), raw.get("modes")
+    if not isinstance(backends, dict) or not isinstance(modes, dict):
+        return None
+    tables = {k: v for k, v in backends.items() if isinstance(v, dict)}
+    modes = {k: v for k, v in modes.items() if isinstance(v, dict)}
+    mode = raw.get("mode")
+    return FileSettings.model_construct(
+        mode=mode if isinstance(mode, str) else next(iter(modes), ""),
+        backends=tables,
+        modes=modes,
+    )
+
+
+def _build(
+    file: FileSettings, path: Path, text: str, environ: Mapping[str, str], report: Report
+) -> Settings:
+    check_file(file, report)
+    timeout = file.gateway.request_timeout
+    kinds: dict[str, Kind] = {}
+    base: dict[str, BackendSettings] = {}
+    for name, table in file.backends.items():
+        kind = kind_of(name, table, report)
+        if kind is None:
+            continue
+        kinds[name] = kind
+        made = read(name, kind, table, ("backends", name), report, None, timeout)
+        if made is not None:
+            base[name] = made
+            check_backend(made, ("backends", name), report)
+    modes: dict[str, Mode] = {}
+    for name, raw in file.modes.items():
+        mode = modes[name] = read_mode(name, raw, kinds, file.backends, report, timeout)
+        check_mode(mode, report)
+        check_ports(file, mode, report)
+        for backend, one in mode.backends.items():
+            if backend in base and one != base[backend]:
+                _check_override(one, base[backend], ("modes", name, backend), report)
+    if not file.modes:
+        report.add(("modes",), "names no mode", "write [modes.A] with one line per backend")
+    for name in file.backends:
+        if not any(name in mode for mode in file.modes.values()):
+            text_ = "no mode names it: it never runs"
+            report.add(("backends", name), text_, "name it in a mode", "warning")
+    check_failover(file, base, report)
+    return _settings(file, modes, path, text, environ)
+
+
+def _check_override(
+    one: BackendSettings, base: BackendSettings, at: tuple[str, ...], report: Report
+) -> None:
+    """A mode's own values: only what differs from the backend can be wrong here."""
+    before = {(p.wrong, p.right) for p in report.problems}
+    probe = Report(report.file, report.lines, report.from_env)
+    check_backend(one, at, probe)
+    del base
+    report.problems += [p for p in probe.problems if (p.wrong, p.right) not in before]
+
+
+def _settings(
+    file: FileSettings,
+    modes: Mapping[str, Mode],
+    path: Path,
+    text: str,
+    environ: Mapping[str, str],
+) -> Settings:
+    arbiter, gateway = file.arbiter, file.gateway
+    host, _, port = arbiter.listen.rpartition(":")
+    return Settings(
+        mode=file.mode,
+        arbiter=ArbiterSettings(
+            listen_host=host.strip("[]"),
+            listen_port=int(port),
+            poll_s=arbiter.poll,
+            headroom_bytes=arbiter.headroom,
+            launcher=arbiter.launcher,
+            state_dir=arbiter.state_dir,
+            runtime_dir=arbiter.runtime_dir,
+            log=arbiter.log,
+            dry_run=arbiter.dry_run,
+        ),
+        gateway=GatewaySettings(
+            enabled=gateway.enabled,
+            bind=gateway.bind,
+            llm_port=gateway.llm_port,
+            advertise=gateway.advertise,
+            trust_priority=gateway.trust_priority,
+            request_timeout_s=gateway.request_timeout,
+        ),
+        foreign_allow_bytes=file.foreign.allow,
+        modes=modes,
+        failover=tuple(Failover(r.model, r.from_, r.to, r.source) for r in file.failover),
+        degrade=tuple(Degrade(r.from_, r.advice, tuple(r.to)) for r in file.degrade),
+        source=Source(
+            path=str(path),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            loaded_at=time.time(),
+            mode_from_env=any(name.upper() == "GPU_ARBITER_MODE" for name in environ),
+        ),
+    )

@@ -1,0 +1,229 @@
+"""The shape of the file, for pydantic: types, defaults, ranges. What needs two keys is in check.py.
+
+A validator's message reads "what is wrong; what would be right".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from arbiterd.units import parse_duration, parse_size
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+
+
+def _unit_value(value: object, example: str, what: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str):
+        msg = f"{value!r} has no unit; write a {what} in quotes, like {example}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors only
+    return value
+
+
+def _size(value: object) -> int:
+    return parse_size(_unit_value(value, '"512MiB"', "size"))
+
+
+def _duration(value: object) -> float:
+    return parse_duration(_unit_value(value, '"10s"', "duration"))
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, str) and not value.strip().isdigit()):
+        msg = f"{value!r} is no whole number; write one, like 8"
+        raise ValueError(msg)
+    return value
+
+
+def _words(value: object) -> object:
+    """From the environment a list arrives as JSON text."""
+    if isinstance(value, str):
+        if value.startswith("["):
+            return json.loads(value)
+        msg = f'{value!r} is no list; write ["{value}"]'
+        raise ValueError(msg)
+    return value
+
+
+def _headroom(value: object) -> int | None:
+    return None if value == "auto" else _size(value)
+
+
+def _listen(value: object) -> str:
+    text = str(value)
+    host, _, port = text.rpartition(":")
+    if isinstance(value, str) and host and port.isdigit() and 0 < int(port) < 65536:
+        return text
+    msg = f'{value!r} is no address; write "HOST:PORT", like "127.0.0.1:9480"'
+    raise ValueError(msg)
+
+
+def _absolute(value: object) -> str:
+    if isinstance(value, str) and value.startswith("/"):
+        return value
+    msg = f"{value!r} is no absolute path; write one that begins with /"
+    raise ValueError(msg)
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+Duration = Annotated[float, BeforeValidator(_duration)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
+PortOrOff = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
+Words = Annotated[list[str], BeforeValidator(_words)]
+Folder = Annotated[str, BeforeValidator(_absolute)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ArbiterTable(_Table):
+    """``[arbiter]``."""
+
+    listen: Annotated[str, BeforeValidator(_listen)] = "127.0.0.1:9480"
+    poll: Duration = 0.25
+    headroom: Annotated[int | None, BeforeValidator(_headroom)] = None
+    launcher: Literal["auto", "systemd", "direct"] = "auto"
+    state_dir: Folder = "/var/lib/gpu-arbiter"
+    runtime_dir: Folder = "/run/gpu-arbiter"
+    log: Literal["auto", "journal", "json", "pretty"] = "auto"
+    dry_run: bool = False
+
+
+class GatewayTable(_Table):
+    """``[gateway]``."""
+
+    enabled: bool = False
+    bind: str = "127.0.0.1"
+    llm_port: PortOrOff = 8080
+    advertise: str = ""
+    trust_priority: bool = False
+    request_timeout: Duration = 900.0
+
+
+class ForeignTable(_Table):
+    """``[foreign]``."""
+
+    allow: Size = 512 * 1024**2
+
+
+class FailoverTable(_Table):
+    """``[[failover]]``. ``from`` is a word of Python, hence the alias."""
+
+    model: str
+    from_: str = Field(alias="from")
+    to: str
+    source: str = ""
+
+
+class DegradeTable(_Table):
+    """``[[degrade]]``."""
+
+    from_: str = Field(alias="from")
+    advice: str
+    to: Words
+
+
+class BatchingTable(_Table):
+    """``batching`` of TensorFlow Serving."""
+
+    max_batch_size: Count
+    max_enqueued_batches: Count
+
+
+class BackendTable(_Table):
+    """Keys of every kind. None: the default of the kind (see DEFAULTS)."""
+
+    kind: str = ""
+    command: Words | None = None
+    image: str = ""
+    container: Literal["", "docker", "podman"] = ""
+    port: Port | None = None
+    engine_port: Port | None = None
+    restart_delay: Duration = 1.0
+    restart_delay_max: Duration = 60.0
+    user: str = ""
+    priority: Whole | None = None
+    models: Any = None
+    max_in_flight: Count = 8
+    max_queue: Whole = 32
+    queue_timeout: Duration = 10.0
+    request_timeout: Duration | None = None
+    start_timeout: Duration | None = None
+    drain_timeout: Duration = 30.0
+    stuck_after: Duration | None = None
+    on_oom: Literal["lower", "cpu", "stop"] = "lower"
+    device_id: Literal["auto", "index", "uuid"] = "auto"
+    version: str = ""
+    env: dict[str, str] = {}
+    env_file: str = ""
+    allow_admin_paths: Words = []
+
+
+class VllmTable(BackendTable):
+    """A vLLM backend."""
+
+    max_model_len: Count | None = None
+    max_num_seqs: Count | None = None
+    sleep: bool = False
+
+
+class OllamaTable(BackendTable):
+    """An Ollama backend."""
+
+    max_loaded_models: Count = 1
+    parallel: Count = 1
+    keep_alive: Duration = 600.0
+    context_length: Count = 8192
+
+
+class TensorflowTable(BackendTable):
+    """A TensorFlow Serving backend."""
+
+    grpc_port: Port | None = None
+    memory_growth: bool = False
+    batching: BatchingTable | None = None
+
+
+class GenericTable(BackendTable):
+    """Any other server."""
+
+    health: str = ""
+
+
+class FileSettings(BaseSettings):
+    """The whole file. Backends and modes are free tables here: their keys depend on kind and mode."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", env_prefix="GPU_ARBITER_", env_nested_delimiter="__"
+    )
+
+    mode: str
+    arbiter: ArbiterTable = ArbiterTable()
+    gateway: GatewayTable = GatewayTable()
+    foreign: ForeignTable = ForeignTable()
+    backends: dict[str, dict[str, Any]]
+    modes: dict[str, dict[str, Any]]
+    failover: list[FailoverTable] = []
+    degrade: list[DegradeTable] = []
+
+
+KIND_TABLES: Mapping[str, type[BackendTable]] = {
+    "vllm": VllmTable,
+    "ollama": OllamaTable,
+    "tensorflow-serving": TensorflowTable,
+    "generic": GenericTable,
+}
+KIND_BY_NAME = {"vllm": "vllm", "ollama": "ollama", "tensorflow": "tensorflow-serving"}
+
+
+def key_names(table: type[BaseModel]) -> tuple[str, ...]:
+    """Keys of a table as the file writes them."""
+    return tuple(field.alias or name for name, field in table.model_fields.items())
