@@ -185,7 +185,9 @@ def _models(
     table = isinstance(given, dict) and all(isinstance(one, str) for one in given.values())
     if table and kind is Kind.TENSORFLOW and isinstance(given, dict):
         relative = [path for path in given.values() if not path.startswith("/")]
-        for path in relative if report else ():
+        for path in relative:
+            if report is None:
+                break
             report.add((*at, "models"), f"{path!r} is no absolute path", "write it in full")
         return None if relative else (tuple(given), dict(given))
     right = (

@@ -8,7 +8,6 @@ from typing import Any
 
 from arbiterd.config.backends import read
 from arbiterd.config.parse import KeyPath, Report
-from arbiterd.errors import Problem
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share
 from arbiterd.units import parse_size
 
@@ -127,7 +126,7 @@ def _memory(given: object, path: KeyPath, report: Report) -> tuple[float | None,
 def check_mode(mode: Mode, report: Report) -> None:
     """What two shares of one mode say together, before any hardware is asked."""
     at = ("modes", mode.name)
-    by_gpu: dict[tuple[GpuRef, ...] | GpuRef, list[Share]] = {}
+    by_gpu: dict[GpuRef, list[Share]] = {}
     for share in mode.shares.values():
         if share.cpu:
             continue
@@ -171,9 +170,3 @@ def _check_gpu(ref: object, shares: list[Share], at: KeyPath, report: Report) ->
             f"{parts} = {total * 100:g}% of {_label(ref)} leaves no headroom",
             "caps and headroom (at least 4 %) must fit: lower one of them",
         )
-
-
-def problem_line(report: Report, mode: str, backend: str, key: str) -> Problem:
-    """A stand-in problem, to find file and line of a share's key."""
-    path = ("modes", mode, backend, key)
-    return Problem(report.file, report.lines.of(path), ".".join(path), "", "")

@@ -177,8 +177,15 @@ def _settings(merged: dict[str, Any]) -> FileSettings:
     class Fixed(FileSettings):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **_: PydanticBaseSettingsSource
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            # Environment and file are merged already, spelled as the file spells them.
+            del init_settings, env_settings, dotenv_settings, file_secret_settings
             return (InitSettingsSource(settings_cls, init_kwargs=merged),)
 
     return Fixed()  # type: ignore[call-arg]

@@ -1,0 +1,161 @@
+"""Events to people: native journald entries, JSON lines on stderr, or pretty lines on a terminal.
+
+The native protocol (one datagram of FIELD=value lines) is spoken directly: it is a dozen lines, and
+the only library for it needs a C compiler and libsystemd's headers on every GPU host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Literal
+
+import structlog
+
+from arbiterd.model.events import Event, Severity
+from arbiterd.report.catalogue import message_id
+
+SOCKET = "/run/systemd/journal/socket"
+IDENTIFIER = "gpu-arbiter"
+PRIORITIES = {
+    Severity.CRITICAL: 2,
+    Severity.ERROR: 3,
+    Severity.WARNING: 4,
+    Severity.NOTICE: 5,
+    Severity.INFO: 6,
+}
+LogMode = Literal["journal", "json", "pretty"]
+
+
+def resolve_mode(setting: Literal["auto", "journal", "json", "pretty"]) -> LogMode:
+    """auto: journal when stderr is the journal, pretty on a terminal, else JSON."""
+    if setting != "auto":
+        return setting
+    if _stderr_is_journal() and os.path.exists(SOCKET):
+        return "journal"
+    return "pretty" if sys.stderr.isatty() else "json"
+
+
+def _stderr_is_journal() -> bool:
+    """systemd tells device and inode of the stream it gave us (systemd.exec, JOURNAL_STREAM)."""
+    stream = os.environ.get("JOURNAL_STREAM", "")
+    with suppress(OSError):
+        info = os.fstat(2)
+        return stream == f"{info.st_dev}:{info.st_ino}"
+    return False
+
+
+def fields_of(event: Event, mode: str) -> dict[str, str]:
+    """Journal fields of an event; those that do not apply are left out."""
+    values: dict[str, object] = {
+        "MESSAGE": event.message,
+        "PRIORITY": PRIORITIES[event.severity],
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+        "MESSAGE_ID": message_id(event.name),
+        "ARBITER_EVENT": event.name.value,
+        "ARBITER_INCIDENT": event.incident,
+        "ARBITER_ACTION": event.action,
+        "ARBITER_BACKEND": event.backend,
+        "ARBITER_GPU": event.gpu,
+        "ARBITER_MODE": mode,
+        "ARBITER_REASON": event.reason,
+        "ARBITER_BYTES_EXPECTED": event.bytes_expected,
+        "ARBITER_BYTES_FREED": event.bytes_freed,
+        "ARBITER_TOOK_MS": None if event.took_ms is None else round(event.took_ms),
+    }
+    return {key: str(value) for key, value in values.items() if value not in ("", None)}
+
+
+def encode(fields: Mapping[str, str]) -> bytes:
+    """The native protocol: KEY=value, or KEY, length and value when the value has a newline."""
+    out = bytearray()
+    for key, value in fields.items():
+        raw = value.encode()
+        if b"\n" in raw:
+            out += key.encode() + b"\n" + struct.pack("<Q", len(raw)) + raw + b"\n"
+        else:
+            out += key.encode() + b"=" + raw + b"\n"
+    return bytes(out)
+
+
+class Journal:
+    """Writes; never raises, never blocks for long. Safe from any thread."""
+
+    def __init__(self, mode: LogMode) -> None:
+        self.mode = mode
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        colours = mode == "pretty" and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        pretty = structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, sort_keys=False)
+        render: Any = pretty if mode == "pretty" else structlog.processors.JSONRenderer()
+        stamp = structlog.processors.TimeStamper(
+            fmt="%H:%M:%S" if mode == "pretty" else "iso", utc=mode != "pretty", key="timestamp"
+        )
+        self._logger = structlog.wrap_logger(
+            structlog.WriteLogger(sys.stderr), processors=[stamp, render]
+        )
+
+    def write(self, event: Event, mode: str) -> None:
+        """One event with all its fields."""
+        self._put(fields_of(event, mode), event.severity)
+
+    def say(self, severity: Severity, text: str) -> None:
+        """A plain line of the daemon itself."""
+        fields = {
+            "MESSAGE": text,
+            "PRIORITY": str(PRIORITIES[severity]),
+            "SYSLOG_IDENTIFIER": IDENTIFIER,
+        }
+        self._put(fields, severity)
+
+    def close(self) -> None:
+        """Give the socket back."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def _put(self, fields: dict[str, str], severity: Severity) -> None:
+        with self._lock, suppress(OSError, ValueError):
+            if self.mode == "journal":
+                self._send(encode(fields))
+            elif self.mode == "json":
+                self._logger.info(fields.pop("MESSAGE"), **fields)
+            else:
+                self._pretty(fields, severity)
+
+    def _pretty(self, fields: dict[str, str], severity: Severity) -> None:
+        shown = {
+            key.removeprefix("ARBITER_").lower(): fields[key]
+            for key in ("ARBITER_EVENT", "ARBITER_INCIDENT", "ARBITER_BACKEND")
+            if key in fields
+        }
+        # ConsoleRenderer prints `level` first, padded and coloured.
+        self._logger.info(fields["MESSAGE"], level=severity.value, **shown)
+
+    def _send(self, datagram: bytes) -> None:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.settimeout(0.2)  # a journal that hangs must not hang the arbiter
+        try:
+            self._socket.sendto(datagram, SOCKET)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:  # the protocol wants a file descriptor then
+                raise
+            self._send_file(datagram)
+
+    def _send_file(self, datagram: bytes) -> None:
+        """Too long for a datagram: an unlinked file of /dev/shm, as the protocol says."""
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:  # noqa: S108
+            file.write(datagram)
+            file.flush()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+                other.connect(SOCKET)
+                socket.send_fds(other, [b""], [file.fileno()])

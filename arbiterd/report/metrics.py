@@ -1,0 +1,166 @@
+"""GET /metrics: the published snapshot as Prometheus gauges and counters (docs/metrics.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import GpuState, Pressure
+from arbiterd.model.published import Published
+from arbiterd.model.reading import Known
+from arbiterd.report import shape
+
+PREFIX = "gpu_arbiter"
+GPU = ["gpu", "index"]
+
+
+class _Snapshot(Collector):
+    """One scrape."""
+
+    def __init__(self, published: Published, events: Mapping[tuple[str, str], int]) -> None:
+        self._published = published
+        self._events = events
+
+    def collect(self) -> Iterable[Metric]:
+        yield from _loop(self._published)
+        yield from _gpus(self._published)
+        yield from _ledger(self._published)
+        yield from _backends(self._published)
+        yield _incidents(self._published)
+        total = CounterMetricFamily(
+            f"{PREFIX}_events", "Journal events since the start", labels=["event", "backend"]
+        )
+        for (event, backend), count in sorted(self._events.items()):
+            total.add_metric([event, backend], count)
+        yield total
+
+
+def render(published: Published, events: Mapping[tuple[str, str], int]) -> bytes:
+    """The text of one scrape."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(published, events))
+    return generate_latest(registry)
+
+
+def _gauge(name: str, text: str, labels: list[str]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+
+
+def _loop(published: Published) -> Iterator[Metric]:
+    info = _gauge("info", "Version, mode and launcher; always 1", ["version", "mode", "launcher"])
+    info.add_metric([published.version, published.settings.mode, published.loop.launcher], 1)
+    yield info
+    ticks = CounterMetricFamily(f"{PREFIX}_ticks", "Finished ticks of the control loop")
+    ticks.add_metric([], published.loop.tick)
+    yield ticks
+    values = (
+        ("tick_seconds", "Duration of the last tick", published.loop.last_tick_ms / 1000),
+        ("tick_age_seconds", "Since the last tick ended", _age(published.loop.finished_at)),
+        ("blind", "1 while any GPU cannot be read", float(published.decision.blind)),
+        ("dry_run", "1 in a dry run", float(published.settings.arbiter.dry_run)),
+        ("config_pending", "1: the file was edited, not applied", _one(published, "pending")),
+        ("config_refused", "1: the file is refused", _one(published, "refused")),
+    )
+    for name, text, value in values:
+        gauge = _gauge(name, text, [])
+        gauge.add_metric([], value)
+        yield gauge
+
+
+def _age(finished_at: float) -> float:
+    return max(0.0, time.monotonic() - finished_at)
+
+
+def _one(published: Published, what: str) -> float:
+    loop = published.loop
+    return float(loop.config_pending if what == "pending" else bool(loop.config_refused))
+
+
+def _gpus(published: Published) -> Iterator[Metric]:
+    memory = _gauge("gpu_memory_bytes", "NVML's memory, by kind", [*GPU, "kind"])
+    state = _gauge("gpu_state", "1 for the state the GPU is in", [*GPU, "state"])
+    pressure = _gauge("gpu_pressure", "1 for the pressure band", [*GPU, "pressure"])
+    for uuid, seen in published.observation.devices.items():
+        labels = [uuid, str(seen.device.index)]
+        memory.add_metric([*labels, "total"], seen.device.total_bytes)
+        memory.add_metric([*labels, "reserved"], seen.device.reserved_bytes)
+        if isinstance(seen.memory, Known):
+            memory.add_metric([*labels, "used"], seen.memory.value.used_bytes)
+            memory.add_metric([*labels, "free"], seen.memory.value.free_bytes)
+        for one in GpuState:
+            state.add_metric([*labels, one.value], float(one is seen.state))
+        view = published.decision.devices.get(uuid)
+        band = view.pressure if view else Pressure.UNKNOWN
+        for two in Pressure:
+            pressure.add_metric([*labels, two.value], float(two is band))
+    yield from (memory, state, pressure)
+
+
+def _ledger(published: Published) -> Iterator[Metric]:
+    cap = _gauge("ledger_cap_bytes", "Cap of a holder on a GPU", [*GPU, "holder"])
+    booked = _gauge("ledger_booked_bytes", "Bytes nobody else may count on", [*GPU, "holder"])
+    used = _gauge("ledger_used_bytes", "Bytes held; rows add up to used", [*GPU, "holder"])
+    for uuid, view in published.decision.devices.items():
+        seen = published.observation.devices.get(uuid)
+        labels = [uuid, str(seen.device.index) if seen else ""]
+        for row in view.rows:
+            pairs = ((cap, row.cap_bytes), (booked, row.booked_bytes), (used, row.used_bytes))
+            for gauge, value in pairs:
+                if value is not None:
+                    gauge.add_metric([*labels, row.holder], value)
+    yield from (cap, booked, used)
+
+
+def _backends(published: Published) -> Iterator[Metric]:
+    views = published.decision.backends.values()
+    phase = _gauge("backend_phase", "1 for the phase it is in", ["backend", "phase"])
+    for view in views:
+        for one in Phase:
+            phase.add_metric([view.name, one.value], float(one is view.phase))
+    yield phase
+    names = ["backend"]
+    plain = (
+        ("backend_accepting", "1 while it takes new work", lambda v: float(v.accepting)),
+        ("backend_retry_after_seconds", "What a refused client is told", lambda v: v.retry_after_s),
+        ("backend_cap_bytes", "Its cap per device", lambda v: v.cap_bytes),
+        ("backend_used_bytes", "GPU memory it holds", lambda v: v.used_bytes),
+        ("backend_in_flight", "Requests running, as it says", lambda v: v.in_flight),
+        ("backend_queued", "Requests waiting, as it says", lambda v: v.queued),
+    )
+    for name, text, value in plain:
+        gauge = _gauge(name, text, names)
+        for view in views:
+            gauge.add_metric([view.name], value(view))
+        yield gauge
+    restarts = CounterMetricFamily(
+        f"{PREFIX}_backend_restarts", "Restarts since the daemon knows it", labels=names
+    )
+    for view in views:
+        restarts.add_metric([view.name], view.restarts)
+    yield restarts
+    yield _latency(published)
+
+
+def _latency(published: Published) -> Metric:
+    gauge = _gauge("backend_health_latency_seconds", "Of the last health check", ["backend"])
+    for name, health in published.observation.health.items():
+        if isinstance(health.alive, Known):
+            gauge.add_metric([name], health.alive.value.latency_ms / 1000)
+    return gauge
+
+
+def _incidents(published: Published) -> Metric:
+    gauge = _gauge("incidents_open", "Open incidents", ["event", "backend", "severity"])
+    counts: dict[tuple[str, str, str], int] = {}
+    for one in shape.open_incidents(published):
+        key = (one.event.value, one.backend, one.severity.value)
+        counts[key] = counts.get(key, 0) + 1
+    for labels, count in counts.items():
+        gauge.add_metric(list(labels), count)
+    return gauge

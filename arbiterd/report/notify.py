@@ -1,0 +1,32 @@
+"""sd_notify: READY=1, STATUS=, WATCHDOG=1, EXTEND_TIMEOUT_USEC=, STOPPING=1. Silent elsewhere."""
+
+from __future__ import annotations
+
+import sdnotify
+
+
+class Notifier:
+    """Talks to systemd when NOTIFY_SOCKET is set."""
+
+    def __init__(self) -> None:
+        self._systemd = sdnotify.SystemdNotifier()
+
+    def ready(self) -> None:
+        """The daemon is up: file accepted, adoption done, API open."""
+        self._systemd.notify("READY=1")
+
+    def status(self, text: str) -> None:
+        """The line systemctl status shows."""
+        self._systemd.notify(f"STATUS={text.replace(chr(10), ' ')}")
+
+    def watchdog(self) -> None:
+        """A tick was finished."""
+        self._systemd.notify("WATCHDOG=1")
+
+    def extend(self, seconds: int) -> None:
+        """Starting or stopping goes on: give it so many more seconds."""
+        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}")
+
+    def stopping(self) -> None:
+        """The end begins."""
+        self._systemd.notify("STOPPING=1")

@@ -1,0 +1,143 @@
+"""GET /v1/route: where to send a request now, failover and degradation considered.
+
+Asked before every inference by other machines: it reads the published snapshot and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arbiterd.core.warm import same_model
+from arbiterd.engines import engine_of
+from arbiterd.model.backend import BackendView
+from arbiterd.model.published import Published
+from arbiterd.model.settings import BackendSettings, Failover, Kind
+from arbiterd.report import shape
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """200 with a backend, 503 with ``retry_after_s``, or 404 without any candidate."""
+
+    status: int
+    backend: str = ""
+    url: str = ""
+    model: str = ""
+    reason: str = ""
+    advice: str = ""
+    retry_after_s: int = 0
+
+    def body(self) -> dict[str, object]:
+        """The JSON answer."""
+        if self.status == 200:
+            return {
+                "backend": self.backend,
+                "url": self.url,
+                "model": self.model,
+                "reason": self.reason,
+                "advice": self.advice,
+            }
+        code = "unavailable" if self.status == 503 else "not_found"
+        out: dict[str, object] = {"error": {"code": code, "message": self.reason}}
+        if self.status == 503:
+            out |= {"advice": self.advice, "retry_after_s": self.retry_after_s}
+        return out
+
+
+def by_model(published: Published, model: str, asked_host: str) -> Answer:
+    """Who answers for this model."""
+    backends = published.settings.active.backends
+    owners = [name for name, one in backends.items() if _serves(one, model)]
+    rules = [
+        rule
+        for rule in published.settings.failover
+        if rule.model == model or (rule.source and same_model(rule.source, model))
+    ]
+    if not owners and not any(r.from_backend in backends for r in rules if r.model == model):
+        return Answer(404, reason=f"no backend of mode {published.settings.mode} has {model!r}")
+    return _choose(published, owners, rules, model, asked_host)
+
+
+def by_backend(published: Published, name: str, asked_host: str) -> Answer:
+    """This backend, or who stands in for it."""
+    backends = published.settings.active.backends
+    if name not in backends and name not in published.decision.backends:
+        known = ", ".join(backends) or "none"
+        return Answer(404, reason=f"there is no backend {name!r}; there is {known}")
+    rules = [rule for rule in published.settings.failover if rule.from_backend == name]
+    return _choose(published, [name], rules, "", asked_host)
+
+
+def _serves(backend: BackendSettings, model: str) -> bool:
+    names = engine_of(backend.kind).served_models(backend)
+    if backend.kind is Kind.OLLAMA:
+        # An empty allow-list admits any model; which ones are there only Ollama knows.
+        return any(same_model(name, model) for name in names)
+    return model in names
+
+
+def _choose(
+    published: Published,
+    owners: list[str],
+    rules: list[Failover],
+    model: str,
+    asked_host: str,
+) -> Answer:
+    views = published.decision.backends
+    for name in owners:
+        view = views.get(name)
+        if view is not None and view.accepting:
+            return _yes(published, view, _model_for(published, name, model), "", "", asked_host)
+    why = _why(views, owners)
+    for rule in rules:
+        if owners and rule.from_backend not in owners:
+            continue
+        target = views.get(rule.to_backend)
+        if target is not None and target.accepting:
+            text = f"{why}; {rule.to_backend} has the same model"
+            name_there = rule.source or rule.model
+            return _yes(published, target, name_there, text, "failover", asked_host)
+    return _degrade(published, owners, why, asked_host)
+
+
+def _degrade(published: Published, owners: list[str], why: str, asked_host: str) -> Answer:
+    views = published.decision.backends
+    advice = ""
+    for rule in published.settings.degrade:
+        if rule.from_backend not in owners:
+            continue
+        advice = rule.advice
+        for name in rule.to_backends:
+            view = views.get(name)
+            if view is not None and view.accepting:
+                model = _model_for(published, name, "")
+                return _yes(published, view, model, why, rule.advice, asked_host)
+    waits = [view.retry_after_s for name in owners if (view := views.get(name)) is not None]
+    retry = max(1, min([one for one in waits if one] or [30]))
+    return Answer(503, reason=why or "nobody takes it now", advice=advice, retry_after_s=retry)
+
+
+def _yes(
+    published: Published, view: BackendView, model: str, reason: str, advice: str, asked_host: str
+) -> Answer:
+    url = shape.door(published.settings, published.settings.active.backends[view.name], asked_host)
+    return Answer(200, view.name, url, model, reason, advice)
+
+
+def _model_for(published: Published, name: str, model: str) -> str:
+    """The name under which this backend knows the model; its first one when none was asked for."""
+    backend = published.settings.active.backends[name]
+    names = engine_of(backend.kind).served_models(backend)
+    if not model:
+        return names[0] if names else ""
+    return next((one for one in names if same_model(one, model)), model)
+
+
+def _why(views: object, owners: list[str]) -> str:
+    if not isinstance(views, dict) or not owners:
+        return ""
+    parts = []
+    for name in owners:
+        view = views.get(name)
+        parts.append(f"{name} {view.phase.value}: {view.reason}" if view else f"{name} is stopped")
+    return "; ".join(parts)

@@ -1,0 +1,153 @@
+"""GET /v1/status and its parts, rendered from the published snapshot (contract, section 3)."""
+
+from __future__ import annotations
+
+import time
+
+from arbiterd.core.placement import place, sharing
+from arbiterd.model.backend import BackendView, LedgerRow
+from arbiterd.model.devices import DeviceObservation
+from arbiterd.model.published import Published
+from arbiterd.model.reading import Known
+from arbiterd.report import shape
+
+Json = dict[str, object]
+
+
+def status(published: Published, asked_host: str) -> Json:
+    """Everything, one object."""
+    settings, loop = published.settings, published.loop
+    return {
+        "version": published.version,
+        "mode": settings.mode,
+        "sharing": _sharing(published),
+        "dry_run": settings.arbiter.dry_run,
+        "launcher": loop.launcher,
+        "gateway": {"enabled": settings.gateway.enabled},
+        "config": {
+            "path": settings.source.path,
+            "sha256": settings.source.sha256,
+            "loaded_at": shape.iso(settings.source.loaded_at),
+        },
+        "config_pending": loop.config_pending,
+        "config_refused": list(loop.config_refused),
+        "notes": list(loop.notes) + _gateway_note(published),
+        "loop": {
+            "tick": loop.tick,
+            "period_ms": loop.period_ms,
+            "last_tick_ms": round(loop.last_tick_ms, 2),
+            "blind": published.decision.blind,
+            "nvml": published.observation.nvml,
+        },
+        "gpus": gpus(published),
+        "backends": backends(published, asked_host),
+        "incidents_open": [shape.incident(one) for one in shape.open_incidents(published)],
+    }
+
+
+def _gateway_note(published: Published) -> list[str]:
+    if published.settings.gateway.enabled:
+        return []
+    return ["the gateway is off: engines take their public ports themselves, nothing is shed"]
+
+
+def _sharing(published: Published) -> str:
+    mode = published.settings.active
+    devices = tuple(seen.device for seen in published.observation.devices.values())
+    return sharing(mode, place(mode, devices, published.settings.arbiter.headroom_bytes))
+
+
+def gpus(published: Published) -> list[Json]:
+    """Every GPU and slice with its ledger."""
+    return [_gpu(published, seen) for seen in published.observation.devices.values()]
+
+
+def _gpu(published: Published, seen: DeviceObservation) -> Json:
+    device = seen.device
+    view = published.decision.devices.get(device.uuid)
+    memory = seen.memory.value if isinstance(seen.memory, Known) else None
+    return {
+        "uuid": device.uuid,
+        "index": device.index,
+        "name": device.name,
+        "pci_bus_id": device.pci_bus_id,
+        "parent": device.parent_uuid or None,
+        "state": seen.state.value,
+        "detail": seen.detail,
+        "memory": {
+            "total": device.total_bytes,
+            "reserved": device.reserved_bytes,
+            "used": memory.used_bytes if memory else None,
+            "free": memory.free_bytes if memory else None,
+        },
+        "pressure": view.pressure.value if view else "unknown",
+        "time_to_full_s": view.time_to_full_s if view else None,
+        "ledger": [_row(row) for row in view.rows] if view else [],
+    }
+
+
+def _row(row: LedgerRow) -> Json:
+    out: Json = {"holder": row.holder}
+    if row.cap_bytes is not None:
+        out["cap"] = row.cap_bytes
+    if row.booked_bytes is not None:
+        out["booked"] = row.booked_bytes
+    if row.holder != "headroom":
+        out["used"] = row.used_bytes
+    if row.pids:
+        out["pids"] = list(row.pids)
+    return out
+
+
+def backends(published: Published, asked_host: str) -> list[Json]:
+    """Every backend."""
+    return [backend(published, one, asked_host) for one in published.decision.backends.values()]
+
+
+def backend(published: Published, view: BackendView, asked_host: str) -> Json:
+    """One backend."""
+    settings = published.settings
+    wanted = settings.active.backends.get(view.name)
+    return {
+        "name": view.name,
+        "kind": view.kind,
+        "phase": view.phase.value,
+        "accepting": view.accepting,
+        "reason": view.reason,
+        "retry_after_s": view.retry_after_s,
+        "since": shape.iso(view.since),
+        "gpu": list(view.devices),
+        "cap_bytes": view.cap_bytes,
+        "used_bytes": view.used_bytes,
+        "pids": list(view.pids),
+        "restarts": view.restarts,
+        "in_flight": view.in_flight,
+        "queued": view.queued,
+        "url": shape.door(settings, wanted, asked_host) if wanted else None,
+        "version": published.observation.host.versions.get(view.name, ""),
+        "health": _health(published, view.name),
+    }
+
+
+def _health(published: Published, name: str) -> Json:
+    found = published.observation.health.get(name)
+    if found is None or not isinstance(found.alive, Known):
+        return {"ok": None, "latency_ms": None, "age_s": None}
+    alive = found.alive
+    return {
+        "ok": alive.value.verdict.ok,
+        "detail": alive.value.verdict.detail,
+        "latency_ms": round(alive.value.latency_ms, 1),
+        "age_s": round(max(0.0, time.monotonic() - alive.at), 1),
+    }
+
+
+def ready(view: BackendView) -> Json:
+    """The body of /v1/backends/NAME/ready."""
+    return {
+        "backend": view.name,
+        "accepting": view.accepting,
+        "phase": view.phase.value,
+        "reason": view.reason,
+        "retry_after_s": view.retry_after_s,
+    }

