@@ -1,0 +1,465 @@
+"""Backends as transient units, gpu-arbiter-backend-NAME.service in gpu-arbiter.slice.
+
+They are no children of the daemon: they survive its crash, its restart and its upgrade. What the
+properties are for is beside each of them; every trap was met on systemd 252 (docs/facts/systemd.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import subprocess
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from arbiterd import procfs
+from arbiterd.act.launcher import BASE_PATH, resolve_command, write_files
+from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Property, Signals
+from arbiterd.errors import LaunchError
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
+
+PREFIX, SUFFIX = "gpu-arbiter-backend-", ".service"
+SLICE = "gpu-arbiter.slice"
+DEFAULT_USER = "gpu-engines"
+_PATH_PREFIX = "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2d"
+_START_S = 30.0
+_DIE_S = 15.0
+_POLL_S = 0.02
+_REFRESH_S = 5.0  # a net under lost signals
+_CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
+_CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Kept in runtime_dir/backends/NAME.json: what systemd cannot tell at adoption."""
+
+    backend: str
+    pid: int
+    start_time: int
+    invocation: str
+    intent: str
+    started_wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Newest properties of one unit."""
+
+    backend: str
+    path: str
+    active: str
+    sub: str
+    invocation: str
+    main_pid: int
+    exec_pid: int
+    exec_code: int
+    exec_status: int
+    cgroup: str
+    since: float
+    main: ProcessRef | None = None
+
+
+class SystemdLauncher:
+    """Starts engines through systemd. ``on_change`` is called from the signal thread."""
+
+    name: Literal["systemd"] = "systemd"
+
+    def __init__(self, runtime_dir: Path, on_change: Callable[[], None]) -> None:
+        self._dir = runtime_dir / "backends"
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._units: dict[str, _Unit] = {}
+        self._records: dict[str, _Record] = {}
+        self._jobs: OrderedDict[str, str] = OrderedDict()
+        self._job_done = threading.Condition()
+        self.problems: list[str] = []
+        self._bus = Bus()
+        self._watch_bus = Bus()
+        self._refreshed_at = 0.0
+        self._signals = Signals(self._on_signal, self._refresh_all)
+
+    # -- signals -------------------------------------------------------------------------------
+    def _on_signal(self, path: str, member: str, body: tuple[Any, ...]) -> None:
+        if member == "JobRemoved":
+            with self._job_done:
+                self._jobs[str(body[1])] = str(body[3])
+                while len(self._jobs) > 256:
+                    self._jobs.popitem(last=False)
+                self._job_done.notify_all()
+            if str(body[2]).startswith(PREFIX):
+                self._refresh(str(body[2]))
+        elif member in ("UnitNew", "UnitRemoved"):
+            if str(body[0]).startswith(PREFIX):
+                self._refresh(str(body[0]))
+        elif member == "PropertiesChanged" and path.startswith(_PATH_PREFIX):
+            self._refresh_path(path)
+
+    def _refresh_all(self) -> None:
+        """After (re)connecting, and now and then: signals may have been lost."""
+        found = dict(self._watch_bus.list_units(f"{PREFIX}*{SUFFIX}"))
+        with self._lock:
+            known = {f"{PREFIX}{name}{SUFFIX}" for name in self._units}
+        for unit in known | found.keys():
+            self._refresh(unit)
+
+    def _refresh_path(self, path: str) -> None:
+        with suppress(LaunchError):
+            self._refresh(str(self._watch_bus.get(path, UNIT, "Id")))
+
+    def _refresh(self, unit: str) -> None:
+        """Read one unit anew and wake the loop when it has changed."""
+        name = unit.removeprefix(PREFIX).removesuffix(SUFFIX)
+        try:
+            read = self._read(name, unit)
+        except BusError as error:
+            if not error.no_such_unit:
+                return
+            read = None
+        except LaunchError:
+            return
+        with self._lock:
+            old = self._units.get(name)
+            if read is None:
+                self._units.pop(name, None)
+            else:
+                if old is not None and old.invocation == read.invocation:
+                    read = replace(read, since=old.since, main=read.main or old.main)
+                self._units[name] = read
+        if old != read:
+            self._on_change()
+
+    def _read(self, name: str, unit: str) -> _Unit | None:
+        """Properties of a unit, None when it is not there or stopped for good."""
+        bus = self._watch_bus
+        path = bus.unit_path(unit)
+        active = str(bus.get(path, UNIT, "ActiveState"))
+        if active == "inactive":
+            return None
+        main_pid = int(bus.get(path, SERVICE, "MainPID"))
+        return _Unit(
+            backend=name,
+            path=path,
+            active=active,
+            sub=str(bus.get(path, UNIT, "SubState")),
+            invocation=bytes(bus.get(path, UNIT, "InvocationID")).hex(),
+            main_pid=main_pid,
+            exec_pid=int(bus.get(path, SERVICE, "ExecMainPID")),
+            exec_code=int(bus.get(path, SERVICE, "ExecMainCode")),
+            exec_status=int(bus.get(path, SERVICE, "ExecMainStatus")),
+            cgroup=str(bus.get(path, SERVICE, "ControlGroup")),
+            since=time.monotonic(),
+            main=procfs.ref(main_pid) if main_pid else None,
+        )
+
+    # -- adoption and observation --------------------------------------------------------------
+    def adopt(self) -> None:
+        """Every loaded unit of ours, by name; records tell what it was started with."""
+        for path in sorted(self._dir.glob("*.json")):
+            try:
+                record = _Record(**json.loads(path.read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                aside = path.with_suffix(".broken")
+                with suppress(OSError):
+                    path.replace(aside)
+                self.problems.append(f"cannot read {path}: {error}; kept as {aside.name}")
+                continue
+            self._records[record.backend] = record
+        with suppress(LaunchError):
+            self._refresh_all()
+        for name in set(self._records) - self._units.keys():
+            self._forget(name)
+
+    def observe(self, now: float) -> dict[str, UnitObservation]:
+        """From what the signals told; /proc and the cgroup are read here."""
+        if now - self._refreshed_at >= _REFRESH_S:
+            self._refreshed_at = now
+            threading.Thread(target=self._refresh_quietly, daemon=True).start()
+        with self._lock:
+            units = dict(self._units)
+        return {name: self._observe_one(unit) for name, unit in units.items()}
+
+    def _refresh_quietly(self) -> None:
+        with suppress(LaunchError):
+            self._refresh_all()
+
+    def _observe_one(self, unit: _Unit) -> UnitObservation:
+        record = self._records.get(unit.backend)
+        mine = record if record and record.invocation == unit.invocation else None
+        pids = _pids(unit.cgroup)
+        stats = [found for pid in pids if (found := procfs.stat(pid)) and found.alive]
+        return UnitObservation(
+            backend=unit.backend,
+            state=_state(unit),
+            since=unit.since,
+            main=unit.main,
+            pids=tuple(one.pid for one in stats),
+            invocation=unit.invocation,
+            intent=mine.intent if mine else "",
+            exit=_exit(unit),
+            cpu_s=_cpu_s(unit.cgroup) or sum(one.cpu_s for one in stats),
+            started_wall=mine.started_wall if mine else 0.0,
+        )
+
+    def owner_of(self, pid: int) -> tuple[str, str] | None:
+        """By cgroup: whatever an engine forks stays in its unit."""
+        unit = procfs.unit_of(pid)
+        if unit.startswith(PREFIX) and unit.endswith(SUFFIX):
+            return unit.removeprefix(PREFIX).removesuffix(SUFFIX), unit
+        return None
+
+    # -- starting ------------------------------------------------------------------------------
+    def start(self, spec: LaunchSpec) -> None:
+        """StartTransientUnit, wait for its job; Type=exec makes a missing program a failed job."""
+        user = spec.user or DEFAULT_USER
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError:
+            msg = (
+                f"cannot start {spec.backend}: there is no user {user!r}; make install creates "
+                f"{DEFAULT_USER}, or write user = another one"
+            )
+            raise LaunchError(msg) from None
+        program = resolve_command(spec.argv)
+        if spec.env_file and not os.path.isfile(spec.env_file):
+            msg = f"cannot read env_file {spec.env_file}: it is not there"
+            raise LaunchError(msg)
+        write_files(self._dir / spec.backend, spec.files)
+        unit = f"{PREFIX}{spec.backend}{SUFFIX}"
+        home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
+        try:
+            job = self._bus.start_transient(unit, _properties(spec, program, user, home))
+        except BusError as error:
+            msg = f"cannot start {spec.backend}: systemd says: {error}"
+            raise LaunchError(msg) from None
+        result = self._wait_job(job)
+        if result != "done":
+            why = self._why_failed(unit)
+            self._bus.reset_failed(unit)
+            msg = f"cannot start {spec.argv[0]}: {why or f'the start job ended with {result!r}'}"
+            raise LaunchError(msg)
+        self._remember(spec, unit)
+
+    def _why_failed(self, unit: str) -> str:
+        with suppress(LaunchError):
+            path = self._bus.unit_path(unit)
+            status = int(self._bus.get(path, SERVICE, "ExecMainStatus"))
+            texts = {
+                203: "it cannot be executed",
+                217: "its user cannot be had",
+                200: "no such folder",
+            }
+            return texts.get(status, f"it ended at once with status {status}")
+        return ""
+
+    def _wait_job(self, job: str) -> str:
+        with self._job_done:
+            self._job_done.wait_for(lambda: job in self._jobs, timeout=_START_S)
+            return self._jobs.pop(job, "timeout")
+
+    def _remember(self, spec: LaunchSpec, unit: str) -> None:
+        self._refresh(unit)
+        with self._lock:
+            found = self._units.get(spec.backend)
+        record = _Record(
+            spec.backend,
+            found.main.pid if found and found.main else 0,
+            found.main.start_time if found and found.main else 0,
+            found.invocation if found else "",
+            spec.intent,
+            time.time(),
+        )
+        self._records[spec.backend] = record
+        path = self._dir / f"{spec.backend}.json"
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(record)))
+        temporary.replace(path)
+        self._on_change()
+
+    # -- stopping ------------------------------------------------------------------------------
+    def stop(self, backend: str, grace_s: float) -> None:
+        """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace."""
+        unit = f"{PREFIX}{backend}{SUFFIX}"
+        try:
+            if grace_s <= 0:
+                self._kill_all(unit)
+            self._bus.stop(unit)
+        except BusError as error:
+            if not error.no_such_unit:
+                msg = f"cannot stop {backend}: systemd says: {error}"
+                raise LaunchError(msg) from None
+        deadline = time.monotonic() + max(0.0, grace_s)
+        while self._alive(unit) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        deadline = time.monotonic() + _DIE_S
+        while self._alive(unit):
+            self._kill_all(unit)
+            if time.monotonic() >= deadline:
+                pids = ", ".join(str(pid) for pid in self._pids_of(backend))
+                msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
+                raise LaunchError(msg)
+            time.sleep(_POLL_S)
+        self._bus.reset_failed(unit)
+        self._forget(backend)
+        self._refresh(unit)
+
+    def _alive(self, unit: str) -> bool:
+        """Whether the unit is on its way down or anything lives in its cgroup."""
+        try:
+            path = self._bus.unit_path(unit)
+            active = str(self._bus.get(path, UNIT, "ActiveState"))
+            cgroup = str(self._bus.get(path, SERVICE, "ControlGroup"))
+        except BusError:
+            return False
+        return active not in ("inactive", "failed") or bool(_pids(cgroup))
+
+    def _kill_all(self, unit: str) -> None:
+        with suppress(BusError):
+            self._bus.kill(unit, "all", signal.SIGKILL)
+
+    def _pids_of(self, backend: str) -> tuple[int, ...]:
+        with self._lock:
+            unit = self._units.get(backend)
+        return _pids(unit.cgroup) if unit else ()
+
+    def _forget(self, backend: str) -> None:
+        self._records.pop(backend, None)
+        (self._dir / f"{backend}.json").unlink(missing_ok=True)
+
+    def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
+        """SIGKILL by identity, through a pidfd: between check and signal no pid can change hands."""
+        for ref in refs:
+            with suppress(OSError):
+                fd = os.pidfd_open(ref.pid)
+                try:
+                    if procfs.alive(ref):
+                        signal.pidfd_send_signal(fd, signal.SIGKILL)
+                finally:
+                    os.close(fd)
+
+    # -- output --------------------------------------------------------------------------------
+    def tail(self, backend: str, lines: int) -> tuple[str, ...]:
+        """The last lines of this invocation from the journal."""
+        with self._lock:
+            unit = self._units.get(backend)
+        if unit is None:
+            return ()
+        subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=5)
+        done = subprocess.run(
+            [
+                "journalctl",
+                "--no-pager",
+                "-o",
+                "cat",
+                "-n",
+                str(lines),
+                f"_SYSTEMD_INVOCATION_ID={unit.invocation}",
+            ],
+            check=False,
+            capture_output=True,
+            timeout=10,
+        )
+        return tuple(done.stdout.decode(errors="replace").splitlines())
+
+    def close(self) -> None:
+        """Stop watching; engines go on."""
+        self._signals.close()
+        self._bus.close()
+        self._watch_bus.close()
+
+
+def _properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Property]:
+    env = {"PATH": BASE_PATH, "HOME": home, "LANG": "C.UTF-8", **spec.env}
+    stop_us = round(max(spec.stop_grace_s, 1.0) * 1_000_000)
+    out: list[Property] = [
+        ("Description", ("s", f"gpu-arbiter backend {spec.backend}")),
+        ("Type", ("s", "exec")),  # 203/EXEC is a failed start job, not a running unit
+        ("Slice", ("s", SLICE)),
+        ("RemainAfterExit", ("b", True)),  # else exit 0 of a dead vLLM is forgotten in ms
+        ("Restart", ("s", "no")),  # only the arbiter restarts
+        ("KillMode", ("s", "mixed")),  # TERM to main only: EngineCore must drain
+        ("TimeoutStopUSec", ("t", stop_us)),
+        ("OOMPolicy", ("s", "continue" if spec.oom_continue else "stop")),
+        ("User", ("s", user)),
+        ("WorkingDirectory", ("s", home)),
+        ("ExecStart", ("a(sasb)", [(program, [program, *spec.argv[1:]], False)])),
+        ("Environment", ("as", [f"{key}={value}" for key, value in env.items()])),
+        # 0 would not switch the limit off on 252, and the line that names the cause is the last
+        ("LogRateLimitIntervalUSec", ("t", 30_000_000)),
+        ("LogRateLimitBurst", ("u", 1_000_000)),
+        ("NoNewPrivileges", ("b", True)),
+        ("ProtectSystem", ("s", "full")),
+        ("LimitMEMLOCK", ("t", 2**64 - 1)),  # pinned host memory
+    ]
+    if spec.env_file:
+        out.append(("EnvironmentFiles", ("a(sb)", [(spec.env_file, False)])))
+    if spec.loopback_only:
+        loopback = [(2, b"\x7f\x00\x00\x00", 8), (10, b"\x00" * 15 + b"\x01", 128)]
+        out.append(("IPAddressAllow", ("a(iayu)", loopback)))
+        everyone = [(2, b"\x00" * 4, 0), (10, b"\x00" * 16, 0)]
+        out.append(("IPAddressDeny", ("a(iayu)", everyone)))
+    return out
+
+
+def _state(unit: _Unit) -> UnitState:
+    if unit.exec_code and not unit.main_pid:
+        return UnitState.EXITED
+    if unit.active == "failed" or unit.sub in ("exited", "dead"):
+        return UnitState.EXITED
+    if unit.active == "deactivating":
+        return UnitState.STOPPING
+    return UnitState.STARTING if unit.active == "activating" else UnitState.RUNNING
+
+
+def _exit(unit: _Unit) -> Exit | None:
+    if _state(unit) is not UnitState.EXITED:
+        return None
+    if unit.exec_code == _CLD_EXITED:
+        return Exit(code=unit.exec_status)
+    if unit.exec_code in (_CLD_KILLED, _CLD_DUMPED):
+        return Exit(signal=unit.exec_status)
+    return Exit()
+
+
+def _folder(cgroup: str) -> Path | None:
+    if not cgroup:
+        return None
+    for root in _CGROUP_ROOTS:
+        folder = Path(root + cgroup)
+        if (folder / "cgroup.procs").exists():
+            return folder
+    return None
+
+
+def _pids(cgroup: str) -> tuple[int, ...]:
+    """Every process of a cgroup and of those below it."""
+    folder = _folder(cgroup)
+    if folder is None:
+        return ()
+    out: list[int] = []
+    for where, _, _ in os.walk(folder):
+        with suppress(OSError):
+            out += [int(pid) for pid in Path(where, "cgroup.procs").read_text().split()]
+    return tuple(sorted(pid for pid in out if pid))
+
+
+def _cpu_s(cgroup: str) -> float:
+    """CPU seconds of a v2 cgroup, 0 where the controller is not there."""
+    folder = _folder(cgroup)
+    if folder is None:
+        return 0.0
+    with suppress(OSError, ValueError):
+        for line in (folder / "cpu.stat").read_text().splitlines():
+            if line.startswith("usage_usec "):
+                return int(line.split()[1]) / 1e6
+    return 0.0

@@ -1,0 +1,92 @@
+"""What changes something: over the unix socket only, peer credentials named in the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import socket
+import struct
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+
+from aiohttp import web
+
+from arbiterd import procfs
+from arbiterd.model.actions import OperatorRequest, Verb
+from arbiterd.reload import ReloadAnswer
+from arbiterd.web.replies import answer, error
+
+GROUP = "gpu-arbiter"
+_VERBS = (Verb.DRAIN, Verb.RESUME, Verb.RESTART)
+
+
+class Admin:
+    """Handlers of the admin socket. ``submit`` returns why a request is not taken, "" when it is."""
+
+    def __init__(
+        self, submit: Callable[[OperatorRequest], str], reload: Callable[[], ReloadAnswer]
+    ) -> None:
+        self._submit = submit
+        self._reload = reload
+
+    def add_to(self, app: web.Application) -> None:
+        """Register every route."""
+        post = app.router.add_post
+        post("/v1/admin/reload", self.reload)
+        post("/v1/admin/stop-all", self.stop_all)
+        for verb in _VERBS:
+            post(f"/v1/admin/backends/{{name}}/{verb.value}", self.backend)
+
+    async def reload(self, _request: web.Request) -> web.Response:
+        """Read the file again; all or nothing."""
+        found = await asyncio.get_running_loop().run_in_executor(None, self._reload)
+        if found.accepted:
+            warnings = [{"text": str(one)} for one in found.warnings]
+            return answer({"accepted": True, "mode": found.mode, "warnings": warnings})
+        problems = [{"text": str(one)} for one in found.problems]
+        body = {
+            "error": {"code": "config", "message": f"{len(problems)} problem(s); nothing changed"},
+            "mode": found.mode,
+            "problems": problems,
+        }
+        return answer(body, 409)
+
+    async def stop_all(self, request: web.Request) -> web.Response:
+        """Stop every backend; they stay stopped until resume."""
+        return self._ask(request, Verb.STOP_ALL, "")
+
+    async def backend(self, request: web.Request) -> web.Response:
+        """drain, resume, restart."""
+        verb = Verb(request.path.rsplit("/", 1)[-1])
+        return self._ask(request, verb, request.match_info["name"])
+
+    def _ask(self, request: web.Request, verb: Verb, backend: str) -> web.Response:
+        by = peer(request)
+        if not by:
+            return error(403, "forbidden", "be root or a member of group gpu-arbiter")
+        asked = OperatorRequest(f"req-{uuid.uuid4().hex[:8]}", verb, backend, by)
+        why_not = self._submit(asked)
+        if why_not:
+            return error(404, "not_found", why_not)
+        return answer({"accepted": True, "id": asked.id}, 202)
+
+
+def peer(request: web.Request) -> str:
+    """'uid 0 (root)' of an allowed peer, "" for one that is not allowed (SO_PEERCRED)."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport else None
+    if sock is None:
+        return ""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", raw)
+    allowed = uid in (0, os.geteuid()) or _in_group(pid, uid, gid)
+    return f"uid {uid} ({procfs.user_name(uid)})" if allowed else ""
+
+
+def _in_group(_pid: int, uid: int, gid: int) -> bool:
+    with suppress(KeyError):
+        group = grp.getgrnam(GROUP)
+        return gid == group.gr_gid or procfs.user_name(uid) in group.gr_mem
+    return False

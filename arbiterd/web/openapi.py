@@ -1,0 +1,178 @@
+"""GET /openapi.json: the schema of the read-only API. Tests hold real answers against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arbiterd import __version__
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import GpuState, Pressure
+
+Schema = dict[str, Any]
+_TEXT: Schema = {"type": "string"}
+_BYTES: Schema = {"type": "integer", "description": "bytes"}
+_NUMBER: Schema = {"type": "number"}
+_BOOL: Schema = {"type": "boolean"}
+_TIME: Schema = {"type": "string", "format": "date-time"}
+_PIDS: Schema = {"type": "array", "items": {"type": "integer"}}
+
+
+def _maybe(schema: Schema) -> Schema:
+    kind = schema["type"]
+    return {**schema, "type": [kind, "null"]}
+
+
+def _list(of: str | Schema) -> Schema:
+    return {"type": "array", "items": _ref(of) if isinstance(of, str) else of}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _enum(values: type[Phase] | type[GpuState] | type[Pressure]) -> Schema:
+    return {"type": "string", "enum": [one.value for one in values]}
+
+
+def _schemas() -> Schema:
+    row = _object(holder=_TEXT)
+    row["properties"] |= {"cap": _BYTES, "booked": _BYTES, "used": _maybe(_BYTES), "pids": _PIDS}
+    action = _object(
+        id=_TEXT, action=_TEXT, target=_TEXT, reason=_TEXT, started_at=_TIME,
+        took_ms=_maybe(_NUMBER), bytes_expected=_maybe(_BYTES), bytes_freed=_maybe(_BYTES),
+        outcome=_TEXT,
+    )  # fmt: skip
+    return {
+        "Error": _object(error=_object(code=_TEXT, message=_TEXT)),
+        "LedgerRow": row,
+        "Gpu": _object(
+            uuid=_TEXT,
+            index={"type": "integer"},
+            name=_TEXT,
+            state=_enum(GpuState),
+            memory=_object(total=_BYTES, reserved=_BYTES, used=_maybe(_BYTES), free=_maybe(_BYTES)),
+            pressure=_enum(Pressure),
+            time_to_full_s=_maybe(_NUMBER),
+            ledger=_list("LedgerRow"),
+        ),  # fmt: skip
+        "Backend": _object(
+            name=_TEXT,
+            kind=_TEXT,
+            phase=_enum(Phase),
+            accepting=_BOOL,
+            reason=_TEXT,
+            retry_after_s={"type": "integer"},
+            since=_TIME,
+            gpu=_list(_TEXT),
+            cap_bytes=_BYTES,
+            used_bytes=_BYTES,
+            pids=_PIDS,
+            restarts={"type": "integer"},
+            in_flight={"type": "integer"},
+            queued={"type": "integer"},
+            url=_maybe(_TEXT),
+            health=_object(ok=_maybe(_BOOL), latency_ms=_maybe(_NUMBER), age_s=_maybe(_NUMBER)),
+        ),  # fmt: skip
+        "Action": action,
+        "Incident": _object(
+            id=_TEXT,
+            event=_TEXT,
+            severity=_TEXT,
+            opened_at=_TIME,
+            closed_at=_maybe(_TIME),
+            backend=_TEXT,
+            gpu=_TEXT,
+            summary=_TEXT,
+            evidence=_object(pids=_PIDS),
+            actions=_list("Action"),
+        ),  # fmt: skip
+        "Status": _object(
+            version=_TEXT,
+            mode=_TEXT,
+            sharing={"type": "string", "enum": ["shared", "partitioned"]},
+            dry_run=_BOOL,
+            config=_object(path=_TEXT, sha256=_TEXT, loaded_at=_TIME),
+            loop=_object(
+                tick={"type": "integer"},
+                period_ms={"type": "integer"},
+                last_tick_ms=_NUMBER,
+                blind=_BOOL,
+            ),
+            gpus=_list("Gpu"),
+            backends=_list("Backend"),
+            incidents_open=_list("Incident"),
+        ),  # fmt: skip
+        "Ready": _object(
+            backend=_TEXT,
+            accepting=_BOOL,
+            phase=_enum(Phase),
+            reason=_TEXT,
+            retry_after_s={"type": "integer"},
+        ),  # fmt: skip
+        "Route": _object(backend=_TEXT, url=_TEXT, model=_TEXT, reason=_TEXT, advice=_TEXT),
+        "Ok": _object(ok=_BOOL),
+    }
+
+
+def _reply(schema: Schema, text: str = "done") -> Schema:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _operation(summary: str, schema: Schema, *errors: int, query: tuple[str, ...] = (),
+               name: bool = False) -> Schema:  # fmt: skip
+    parameters: list[Schema] = [
+        {"name": one, "in": "query", "required": False, "schema": _TEXT} for one in query
+    ]
+    if name:
+        parameters.append({"name": "name", "in": "path", "required": True, "schema": _TEXT})
+    replies: Schema = {"200": _reply(schema)}
+    for status in errors:
+        body = _ref("Ready") if status == 503 and schema == _ref("Ready") else _ref("Error")
+        replies[str(status)] = _reply(body, "see error.message")
+    return {"get": {"summary": summary, "parameters": parameters, "responses": replies}}
+
+
+def document() -> Schema:
+    """OpenAPI 3.1."""
+    plain: Schema = {"type": "string"}
+    metrics = _operation("Prometheus metrics", plain)
+    metrics["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": plain}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "gpu-arbiter status API",
+            "version": __version__,
+            "description": "Read only. Changes go through the unix socket admin.sock.",
+        },
+        "paths": {
+            "/livez": _operation("The control loop finishes its ticks", _ref("Ok"), 503),
+            "/readyz": _operation("At least one backend accepts", _ref("Ok"), 503),
+            "/v1/status": _operation("Everything", _ref("Status")),
+            "/v1/gpus": _operation("GPUs with their ledgers", _object(gpus=_list("Gpu"))),
+            "/v1/backends": _operation("Backends", _object(backends=_list("Backend"))),
+            "/v1/backends/{name}": _operation("A backend", _ref("Backend"), 404, name=True),
+            "/v1/backends/{name}/ready": _operation(
+                "May work be sent there", _ref("Ready"), 404, 503, name=True
+            ),
+            "/v1/route": _operation(
+                "Where to send a request now",
+                _ref("Route"),
+                404,
+                422,
+                503,
+                query=("model", "backend"),
+            ),  # fmt: skip
+            "/v1/incidents": _operation(
+                "Incidents, newest first",
+                _object(incidents=_list("Incident")),
+                422,
+                query=("limit", "since", "backend"),
+            ),  # fmt: skip
+            "/metrics": metrics,
+        },
+        "components": {"schemas": _schemas()},
+    }

@@ -1,0 +1,90 @@
+"use strict";
+// Renders /v1/status once a second. Text goes in by textContent only: nothing an engine or a process
+// is called can become markup.
+const hues = ["#4c7dd9", "#2f9e8f", "#c77d2e", "#8f63c9", "#c2577e", "#6b8e3d"];
+const grey = { foreign: "#8a8f98", unattributed: "#b0b5bd", headroom: "transparent" };
+const $ = (id) => document.getElementById(id);
+const names = [];
+
+function el(tag, text, cls) {
+  const one = document.createElement(tag);
+  if (text !== undefined) one.textContent = text;
+  if (cls) one.className = cls;
+  return one;
+}
+function size(bytes) {
+  if (bytes === null || bytes === undefined) return "unknown";
+  const gib = bytes / 2 ** 30;
+  return gib >= 1 ? `${gib.toFixed(2)} GiB` : `${Math.round(bytes / 2 ** 20)} MiB`;
+}
+function hue(name) {
+  if (name in grey) return grey[name];
+  if (!names.includes(name)) names.push(name);
+  return hues[names.indexOf(name) % hues.length];
+}
+function gpu(one) {
+  const box = el("div", undefined, "gpu");
+  const head = el("h3", `GPU ${one.index} · ${one.name}`);
+  const free = one.memory.free === null ? "free unknown" : `${size(one.memory.free)} free`;
+  head.append(el("span", `${one.state} · pressure ${one.pressure} · ${free} of ${size(one.memory.total - one.memory.reserved)}`));
+  const bar = el("div", undefined, "bar");
+  const legend = el("ul", undefined, "legend");
+  const capacity = one.memory.total - one.memory.reserved;
+  for (const row of one.ledger) {
+    const wide = Math.max(row.cap || 0, row.used || 0);
+    const item = el("li");
+    item.style.setProperty("--hue", hue(row.holder));
+    item.append(el("i"), row.holder === "headroom" ? `headroom ${size(row.cap)}`
+      : row.cap ? `${row.holder} ${size(row.used)} of ${size(row.cap)}` : `${row.holder} ${size(row.used)}`);
+    legend.append(item);
+    if (wide <= 0) continue;
+    const cap = el("div", undefined, row.cap && row.used > row.cap ? "cap over" : "cap");
+    cap.title = item.textContent;
+    cap.style.setProperty("--hue", hue(row.holder));
+    cap.style.width = `${(100 * wide) / capacity}%`;
+    const used = el("div", undefined, "used");
+    used.style.width = `${(100 * (row.used || 0)) / wide}%`;
+    cap.append(used);
+    bar.append(cap);
+  }
+  box.append(head, bar, legend);
+  return box;
+}
+function backend(one) {
+  const row = el("tr");
+  const takes = one.accepting ? "yes" : "no";
+  const phase = ["ready"].includes(one.phase) ? "yes" : ["failed"].includes(one.phase) ? "no" : "wait";
+  const name = el("td");
+  if (one.url) { const link = el("a", one.name); link.href = one.url; name.append(link); } else name.textContent = one.name;
+  row.append(name, el("td", one.phase, phase),
+    el("td", one.accepting ? "yes" : `no, ask again in ${one.retry_after_s} s`, takes),
+    el("td", one.gpu.length ? `${size(one.used_bytes)} / ${size(one.cap_bytes)}` : "CPU"),
+    el("td", String(one.in_flight)), el("td", String(one.restarts)), el("td", one.reason));
+  return row;
+}
+function incident(one) {
+  const item = el("li", undefined, one.closed_at ? "" : "open");
+  const when = new Date(one.opened_at).toLocaleTimeString();
+  item.append(el("strong", `${one.event} ${one.backend}`), ` ${one.summary} `,
+    el("small", `${one.id}, ${when}${one.closed_at ? `, over ${new Date(one.closed_at).toLocaleTimeString()}` : ", open"}`));
+  return item;
+}
+async function show() {
+  try {
+    const [status, incidents] = await Promise.all(
+      ["v1/status", "v1/incidents?limit=12"].map(async (path) => (await fetch(path)).json()));
+    $("head").textContent = `mode ${status.mode} (${status.sharing}) · ${status.config.path} · tick ${status.loop.tick}, ${status.loop.last_tick_ms} ms`;
+    const notes = [...status.notes, ...status.config_refused.map((text) => `refused: ${text}`)];
+    if (status.loop.blind) notes.unshift(`blind: ${status.loop.nvml || "a GPU cannot be read"}`);
+    if (status.config_pending) notes.unshift("the file was edited, not applied: systemctl reload gpu-arbiter");
+    $("notes").textContent = notes.join(" · ");
+    $("gpus").replaceChildren(...status.gpus.map(gpu));
+    $("backends").replaceChildren(...status.backends.map(backend));
+    $("incidents").replaceChildren(...(incidents.incidents.length ? incidents.incidents.map(incident) : [el("li", "none")]));
+    document.title = `gpu-arbiter: ${status.backends.filter((one) => one.accepting).length}/${status.backends.length} ready`;
+  } catch (error) {
+    $("head").textContent = "the daemon does not answer";
+  }
+  setTimeout(show, 1000);
+}
+show();

@@ -1,0 +1,56 @@
+"""JSON answers, and errors as the contract has them: {"error": {"code", "message"}}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_SAFE = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def answer(body: object, status: int = 200, retry_after_s: int = 0) -> web.Response:
+    """A JSON response."""
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
+    text = json.dumps(body, separators=(",", ":"))
+    return web.Response(text=text, status=status, headers=headers, content_type="application/json")
+
+
+def error(status: int, code: str, message: str, retry_after_s: int = 0) -> web.Response:
+    """An error response."""
+    return answer({"error": {"code": code, "message": message}}, status, retry_after_s)
+
+
+class BadParameter(Exception):
+    """A query parameter that cannot be used (422)."""
+
+
+@web.middleware
+async def as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every failure into a JSON error: unknown path, wrong method, bad parameter, our own bug."""
+    try:
+        reply = await handler(request)
+    except BadParameter as bad:
+        reply = error(422, "bad_parameter", str(bad))
+    except web.HTTPMethodNotAllowed as wrong:
+        allowed = ", ".join(sorted(wrong.allowed_methods))
+        reply = error(405, "method_not_allowed", f"{request.method} is not allowed here; {allowed}")
+        reply.headers["Allow"] = allowed
+    except web.HTTPNotFound:
+        text = f"there is no {request.path}; /openapi.json lists what there is"
+        reply = error(404, "not_found", text)
+    except web.HTTPException as failed:
+        reply = error(failed.status, "http_error", failed.reason)
+    except Exception:  # noqa: BLE001 - the boundary: a bug in rendering must not show a traceback
+        request.app.logger.exception("rendering %s failed", request.path)
+        reply = error(500, "bug", "this answer could not be made; the journal says why")
+    for key, value in _SAFE.items():
+        reply.headers.setdefault(key, value)
+    return reply

@@ -1,0 +1,139 @@
+"""The HTTP server: one thread with an event loop of its own, aiohttp, two doors.
+
+TCP on ``listen`` is read only. The unix socket serves the same and, alone, the admin routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from arbiterd.errors import ArbiterError
+from arbiterd.web.admin import GROUP, Admin
+from arbiterd.web.holder import Holder
+from arbiterd.web.read import Read
+from arbiterd.web.replies import as_json
+
+_START_S, _STOP_S = 10.0, 3.0
+_BODY_LIMIT = 64 * 1024
+Opener = Callable[[], Coroutine[object, object, None]]
+
+
+class WebServer:
+    """``start`` may be called again after it has failed."""
+
+    def __init__(
+        self, holder: Holder, *, host: str, port: int, socket_path: Path, admin: Admin
+    ) -> None:
+        self._holder = holder
+        self._host, self._port = host, port
+        self._path = socket_path
+        self._admin = admin
+        self._loop = asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+        self._runners: list[web.AppRunner] = []
+        self._unix = False
+        self._tcp = False
+
+    def start(self) -> None:
+        """Open both doors.
+
+        Raises:
+            ArbiterError: an address cannot be had; what could be opened stays open.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+            self._thread.start()
+        if not self._unix:
+            self._call(self._open_unix, f"unix socket {self._path}")
+            self._unix = True
+        if not self._tcp:
+            self._call(self._open_tcp, f"{self._host}:{self._port} (arbiter.listen)")
+            self._tcp = True
+
+    def close(self) -> None:
+        """Close both doors; requests that run get a moment."""
+        if self._thread is None:
+            return
+        future = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        with suppress(Exception):
+            future.result(_STOP_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_STOP_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+        with suppress(OSError):
+            self._path.unlink()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _call(self, opener: Opener, what: str) -> None:
+        future: Future[None] = asyncio.run_coroutine_threadsafe(opener(), self._loop)
+        try:
+            future.result(_START_S)
+        except (OSError, TimeoutError) as error:
+            number = getattr(error, "errno", None)
+            why = os.strerror(number) if number else str(error)
+            msg = f"cannot listen on {what}: {why}; free it or change [arbiter] listen"
+            raise ArbiterError(msg) from None
+
+    async def _runner(self, *, admin: bool) -> web.AppRunner:
+        app = web.Application(middlewares=[as_json], client_max_size=_BODY_LIMIT)
+        app.logger.setLevel(logging.ERROR)
+        Read(self._holder).add_to(app)
+        if admin:
+            self._admin.add_to(app)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
+        )
+        await runner.setup()
+        return runner
+
+    async def _open_tcp(self) -> None:
+        runner = await self._runner(admin=False)
+        try:
+            await web.TCPSite(runner, self._host, self._port, reuse_address=True).start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        self._runners.append(runner)
+
+    async def _open_unix(self) -> None:
+        """Mode 0660 from the first moment: the socket is bound under a closed umask."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                self._path.unlink()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            old = os.umask(0o177)
+            try:
+                sock.bind(str(self._path))
+            finally:
+                os.umask(old)
+            with suppress(KeyError, PermissionError):
+                os.chown(self._path, -1, grp.getgrnam(GROUP).gr_gid)
+            os.chmod(self._path, 0o660)
+            runner = await self._runner(admin=True)
+            await web.SockSite(runner, sock).start()
+        except OSError:
+            sock.close()
+            raise
+        self._runners.append(runner)
+
+    async def _close(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
