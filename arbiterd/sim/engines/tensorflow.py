@@ -1,0 +1,224 @@
+"""A stand-in for ``tensorflow_model_server`` (REST; the gRPC port is only held open).
+
+Takes its whole pool at the first load (total x fraction), a smaller one when there is less; ports
+open only when every model is loaded; SIGTERM kills it at once, as the real one has no handler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Handler, Server, leak, say
+from arbiterd.sim.gpu import OutOfMemory
+from arbiterd.units import MIB
+
+_MODEL = re.compile(r'name:\s*"([^"]+)"\s+base_path:\s*"([^"]+)"')
+_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(?::(\w+)|(/metadata))?")
+_GROW_FIRST = 256 * MIB
+
+
+class State:
+    """Models and counters."""
+
+    def __init__(self) -> None:
+        self.faults = Faults()
+        self.card = Card()
+        self.models: dict[str, str] = {}
+        self.requests = 0
+        self.metrics_path = ""
+        self.lock = threading.Lock()
+
+
+class Rest(Handler):
+    """TensorFlow Serving's REST routes."""
+
+    state: State
+    routes: ClassVar[dict[tuple[str, str], str]] = {}
+
+    def other(self, path: str) -> None:
+        """Everything is matched by pattern, as there."""
+        if self.state.metrics_path and path == self.state.metrics_path:
+            self._metrics()
+            return
+        if path == "/v1/models":
+            self.reply(400, {"error": "Missing model name in request."})
+            return
+        match = _PATH.fullmatch(path)
+        if match is None:
+            kind = "text/html"
+            self.reply(
+                400 if path.startswith("/v1/models/") else 404,
+                "<html><body>Not Found</body></html>",
+                kind,
+            )
+        elif match[3]:
+            self._predict(match[1])
+        else:
+            self._status(match[1])
+
+    def _status(self, name: str) -> None:
+        if name not in self.state.models:
+            self.reply(404, {"error": f"Could not find any versions of model {name}"})
+            return
+        status = {"error_code": "OK", "error_message": ""}
+        row = {"version": self.state.models[name], "state": "AVAILABLE", "status": status}
+        self.reply(200, {"model_version_status": [row]})
+
+    def _predict(self, name: str) -> None:
+        body = self.body()
+        faults = self.state.faults
+        if name not in self.state.models:
+            self.reply(404, {"error": f"Servable not found for request: Latest({name})"})
+            return
+        faults.wait_while_hung()
+        if faults.take("oom_next_request"):
+            text = (
+                "OOM when allocating tensor with shape[64,1024,1024] and type float on "
+                "/job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc"
+            )
+            say(text)
+            self.reply(429, {"error": text})
+            return
+        instances = body.get("instances")
+        if not isinstance(instances, list) or not instances:
+            self.reply(400, {"error": "JSON Value: {} Is not object or has no instances"})
+            return
+        time.sleep(float(faults.get("predict_s", 0.01)))
+        with self.state.lock:
+            self.state.requests += 1
+        self.reply(200, {"predictions": [[0.1, 0.9] for _ in instances]})
+
+    def _metrics(self) -> None:
+        names = self.state.models
+        rows = "".join(
+            f':tensorflow:serving:request_count{{model_name="{name}",status="OK"}} {self.state.requests}\n'
+            for name in names
+        )
+        self.reply(200, f"# TYPE :tensorflow:serving:request_count counter\n{rows}", "text/plain")
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tensorflow_model_server", allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=8500)
+    parser.add_argument("--rest_api_port", type=int, default=0)
+    parser.add_argument("--per_process_gpu_memory_fraction", type=float, default=0.0)
+    parser.add_argument("--model_config_file")
+    parser.add_argument("--model_config_file_poll_wait_seconds", type=int, default=0)
+    parser.add_argument("--model_name", default="default")
+    parser.add_argument("--model_base_path")
+    parser.add_argument("--monitoring_config_file")
+    parser.add_argument("--batching_parameters_file")
+    parser.add_argument("--enable_batching", default="false")
+    parser.add_argument("--max_num_load_retries", type=int, default=5)
+    parser.add_argument("--version", action="version", version="TensorFlow ModelServer: 2.19.1")
+    return parser.parse_args(argv)
+
+
+def _load(state: State, options: argparse.Namespace) -> str:
+    """Load every model; returns the error, "" when all are there."""
+    pairs: list[tuple[str, str]] = []
+    if options.model_config_file:
+        pairs = _MODEL.findall(Path(options.model_config_file).read_text())
+    elif options.model_base_path:
+        pairs = [(options.model_name, options.model_base_path)]
+    missing = []
+    for name, path in pairs:
+        folder = Path(path)
+        found = (
+            sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        )
+        if found:
+            state.models[name] = found[-1]
+        else:
+            missing.append(f"{{Name: {name} Version: 1}} due to error: NOT_FOUND: {path}")
+    if missing:
+        return f"{len(missing)} model(s) did not become available: {{{'; '.join(missing)}}}"
+    return ""
+
+
+def _take_pool(state: State, fraction: float) -> None:
+    """Context, then the pool: whole unless growth is allowed; x0.9 until it fits."""
+    card = state.card
+    if not card.present:
+        say("failed call to cuInit: CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected")
+        return
+    card.alloc(CONTEXT_BYTES)
+    free, total = card.sizes()
+    wanted = int(total * fraction) if fraction else max(0, free - 500 * MIB)
+    if os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH") == "true":
+        wanted = min(wanted, _GROW_FIRST)
+    size = wanted
+    while size > MIB:
+        try:
+            card.alloc(size)
+            break
+        except OutOfMemory:
+            say(
+                f"failed to allocate {size / 2**30:.2f}GiB ({size} bytes) from device: CUDA_ERROR_OUT_OF_MEMORY: out of memory"
+            )
+            size = int(size * 0.9)
+    say(
+        "Created device /job:localhost/replica:0/task:0/device:GPU:0 with "
+        f"{size // MIB} MB memory:  -> device: 0, name: simulated"
+    )
+
+
+def main() -> int:
+    """Serve until killed."""
+    options = _options(sys.argv[1:])
+    state = Rest.state = State()
+    state.faults.at_start()
+    if options.monitoring_config_file:
+        text = Path(options.monitoring_config_file).read_text()
+        found = re.search(r'path:\s*"([^"]+)"', text)
+        state.metrics_path = found[1] if found else ""
+    error = _load(state, options)
+    if error:
+        say(error)
+        say(f"Failed to start server. Error: UNKNOWN: {error}")
+        return 255
+    time.sleep(float(state.faults.get("load_s", 0.4)))
+    _take_pool(state, options.per_process_gpu_memory_fraction)
+    grpc = _listen(options.port)
+    if grpc is None:
+        say("Failed to start server. Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server")
+        return 255
+    say(f"Running gRPC ModelServer at 0.0.0.0:{options.port} ...")
+    if options.rest_api_port:
+        try:
+            server = Server(("0.0.0.0", options.rest_api_port), Rest, listen=True)  # noqa: S104
+        except OSError:
+            say(f"Failed to start HTTP Server at localhost:{options.rest_api_port}")
+        else:
+            say(f"Exporting HTTP/REST API at:localhost:{options.rest_api_port} ...")
+            run: Callable[[], None] = server.serve_forever
+            threading.Thread(target=run, daemon=True).start()
+    leak(state.card, state.faults)
+    while True:
+        signal.pause()
+
+
+def _listen(port: int) -> socket.socket | None:
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind(("0.0.0.0", port))  # noqa: S104 - the real one cannot be bound to loopback
+        one.listen(16)
+    except OSError:
+        one.close()
+        return None
+    return one
+
+
+if __name__ == "__main__":
+    sys.exit(main())
