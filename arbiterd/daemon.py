@@ -165,7 +165,9 @@ class Daemon:
                 return 0
             if self._leaving == "stop" and published.decision.settled:
                 return 0
-            next_at = max(next_at + loop.settings.arbiter.poll_s, now)
+            poll_s = loop.settings.arbiter.poll_s
+            # A tick out of turn (an exit, an answer) moves the next one up, it never puts it off.
+            next_at = min(max(next_at + poll_s, now), now + poll_s)
             self.waker.wait(next_at - time.monotonic())
 
     def _listen(self, web: WebServer) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from arbiterd import procfs
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.errors import EX_CONFIG, ConfigRefused, Problem
@@ -55,11 +56,11 @@ def _host(loaded: Loaded) -> tuple[Problem, ...]:
     name = settings.source.path
     out: list[Problem] = []
     with polite():
-        devices, why = inventory()
+        devices, why = inventory(Path(settings.arbiter.state_dir))
         if devices:
             out += check_devices(loaded, devices)
         elif any(not share.cpu for share in settings.active.shares.values()):
-            text = f"the GPUs cannot be read: {why}"
+            text = why
             right = "GPU backends will wait until NVML answers"
             out.append(Problem(name, 0, f"modes.{settings.mode}", text, right, "warning"))
         out += _facts(loaded)
@@ -68,7 +69,7 @@ def _host(loaded: Loaded) -> tuple[Problem, ...]:
 
 def _facts(loaded: Loaded) -> list[Problem]:
     settings = loaded.settings
-    source = HostFactsSource(lambda _pid: None)
+    source = HostFactsSource(_ours)
     try:
         source.refresh(settings)
         deadline = time.monotonic() + HOST_WAIT_S
@@ -82,8 +83,13 @@ def _facts(loaded: Loaded) -> list[Problem]:
         key = f"backends.{backend}.command"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     for backend, text in facts.taken_ports.items():
-        if "gpu-arbiter-backend-" in text:
-            continue  # our own engine, running
         key = f"backends.{backend}.port"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     return out
+
+
+def _ours(pid: int) -> tuple[str, str] | None:
+    """An engine of ours that runs already: by its unit, or by the direct launcher's tag."""
+    unit = procfs.unit_of(pid)
+    tag = procfs.environ(pid).get("GPU_ARBITER_BACKEND", "")
+    return (tag, unit) if tag or unit.startswith("gpu-arbiter-backend-") else None

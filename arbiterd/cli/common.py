@@ -24,6 +24,7 @@ from arbiterd.errors import (
     ConfigRefused,
     Problem,
 )
+from arbiterd.inventory import Inventory
 from arbiterd.model.devices import Device
 from arbiterd.sense.nvml import NvmlSource
 
@@ -95,8 +96,8 @@ def polite() -> Iterator[None]:
         raise typer.Exit(EX_REFUSED) from None
 
 
-def inventory() -> tuple[tuple[Device, ...], str]:
-    """(devices, "") as NVML lists them now, or ((), why not)."""
+def inventory(state_dir: Path) -> tuple[tuple[Device, ...], str]:
+    """(devices, "") as NVML lists them now; else those of the daemon's last run, and why so."""
     source = NvmlSource()
     source.start()
     try:
@@ -105,12 +106,15 @@ def inventory() -> tuple[tuple[Device, ...], str]:
             now = time.monotonic()
             source.request(now, processes=False)
             snapshot = source.latest(now)
-            if snapshot.devices or now >= deadline:
-                break
-            if snapshot.nvml and now > deadline - NVML_WAIT_S + 1.0:
+            if snapshot.devices or snapshot.nvml or now >= deadline:
                 break
             time.sleep(0.02)
-        devices = tuple(seen.device for seen in snapshot.devices.values())
-        return devices, "" if devices else snapshot.nvml or "NVML does not answer"
     finally:
         source.close()
+    if snapshot.devices:
+        return tuple(seen.device for seen in snapshot.devices.values()), ""
+    why = f"the GPUs cannot be read: {snapshot.nvml or 'NVML does not answer'}"
+    known = Inventory(state_dir).known()
+    if known:
+        return known, f"{why}; shown with those of the daemon's last run"
+    return (), why

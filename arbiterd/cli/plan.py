@@ -40,7 +40,7 @@ def plan(
                 msg = f"there is no mode {mode!r}; {own.path} has {names}"
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
-        devices, why = inventory()
+        devices, why = inventory(Path(settings.arbiter.state_dir))
         rows, fits = _rows(settings, devices)
     if own.json:
         print_json(
@@ -141,7 +141,7 @@ def _print(
     how = sharing(settings.active, placements)
     out.print(f"[bold]mode {escape(settings.mode)}[/bold] ({how})")
     if why:
-        out.print(f"[yellow]the GPUs cannot be read: {escape(why)}[/yellow]")
+        out.print(f"[yellow]{escape(why)}[/yellow]")
     for device in devices:
         if device.mig_enabled:
             continue

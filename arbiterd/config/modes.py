@@ -155,7 +155,10 @@ def _check_gpu(ref: object, shares: list[Share], at: KeyPath, report: Report) ->
     if len(shares) < 2:
         return
     names = ", ".join(share.backend for share in shares)
+    blamed = {problem.key for problem in report.problems}
     for share in shares:
+        if ".".join((*at, share.backend, "memory")) in blamed:
+            continue  # a value that cannot be read is not a missing one
         if share.fraction is None and share.size_bytes is None:
             report.add(
                 (*at, share.backend),

@@ -13,6 +13,7 @@ from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.desk import Desk
 from arbiterd.core.lifecycle import step
 from arbiterd.core.orphans import find_orphans
+from arbiterd.core.limits import BLOCKED_AFTER_S
 from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
 from arbiterd.core.requests import take_requests
@@ -87,7 +88,8 @@ def _availability(desk: Desk) -> None:
     expected = [b for b in desk.backends.values() if desk.wanted(b.name) and not b.parked]
     up = [b for b in expected if b.phase is Phase.READY and b.vitals.sick_since is None]
     open_ = desk.open_incident("", "", EventName.ALL_UNAVAILABLE)
-    settled = all(b.ready_at is not None or b.attempt or b.blocked_by for b in expected)
+    now = desk.seen.now  # a first start is no outage
+    settled = all(b.ready_at or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
     if up and open_:
         desk.close_incident(open_.id, EventName.RECOVERED, f"{up[0].name} takes work again")
     elif expected and not up and not open_ and settled and not desk.state.stop_all:

@@ -107,7 +107,8 @@ def _count_work(
     still = now - vitals.work_at
     if still < max(5.0, stuck_after_s / 3):
         return vitals
-    why = f"{progress.running} requests running and no counter moved for {still:.0f} s"
+    outstanding = f"{progress.running} running and {progress.waiting} waiting requests"
+    why = f"{outstanding}, and no counter moved for {still:.0f} s"
     return replace(vitals, stuck=True, why=why, proof_at=vitals.work_at)
 
 

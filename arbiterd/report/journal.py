@@ -98,8 +98,10 @@ class Journal:
         stamp = structlog.processors.TimeStamper(
             fmt="%H:%M:%S" if mode == "pretty" else "iso", utc=mode != "pretty", key="timestamp"
         )
+        # JSON lines carry the journal's field names (contract, section 2)
+        named = [] if mode == "pretty" else [structlog.processors.EventRenamer("MESSAGE")]
         self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(sys.stderr), processors=[stamp, render]
+            structlog.WriteLogger(sys.stderr), processors=[stamp, *named, render]
         )
 
     def write(self, event: Event, mode: str) -> None:
