@@ -319,9 +319,6 @@ class Daemon:
         doing = "stopping every backend" if self._leaving == "stop" else "backends keep running"
         self._journal.say(Severity.NOTICE, f"leaving ({by}): {doing}")
         self._notify.stopping()
-        if self._leaving == "stop":
-            request = OperatorRequest(f"req-{uuid.uuid4().hex[:8]}", Verb.STOP_ALL, "", by)
-            self._requests.put(request)
 
     # -- out -----------------------------------------------------------------------------------
     def _publish(self, published: Published, events: Sequence[Event]) -> None:

@@ -38,9 +38,8 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     desk = Desk(observation, state, settings, placements)
 
-    stop_all = take_requests(desk)
-    state = desk.state = replace(state, stop_all=state.stop_all or stop_all)
     meet(desk)
+    take_requests(desk)
     if state.first_tick:
         adopt(desk)
     ledgers = _ledgers(desk)
@@ -92,7 +91,7 @@ def _availability(desk: Desk) -> None:
     settled = all(b.ready_at or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
     if up and open_:
         desk.close_incident(open_.id, EventName.RECOVERED, f"{up[0].name} takes work again")
-    elif expected and not up and not open_ and settled and not desk.state.stop_all:
+    elif expected and not up and not open_ and settled and not desk.seen.stopping:
         names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
         text = f"no backend takes work: {names}"
         desk.raise_incident(EventName.ALL_UNAVAILABLE, Severity.CRITICAL, text)

@@ -112,7 +112,7 @@ def bury(desk: Desk, backend: BackendState) -> None:
         return
     if backend.gone_at is None:
         backend = desk.put(replace(backend, gone_at=desk.seen.now))
-    if released(desk, backend):
+    if released(desk, backend) or desk.seen.stopping:  # nothing starts after us: no bytes to await
         _gone(desk, backend)
     elif desk.seen.now - (backend.gone_at or desk.seen.now) >= RELEASE_SLOW_S:
         _say_slow(desk, backend, "its processes are gone")

@@ -55,8 +55,7 @@ def step(desk: Desk, backend: BackendState) -> None:
 
 def runnable(desk: Desk, backend: BackendState) -> bool:
     """Whether this backend should run at all now."""
-    leaving = desk.state.stop_all or desk.seen.stopping
-    return desk.wanted(backend.name) is not None and not backend.parked and not leaving
+    return desk.wanted(backend.name) is not None and not backend.parked and not desk.seen.stopping
 
 
 def stop(desk: Desk, backend: BackendState, after: After, reason: str) -> None:

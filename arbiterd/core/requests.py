@@ -11,18 +11,18 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 
 
-def take_requests(desk: Desk) -> bool:
-    """Note every request in the states; returns whether everything shall stop."""
-    stop_all = False
+def take_requests(desk: Desk) -> None:
+    """Note every request in the states of the backends."""
     for request in desk.seen.requests:
         if request.verb is Verb.STOP_ALL:
-            stop_all = True
-            desk.tell(
-                EventName.STOP, Severity.NOTICE, f"stopping everything, asked by {request.by}"
-            )
+            text = f"stopping every backend, asked by {request.by}"
+            desk.tell(EventName.STOP, Severity.NOTICE, text)
+            for name, backend in list(desk.backends.items()):
+                # each stays stopped until it is resumed
+                if desk.wanted(name) is not None:
+                    desk.put(replace(backend, parked=True))
         elif request.backend in desk.backends:
             _one(desk, request)
-    return stop_all
 
 
 def _one(desk: Desk, request: OperatorRequest) -> None:

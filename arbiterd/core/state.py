@@ -117,5 +117,4 @@ class State:
     incidents: tuple[Incident, ...] = ()
     orphans: Mapping[tuple[int, int], float] = field(default_factory=dict)
     orphan_pending: str = ""
-    stop_all: bool = False
     overheads: Mapping[str, int] = field(default_factory=dict)

@@ -101,7 +101,13 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     found = _problems(tmp_path, text + "[arbiter]\nhedroom = 1\n")
     keys = [p.key for p in found]
     assert keys == sorted(keys, key=lambda key: next(p.line for p in found if p.key == key))
-    assert {"mode", "backends.ollama.modles", "modes.A.vllm.memory", "modes.B.vllm.port", "arbiter.hedroom"} <= set(keys)
+    assert {
+        "mode",
+        "backends.ollama.modles",
+        "modes.A.vllm.memory",
+        "modes.B.vllm.port",
+        "arbiter.hedroom",
+    } <= set(keys)
 
 
 def test_a_problem_is_one_line_with_file_line_and_key(tmp_path: Path) -> None:
@@ -136,4 +142,6 @@ def test_a_bad_value_of_the_environment_names_the_variable(tmp_path: Path) -> No
     path.write_text(FIFTEEN)
     with pytest.raises(ConfigRefused) as refused:
         load(path, {"GPU_ARBITER_ARBITER__POLL": "250"})
-    assert str(refused.value.problems[0]).startswith("environment GPU_ARBITER_ARBITER__POLL:0: arbiter.poll:")
+    assert str(refused.value.problems[0]).startswith(
+        "environment GPU_ARBITER_ARBITER__POLL:0: arbiter.poll:"
+    )

@@ -40,7 +40,9 @@ def _load(tmp_path: Path, text: str = FIFTEEN, **environ: str) -> Settings:
 def test_fifteen_lines_are_enough(tmp_path: Path) -> None:
     """Everything else has the contract's default."""
     settings = _load(tmp_path)
-    tensorflow, vllm, ollama = (settings.active.backends[n] for n in ("tensorflow", "vllm", "ollama"))
+    tensorflow, vllm, ollama = (
+        settings.active.backends[n] for n in ("tensorflow", "vllm", "ollama")
+    )
     assert (tensorflow.kind, tensorflow.port, tensorflow.grpc_port) == (Kind.TENSORFLOW, 8501, 8500)
     assert (vllm.port, vllm.engine_port, vllm.priority) == (8000, 18000, 30)
     assert (ollama.port, ollama.command) == (11434, ("ollama", "serve"))
@@ -81,7 +83,7 @@ def test_a_gpu_has_five_forms(
     tmp_path: Path, written: str, refs: tuple[GpuRef, ...], cpu: bool
 ) -> None:
     """Index, uuid, MIG uuid, a list of these, cpu."""
-    text = FIFTEEN.replace('tensorflow = { gpu = 0 }', f"tensorflow = {{ gpu = {written} }}")
+    text = FIFTEEN.replace("tensorflow = { gpu = 0 }", f"tensorflow = {{ gpu = {written} }}")
     share = _load(tmp_path, text).modes["B"].shares["tensorflow"]
     assert (share.gpus, share.cpu) == (refs, cpu)
 
@@ -137,7 +139,11 @@ def test_hardware_binds_the_active_mode_and_warns_of_others(tmp_path: Path) -> N
 def test_caps_and_headroom_must_fit_the_card(tmp_path: Path) -> None:
     """The sum is shown, and by how much it is too large."""
     path = tmp_path / "f.toml"
-    path.write_text(FIFTEEN.replace('vllm       = { gpu = 0, memory = "55%" }', 'vllm = { gpu = 0, memory = "14GiB" }'))
+    path.write_text(
+        FIFTEEN.replace(
+            'vllm       = { gpu = 0, memory = "55%" }', 'vllm = { gpu = 0, memory = "14GiB" }'
+        )
+    )
     found = [p for p in check_devices(load(path, {}), [_card()]) if p.severity == "error"]
     assert len(found) == 1
     assert "headroom" in found[0].wrong
