@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,13 +18,12 @@ from arbiterd import procfs
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
-from arbiterd.config import Loaded, load
+from arbiterd.config import Loaded, load, runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import Settings
 
 LAST_GOOD = "last-good.toml"
-DEFAULT_RUNTIME_DIR = "/run/gpu-arbiter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
     try:
         return Start(load(path, environ))
     except ConfigRefused as refused:
-        runtime = _runtime_dir(path, environ)
+        runtime = runtime_dir_of(path, environ)
         good = runtime / LAST_GOOD
         if not good.exists() or not engines_alive(runtime):
             raise
@@ -57,17 +55,6 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
         source = replace(loaded.settings.source, path=str(path))
         settings = replace(loaded.settings, source=source)
         return Start(replace(loaded, settings=settings), refused.problems)
-
-
-def _runtime_dir(path: Path, environ: Mapping[str, str]) -> Path:
-    """The runtime_dir of a file that cannot be loaded, as far as it can be told."""
-    named = environ.get("GPU_ARBITER_ARBITER__RUNTIME_DIR")
-    if named:
-        return Path(named)
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Path(str(tomllib.loads(path.read_text())["arbiter"]["runtime_dir"]))
-    first = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return Path(first or DEFAULT_RUNTIME_DIR)
 
 
 def engines_alive(runtime_dir: Path) -> bool:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from arbiterd.cli.client import Client, Json, Refused, Unreachable
-from arbiterd.config import default_path, load
+from arbiterd.config import default_path, runtime_dir_of
 from arbiterd.errors import (
     EX_CONFIG,
     EX_REFUSED,
@@ -28,7 +28,6 @@ from arbiterd.inventory import Inventory
 from arbiterd.model.devices import Device
 from arbiterd.sense.nvml import NvmlSource
 
-DEFAULT_SOCKET = Path("/run/gpu-arbiter/admin.sock")
 NVML_WAIT_S = 3.0
 
 
@@ -49,11 +48,7 @@ class Globals:
         """The daemon: by --socket, else by the runtime_dir of the file, else the default place."""
         if self.socket is not None:
             return Client(self.socket)
-        try:
-            runtime = load(self.path, dict(os.environ)).settings.arbiter.runtime_dir
-        except ConfigRefused:
-            return Client(DEFAULT_SOCKET)
-        return Client(Path(runtime) / "admin.sock")
+        return Client(runtime_dir_of(self.path, os.environ) / "admin.sock")
 
 
 def globals_of(context: typer.Context) -> Globals:

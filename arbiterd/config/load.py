@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from arbiterd.model.settings import (
 )
 
 DEFAULT = Path("/etc/gpu-arbiter.toml")
+DEFAULT_RUNTIME_DIR = "/run/gpu-arbiter"
+_RUNTIME_DIR = re.compile(r"""^\s*runtime_dir\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,21 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
     if made is None or report.errors:
         raise ConfigRefused(report.errors)
     return Loaded(made, report.warnings, text, report)
+
+
+def runtime_dir_of(path: Path, environ: Mapping[str, str]) -> Path:
+    """The runtime_dir of a file that may be broken: whoever operates or guards a running daemon must
+    find it although the edited file cannot be loaded.
+    """
+    named = environ.get("GPU_ARBITER_ARBITER__RUNTIME_DIR")
+    if named:
+        return Path(named)
+    with suppress(OSError, UnicodeDecodeError):
+        found = _RUNTIME_DIR.search(path.read_text(encoding="utf-8"))
+        if found:
+            return Path(found[1])
+    first = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return Path(first or DEFAULT_RUNTIME_DIR)
 
 
 def _text(path: Path) -> str:

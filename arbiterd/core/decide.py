@@ -88,7 +88,7 @@ def _availability(desk: Desk) -> None:
     up = [b for b in expected if b.phase is Phase.READY and b.vitals.sick_since is None]
     open_ = desk.open_incident("", "", EventName.ALL_UNAVAILABLE)
     now = desk.seen.now  # a first start is no outage
-    settled = all(b.ready_at or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
+    settled = all(b.start_took_s or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
     if up and open_:
         desk.close_incident(open_.id, EventName.RECOVERED, f"{up[0].name} takes work again")
     elif expected and not up and not open_ and settled and not desk.seen.stopping:

@@ -222,6 +222,8 @@ def _gone(desk: Desk, backend: BackendState) -> None:
         hard_deadline=None,
         release_slow_said=False,
         warm_done=False,
+        warm_failures=0,
+        warm_not_before=0.0,
     )
     _rest(desk, changed)
 
