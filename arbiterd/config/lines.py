@@ -16,9 +16,8 @@ _KEY = re.compile(
 )
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*'""")
 _TABLE = re.compile(r"\s*\[(\[?)\s*(.*?)\s*\]\]?\s*(?:#.*)?$")
-_STRING = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""' r"|'''.*?'''" r'|"(?:[^"\\\n]|\\.)*"' r"|'[^'\n]*'", re.DOTALL
-)
+_STRINGS = (r'"""(?:[^\\]|\\.)*?"""', r"'''.*?'''", r'"(?:[^"\\\n]|\\.)*"', r"'[^'\n]*'")
+_STRING = re.compile("|".join(_STRINGS), re.DOTALL)
 
 
 def _parts(text: str) -> Path:

@@ -12,8 +12,8 @@ from arbiterd.core import gpus, ledger
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.desk import Desk
 from arbiterd.core.lifecycle import step
-from arbiterd.core.orphans import find_orphans
 from arbiterd.core.limits import BLOCKED_AFTER_S
+from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
 from arbiterd.core.requests import take_requests

@@ -192,7 +192,7 @@ class Desk:
                     for r in incident.actions
                 )
                 changed = replace(incident, actions=records)
-                self._edit(incident.id, lambda _old: changed)
+                self.incidents = [changed if i.id == changed.id else i for i in self.incidents]
                 return
 
     def _edit(self, incident_id: str, change: Change) -> None:

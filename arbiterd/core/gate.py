@@ -7,6 +7,8 @@ loads on a device never overlap.
 
 from __future__ import annotations
 
+from typing import Self
+
 from arbiterd.core.desk import Desk
 from arbiterd.core.limits import FRESH_SAMPLES
 from arbiterd.core.placement import headroom_bytes
@@ -30,7 +32,7 @@ class Blocked(str):
     __slots__ = ("kind",)
     kind: str
 
-    def __new__(cls, text: str, kind: str) -> Blocked:
+    def __new__(cls, text: str, kind: str) -> Self:
         """Make the sentence."""
         self = super().__new__(cls, text)
         self.kind = kind

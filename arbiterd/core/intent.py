@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from arbiterd.model.settings import BackendSettings, Share
 
-Plain: TypeAlias = "str | int | float | bool | None | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 
 # What the arbiter alone acts on: the engine need not notice a change of these.
 _ARBITER_ONLY = frozenset(

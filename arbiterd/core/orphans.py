@@ -38,7 +38,7 @@ def find_orphans(desk: Desk) -> tuple[dict[tuple[int, int], float], str]:
                 due.setdefault(process.holder, []).append(process.ref)
                 gpu_of[process.holder] = uuid
     if due and not pending:
-        name = sorted(due)[0]
+        name = min(due)
         pending = _kill(desk, name, gpu_of[name], tuple(dict.fromkeys(due[name])))
     return seen, pending
 

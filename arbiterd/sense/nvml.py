@@ -287,7 +287,7 @@ def _numbered(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
 
 def _blinded(one: DeviceObservation, why: str, since: float) -> DeviceObservation:
     """What is too old is unknown, not wrong: nothing may be decided on it."""
-    if one.state not in (GpuState.OK,):
+    if one.state is not GpuState.OK:
         return one
     unknown = Unknown(why, since)
     state = GpuState.HUNG if "hung" in why else GpuState.UNKNOWN

@@ -34,7 +34,7 @@ def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _enum(values: type[Phase] | type[GpuState] | type[Pressure]) -> Schema:
+def _enum(values: type[Phase | GpuState | Pressure]) -> Schema:
     return {"type": "string", "enum": [one.value for one in values]}
 
 
@@ -42,10 +42,16 @@ def _schemas() -> Schema:
     row = _object(holder=_TEXT)
     row["properties"] |= {"cap": _BYTES, "booked": _BYTES, "used": _maybe(_BYTES), "pids": _PIDS}
     action = _object(
-        id=_TEXT, action=_TEXT, target=_TEXT, reason=_TEXT, started_at=_TIME,
-        took_ms=_maybe(_NUMBER), bytes_expected=_maybe(_BYTES), bytes_freed=_maybe(_BYTES),
+        id=_TEXT,
+        action=_TEXT,
+        target=_TEXT,
+        reason=_TEXT,
+        started_at=_TIME,
+        took_ms=_maybe(_NUMBER),
+        bytes_expected=_maybe(_BYTES),
+        bytes_freed=_maybe(_BYTES),
         outcome=_TEXT,
-    )  # fmt: skip
+    )
     return {
         "Error": _object(error=_object(code=_TEXT, message=_TEXT)),
         "LedgerRow": row,
@@ -58,7 +64,7 @@ def _schemas() -> Schema:
             pressure=_enum(Pressure),
             time_to_full_s=_maybe(_NUMBER),
             ledger=_list("LedgerRow"),
-        ),  # fmt: skip
+        ),
         "Backend": _object(
             name=_TEXT,
             kind=_TEXT,
@@ -76,7 +82,7 @@ def _schemas() -> Schema:
             queued={"type": "integer"},
             url=_maybe(_TEXT),
             health=_object(ok=_maybe(_BOOL), latency_ms=_maybe(_NUMBER), age_s=_maybe(_NUMBER)),
-        ),  # fmt: skip
+        ),
         "Action": action,
         "Incident": _object(
             id=_TEXT,
@@ -89,7 +95,7 @@ def _schemas() -> Schema:
             summary=_TEXT,
             evidence=_object(pids=_PIDS),
             actions=_list("Action"),
-        ),  # fmt: skip
+        ),
         "Status": _object(
             version=_TEXT,
             mode=_TEXT,
@@ -105,14 +111,14 @@ def _schemas() -> Schema:
             gpus=_list("Gpu"),
             backends=_list("Backend"),
             incidents_open=_list("Incident"),
-        ),  # fmt: skip
+        ),
         "Ready": _object(
             backend=_TEXT,
             accepting=_BOOL,
             phase=_enum(Phase),
             reason=_TEXT,
             retry_after_s={"type": "integer"},
-        ),  # fmt: skip
+        ),
         "Route": _object(backend=_TEXT, url=_TEXT, model=_TEXT, reason=_TEXT, advice=_TEXT),
         "Ok": _object(ok=_BOOL),
     }
@@ -122,8 +128,9 @@ def _reply(schema: Schema, text: str = "done") -> Schema:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _operation(summary: str, schema: Schema, *errors: int, query: tuple[str, ...] = (),
-               name: bool = False) -> Schema:  # fmt: skip
+def _operation(
+    summary: str, schema: Schema, *errors: int, query: tuple[str, ...] = (), name: bool = False
+) -> Schema:
     parameters: list[Schema] = [
         {"name": one, "in": "query", "required": False, "schema": _TEXT} for one in query
     ]
@@ -165,13 +172,13 @@ def document() -> Schema:
                 422,
                 503,
                 query=("model", "backend"),
-            ),  # fmt: skip
+            ),
             "/v1/incidents": _operation(
                 "Incidents, newest first",
                 _object(incidents=_list("Incident")),
                 422,
                 query=("limit", "since", "backend"),
-            ),  # fmt: skip
+            ),
             "/metrics": metrics,
         },
         "components": {"schemas": _schemas()},

@@ -48,7 +48,7 @@ async def as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
         reply = error(404, "not_found", text)
     except web.HTTPException as failed:
         reply = error(failed.status, "http_error", failed.reason)
-    except Exception:  # noqa: BLE001 - the boundary: a bug in rendering must not show a traceback
+    except Exception:
         request.app.logger.exception("rendering %s failed", request.path)
         reply = error(500, "bug", "this answer could not be made; the journal says why")
     for key, value in _SAFE.items():

@@ -20,12 +20,17 @@ PAIR = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }\nollama = { gpu = 0, memor
 
 def _core_of(host: Host) -> int:
     """Pid of vLLM's EngineCore."""
-    return next(p for p in host.backend("vllm")["pids"] if "vllm_core" in procfs.command(p))
+    return _pid_of(host, "vllm_core")
 
 
 def _main_of(host: Host) -> int:
     """Pid of vLLM's API server."""
-    return next(p for p in host.backend("vllm")["pids"] if "vllm serve" in procfs.command(p))
+    return _pid_of(host, "vllm serve")
+
+
+def _pid_of(host: Host, part: str) -> int:
+    pids: list[int] = host.backend("vllm")["pids"]
+    return next(pid for pid in pids if part in procfs.command(pid))
 
 
 def test_a_killed_api_server_leaves_no_orphan(host: Host) -> None:
@@ -214,7 +219,8 @@ def test_slow_release_is_waited_for(host: Host) -> None:
 
 def test_an_engine_that_ends_is_noticed_at_once(host: Host) -> None:
     """From SIGKILL to the journal's exit event: well under a second on a busy test machine (the
-    benchmark measures it properly)."""
+    benchmark measures it properly).
+    """
     host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
     host.start()
     host.wait_ready()

@@ -46,8 +46,7 @@ class Host:
         """The file: ``modes`` are the [modes.X] tables; ``keys`` adds keys to a backend."""
         more = keys or {}
         parts = [f'mode = "{mode}"', self._arbiter()]
-        for name in only:
-            parts.append(f"[backends.{name}]\n{self._backend(name)}\n{more.get(name, '')}")
+        parts += [f"[backends.{n}]\n{self._backend(n)}\n{more.get(n, '')}" for n in only]
         self.config.write_text("\n\n".join([*parts, backends, modes, extra]) + "\n")
 
     def _arbiter(self) -> str:

@@ -19,7 +19,19 @@ from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, leak,
 from arbiterd.sim.gpu import OutOfMemory
 
 TOKEN_S = 0.02
-_WORDS = "one card can serve three engines when somebody keeps the peace".split()
+_WORDS = [
+    "one",
+    "card",
+    "can",
+    "serve",
+    "three",
+    "engines",
+    "when",
+    "somebody",
+    "keeps",
+    "the",
+    "peace",
+]
 
 
 def main() -> int:

@@ -196,7 +196,7 @@ def main() -> int:
     say(f"Running gRPC ModelServer at 0.0.0.0:{options.port} ...")
     if options.rest_api_port:
         try:
-            server = Server(("0.0.0.0", options.rest_api_port), Rest, listen=True)  # noqa: S104
+            server = Server(("0.0.0.0", options.rest_api_port), Rest, listen=True)
         except OSError:
             say(f"Failed to start HTTP Server at localhost:{options.rest_api_port}")
         else:
@@ -212,7 +212,7 @@ def _listen(port: int) -> socket.socket | None:
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        one.bind(("0.0.0.0", port))  # noqa: S104 - the real one cannot be bound to loopback
+        one.bind(("0.0.0.0", port))
         one.listen(16)
     except OSError:
         one.close()

@@ -330,7 +330,7 @@ def main() -> int:
     faults = Faults()
     faults.at_start()
     try:
-        server = Server((options.host or "0.0.0.0", options.port), Api, listen=False)  # noqa: S104
+        server = Server((options.host or "0.0.0.0", options.port), Api, listen=False)
     except OSError as error:
         say(f"OSError: [Errno {error.errno}] Address already in use")
         return 1

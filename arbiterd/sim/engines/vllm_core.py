@@ -191,7 +191,21 @@ class Core:
         self.link.send(id=number, done=True)
 
 
-_WORDS = "the quick brown fox jumps over the lazy dog and shares its card".split()
+_WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "and",
+    "shares",
+    "its",
+    "card",
+]
 
 
 def main() -> int:
