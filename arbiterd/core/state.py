@@ -48,8 +48,8 @@ class BackendState:
     ``pending``: id of the action in flight for it, "" for none. ``held``: an operator drained it.
     ``parked``: an operator stopped it by hand; it stays so until resume.
     ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
-    last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``gone_at``: its last process
-    was gone; from then on its bytes must come back.
+    last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``gone_at``:
+    its last process was gone; from then on its bytes must come back.
     """
 
     name: str

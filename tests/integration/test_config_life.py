@@ -238,7 +238,7 @@ def test_a_taken_listen_address_does_not_leave_engines_unguarded(host: Host) -> 
             stdout=log,
         )
         log.close()
-        wait_until(lambda: (host.home / "run" / "admin.sock").exists(), 10, "the socket")
+        wait_until((host.home / "run" / "admin.sock").exists, 10, "the socket")
         host.wait_event("port_taken")
         found = json.loads(host.ctl("status", "--json").stdout)
         assert found["notes"]

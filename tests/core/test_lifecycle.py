@@ -1,0 +1,444 @@
+"""The life of a backend, as facts about an imaginary host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from arbiterd.core.decide import decide
+from arbiterd.core.state import State
+from arbiterd.model.actions import Verb
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import Pressure
+from arbiterd.model.events import EventName
+from arbiterd.model.launch import Exit
+from arbiterd.model.observation import HostFacts
+from arbiterd.model.settings import Mode
+from arbiterd.units import GIB, MIB
+from tests.core.world import OLLAMA, TF, VLLM, Engine, World, only, settings, share
+
+
+def test_engines_start_in_order_each_to_readiness() -> None:
+    """TensorFlow, vLLM, Ollama; never two at a time."""
+    world = World(settings())
+    order = []
+    for _ in range(60):
+        world.tick()
+        starting = [n for n in world.settings.active.shares if world.phase(n) is Phase.STARTING]
+        assert len(starting) <= 1
+        order += [n for n in starting if n not in order]
+    assert order == ["tensorflow", "vllm", "ollama"]
+    assert all(world.view(n).accepting for n in order)
+
+
+def test_nothing_starts_on_fewer_than_three_samples() -> None:
+    """Judge nothing on stale or single readings."""
+    world = World(only("vllm"))
+    world.tick(2)
+    assert world.phase("vllm") is Phase.WAITING
+    world.until("vllm", Phase.STARTING, ticks=5)
+
+
+def test_the_first_model_is_loaded_and_until_then_nothing_is_accepted() -> None:
+    """Ollama's warm model; a second look does not load it again."""
+    world = World(only("ollama")).up()
+    assert world.loads == ["qwen2.5:3b"]
+    assert world.view("ollama").accepting
+    world.tick(200)
+    assert world.loads == ["qwen2.5:3b"]
+
+
+def test_a_start_without_room_waits_and_names_the_holder_after_ten_seconds() -> None:
+    """The stranger is named with pid, user and unit; it is never stopped."""
+    world = World(only("vllm"))
+    world.strangers[7] = ("GPU-0", 20 * GIB)
+    world.tick(30)
+    assert world.phase("vllm") is Phase.WAITING
+    assert world.told(EventName.BLOCKED_START) == 0
+    world.tick(20)
+    assert world.told(EventName.BLOCKED_START) == 1
+    assert "pid 7 (python of bob, x.service) 20.00 GiB" in world.view("vllm").reason
+    del world.strangers[7]
+    world.up()
+    assert world.told(EventName.RECOVERED, "vllm") == 1
+
+
+def test_one_that_waits_for_room_does_not_hold_up_the_next() -> None:
+    """vLLM cannot fit beside the stranger, Ollama can: it starts."""
+    world = World(only("vllm", "ollama"))
+    world.strangers[7] = ("GPU-0", 12 * GIB)
+    world.until("ollama", Phase.READY)
+    assert world.phase("vllm") is Phase.WAITING
+
+
+def test_a_missing_command_blocks_that_backend_only() -> None:
+    """The reason is the host's sentence."""
+    world = World(
+        only("vllm", "ollama"), host=HostFacts(missing_commands={"vllm": "vllm is not there"})
+    )
+    world.until("ollama", Phase.READY)
+    assert world.view("vllm").reason == "vllm is not there"
+
+
+def test_death_is_examined_cleaned_up_and_restarted_after_back_off() -> None:
+    """stopping → backoff → waiting → starting → ready, with one incident from first to last."""
+    world = World(only("vllm")).up()
+    world.die("vllm", Exit(signal=9), orphan=True)
+    phases = []
+    for _ in range(60):
+        world.tick()
+        if not phases or phases[-1] is not world.phase("vllm"):
+            phases.append(world.phase("vllm"))
+    assert phases[:3] == [Phase.STOPPING, Phase.BACKOFF, Phase.WAITING]
+    assert phases[-1] is Phase.READY
+    assert world.stopped == ["vllm"]
+    assert world.decision is not None
+    mine = [i for i in world.decision.incidents if i.backend == "vllm"]
+    assert len(mine) == 1
+    assert mine[0].closed_at is not None
+    assert world.view("vllm").restarts == 1
+
+
+def test_exit_zero_unasked_is_a_failure() -> None:
+    """vLLM ends with 0 when its engine core dies (vllm #48966)."""
+    world = World(only("vllm")).up()
+    world.die("vllm", Exit(code=0))
+    world.tick(2)
+    assert world.told(EventName.EXIT, "vllm") == 1
+    world.until("vllm", Phase.READY)
+
+
+@pytest.mark.parametrize("name", ["vllm", "tensorflow", "ollama"])
+def test_the_innocent_are_never_touched(name: str) -> None:
+    """Whoever dies, only it is stopped."""
+    world = World(settings()).up()
+    world.die(name, Exit(code=1), "boom")
+    world.until(name, Phase.READY)
+    assert set(world.stopped) == {name}
+
+
+def test_five_failures_open_the_breaker_and_one_try_comes_every_five_minutes() -> None:
+    """failed, one crash_loop event; a half-open start after 300 s; success closes the incident."""
+    world = World(only("vllm"), crash_on_start={"vllm": (Exit(code=1), "boom")})
+    world.until("vllm", Phase.FAILED, ticks=2000)
+    assert world.told(EventName.CRASH_LOOP) == 1
+    began = world.now
+    world.crash_on_start = {}
+    world.until("vllm", Phase.STARTING, ticks=2000)
+    assert 290 <= world.now - began <= 310
+    world.until("vllm", Phase.READY)
+
+
+def test_back_off_doubles_and_is_bounded() -> None:
+    """1 s, 2 s, 4 s with up to 25 % jitter."""
+    world = World(only("vllm"), crash_on_start={"vllm": (Exit(code=1), "boom")})
+    waits = []
+    for _ in range(4):
+        world.until("vllm", Phase.BACKOFF, ticks=2000)
+        began = world.now
+        world.until("vllm", Phase.WAITING, ticks=2000)
+        waits.append(world.now - began)
+    for got, wanted in zip(waits, (1, 2, 4, 8), strict=True):
+        assert wanted <= got + 0.25 <= wanted * 1.25 + 0.8
+
+
+def test_a_cause_that_retrying_cannot_cure_is_not_retried() -> None:
+    """A bad flag: failed at once, until resume or another configuration."""
+    world = World(
+        only("vllm"),
+        crash_on_start={"vllm": (Exit(code=2), "vllm: error: unrecognized arguments: --x")},
+    )
+    world.until("vllm", Phase.FAILED)
+    world.tick(400, dt=10.0)
+    assert world.phase("vllm") is Phase.FAILED
+    assert "--x" in world.view("vllm").reason
+    world.crash_on_start = {}
+    world.ask(Verb.RESUME, "vllm")
+    world.until("vllm", Phase.READY)
+
+
+def test_the_next_start_waits_for_the_bytes() -> None:
+    """Ten seconds of release lag: no start before; release_slow only after twenty."""
+    world = World(only("vllm"), lag_s=10.0).up()
+    world.ask(Verb.RESTART, "vllm")
+    world.until("vllm", Phase.STOPPING)
+    began = world.now
+    world.until("vllm", Phase.STARTING)
+    assert world.now - began >= 10
+    assert world.told(EventName.RELEASE_SLOW) == 0
+
+
+def test_a_release_that_takes_too_long_is_an_incident() -> None:
+    """Thirty seconds: release_slow, then over."""
+    world = World(only("vllm"), lag_s=30.0).up()
+    world.ask(Verb.RESTART, "vllm")
+    world.until("vllm", Phase.STARTING)
+    assert world.told(EventName.RELEASE_SLOW) == 1
+
+
+def test_a_sick_engine_stops_accepting_and_is_restarted_after_stuck_after() -> None:
+    """Three bad probes; the restart comes when stuck_after has passed."""
+    world = World(only("vllm")).up()
+    world.engines["vllm"].ok = False
+    world.tick(4)
+    assert not world.view("vllm").accepting
+    assert world.phase("vllm") is Phase.READY
+    world.until("vllm", Phase.STOPPING)
+    assert world.told(EventName.UNHEALTHY) == 1
+
+
+def test_one_bad_probe_is_load_not_death() -> None:
+    """Thresholds both ways."""
+    world = World(only("tensorflow")).up()
+    world.engines["tensorflow"].ok = False
+    world.tick(2)
+    world.engines["tensorflow"].ok = True
+    world.tick(10)
+    assert world.view("tensorflow").accepting
+    assert world.told(EventName.UNHEALTHY) == 0
+
+
+def test_a_canary_that_does_not_come_back_is_stuck() -> None:
+    """Idle and /health says yes: two canaries fail, accepting ends, restart after stuck_after."""
+    world = World(only("vllm")).up()
+    world.engines["vllm"].canary_ok = False
+    for _ in range(120):
+        world.tick()
+        if not world.view("vllm").accepting:
+            break
+    assert world.told(EventName.STUCK) == 1
+    world.until("vllm", Phase.STOPPING)
+
+
+def test_counters_that_stand_still_under_load_are_stuck() -> None:
+    """Requests run, work does not move for a third of stuck_after."""
+    world = World(only("vllm")).up()
+    world.engines["vllm"].running = 4
+    world.tick(20)
+    assert world.view("vllm").accepting
+    world.tick(40)
+    assert not world.view("vllm").accepting
+    assert "no counter moved" in world.view("vllm").reason
+
+
+def test_counters_that_move_are_health_enough() -> None:
+    """A busy engine is sent no canary and stays accepting."""
+    world = World(only("vllm")).up()
+    world.engines["vllm"].running = 4
+    for _ in range(300):
+        world.engines["vllm"].work += 1
+        decision = world.tick()
+        assert not any(p.canary_due for p in decision.probes)
+    assert world.view("vllm").accepting
+
+
+def test_blind_means_no_start_no_stop() -> None:
+    """NVML hangs: what runs runs on, what waits waits, the incident is told once."""
+    world = World(settings()).up()
+    world.blind = "hung for 5.0 s"
+    world.tick(40)
+    assert all(world.view(n).accepting for n in world.settings.active.shares)
+    assert world.stopped == []
+    assert world.told(EventName.DRIVER_HUNG) == 1
+    world.die("ollama", Exit(code=1), "boom")
+    world.tick(100)
+    assert world.phase("ollama") is not Phase.STARTING
+    world.blind = ""
+    world.until("ollama", Phase.READY)
+    assert world.told(EventName.DRIVER_BACK) == 1
+
+
+def test_a_lost_gpu_blocks_only_its_own() -> None:
+    """GPU 1 is gone: vLLM there waits, Ollama on GPU 0 starts."""
+    shares = {"ollama": share("ollama", 0.2), "vllm": share("vllm", 0.5, gpu=1)}
+    modes = {"B": Mode("B", shares, {"ollama": OLLAMA, "vllm": VLLM})}
+    world = World(settings(modes, "B"), gpus=2)
+    world.lost = {1}
+    world.until("ollama", Phase.READY)
+    assert world.phase("vllm") is Phase.WAITING
+    assert "GPU 1 is lost" in world.view("vllm").reason
+    world.lost = set()
+    world.until("vllm", Phase.READY)
+
+
+def test_two_devices_start_side_by_side() -> None:
+    """One memory event per device, not per host."""
+    shares = {"ollama": share("ollama", 0.2), "vllm": share("vllm", 0.5, gpu=1)}
+    world = World(settings({"B": Mode("B", shares, {"ollama": OLLAMA, "vllm": VLLM})}, "B"), gpus=2)
+    world.until("vllm", Phase.STARTING)
+    assert world.phase("ollama") is Phase.STARTING
+
+
+def test_a_switch_restarts_what_differs_and_keeps_what_is_equal() -> None:
+    """vLLM moves to GPU 1; Ollama is not stopped; TensorFlow, not named, is."""
+    b = {"vllm": share("vllm", 0.7, gpu=1), "ollama": share("ollama", 0.2)}
+    a = settings().modes["A"]
+    world = World(
+        settings({"A": a, "B": Mode("B", b, {"vllm": VLLM, "ollama": OLLAMA})}), gpus=2
+    ).up()
+    pid = world.engines["ollama"].pid
+    world.switch("B")
+    world.tick(120)
+    assert sorted(world.stopped) == ["tensorflow", "vllm"]
+    assert world.engines["ollama"].pid == pid
+    assert world.view("vllm").devices == ("GPU-1",)
+    assert world.phase("vllm") is Phase.READY
+    assert "tensorflow" not in world.engines
+
+
+def test_what_runs_at_start_is_adopted_not_restarted() -> None:
+    """Same pid; the gate does not count it as new."""
+    world = World(only("vllm")).up()
+    again = World(only("vllm"), engines=world.engines, now=world.now)
+    again.until("vllm", Phase.READY)
+    assert again.stopped == []
+    assert again.told(EventName.ADOPTED) == 1
+    assert again.told(EventName.START) == 0
+
+
+def test_an_adopted_stranger_of_the_mode_is_stopped() -> None:
+    """A backend of ours that the mode does not name."""
+    world = World(only("vllm"))
+    world.engines["ollama"] = Engine("ollama", 50, "x", "", ("GPU-0",), GIB)
+    world.until("vllm", Phase.READY)
+    assert world.stopped == ["ollama"]
+
+
+def test_a_unit_that_vanished_was_stopped_by_a_person() -> None:
+    """It stays stopped until resume."""
+    world = World(only("vllm")).up()
+    del world.engines["vllm"]
+    world.tick(100)
+    assert world.phase("vllm") is Phase.STOPPED
+    assert world.told(EventName.STOPPED_BY_OPERATOR) == 1
+    world.ask(Verb.RESUME, "vllm")
+    world.until("vllm", Phase.READY)
+
+
+def test_stopping_stops_everything_and_settles() -> None:
+    """On the way down nothing is started; settled when all is gone."""
+    world = World(settings()).up()
+    world.stopping = True
+    for _ in range(60):
+        decision = world.tick()
+        if decision.settled:
+            break
+    assert decision.settled
+    assert world.engines == {}
+
+
+def test_stopping_does_not_wait_for_a_blind_card() -> None:
+    """The bytes cannot be seen: the end comes all the same."""
+    world = World(settings()).up()
+    world.blind = "hung"
+    world.stopping = True
+    world.tick(60)
+    assert world.decision is not None
+    assert world.decision.settled
+
+
+def test_a_start_that_never_gets_ready_fails_at_its_deadline() -> None:
+    """start_timeout without progress."""
+    world = World(only("vllm"), start_s=1e9)
+    world.until("vllm", Phase.STARTING)
+    began = world.now
+    world.until("vllm", Phase.STOPPING, ticks=2000)
+    assert 55 <= world.now - began <= 70
+
+
+def test_a_launcher_that_cannot_start_says_why() -> None:
+    """Its sentence becomes the reason of the back-off."""
+    world = World(only("vllm"), fail_starts={"vllm": "cannot start vllm: it is not executable"})
+    world.until("vllm", Phase.BACKOFF)
+    assert "it is not executable" in world.view("vllm").reason
+
+
+def test_drain_and_resume() -> None:
+    """Draining accepts nothing and stops nothing."""
+    world = World(only("vllm")).up()
+    world.ask(Verb.DRAIN, "vllm")
+    world.tick(20)
+    assert world.phase("vllm") is Phase.DRAINING
+    assert world.stopped == []
+    world.ask(Verb.RESUME, "vllm")
+    world.tick(2)
+    assert world.view("vllm").accepting
+
+
+def test_stop_all_holds_until_resume() -> None:
+    """Each backend stays stopped until it is resumed."""
+    world = World(settings()).up()
+    world.ask(Verb.STOP_ALL)
+    world.tick(100)
+    assert world.engines == {}
+    world.ask(Verb.RESUME, "ollama")
+    world.until("ollama", Phase.READY)
+    assert world.phase("vllm") is Phase.STOPPED
+
+
+def test_retry_after_is_honest_about_a_start() -> None:
+    """It counts down with the measured start-up time."""
+    world = World(only("vllm"), start_s=20.0).up()
+    world.ask(Verb.RESTART, "vllm")
+    world.until("vllm", Phase.STARTING)
+    world.tick(40)
+    assert 8 <= world.view("vllm").retry_after_s <= 12
+
+
+def test_pressure_follows_a_stranger_with_dwell() -> None:
+    """Tight after two seconds of lost headroom, calm again after twenty."""
+    world = World(settings()).up()
+    world.strangers[7] = ("GPU-0", 1500 * MIB)
+    world.tick(4)
+    assert world.decision is not None
+    assert world.decision.devices["GPU-0"].pressure is Pressure.CALM
+    world.tick(10)
+    assert world.decision.devices["GPU-0"].pressure is Pressure.TIGHT
+    assert world.told(EventName.PRESSURE_RISE) == 1
+    del world.strangers[7]
+    world.tick(40)
+    assert world.decision.devices["GPU-0"].pressure is Pressure.TIGHT
+    world.tick(60)
+    assert world.decision.devices["GPU-0"].pressure is Pressure.CALM
+
+
+def test_a_leftover_of_ours_without_a_unit_is_killed() -> None:
+    """An EngineCore that outlived its unit; a stranger never is."""
+    world = World(only("ollama")).up()
+    world.engines["ghost"] = Engine("vllm", 77, "", "", ("GPU-0",), GIB, alive=False, orphans=(77,))
+    units = world._units
+    world._units = lambda: {n: u for n, u in units().items() if n != "ghost"}  # type: ignore[method-assign]
+    world.strangers[9] = ("GPU-0", GIB)
+    world.tick(12)
+    assert world.told(EventName.ORPHAN_KILLED) >= 1
+    assert 9 in world.strangers
+
+
+def test_decide_is_pure() -> None:
+    """The same observation and state give the same decision, and the old state is as it was."""
+    world = World(settings()).up()
+    before = world.state
+    from tests.core.pure import observation_of
+
+    seen = observation_of(world)
+    first = decide(seen, before, world.settings)
+    second = decide(seen, before, world.settings)
+    assert first == second
+    assert world.state is before
+
+
+def test_an_empty_host_is_no_error() -> None:
+    """No devices, NVML missing: waiting, an incident, no crash."""
+    world = World(only("vllm"), gpus=0)
+    world.blind = "library missing"
+    world.tick(60)
+    assert world.phase("vllm") is Phase.WAITING
+    assert "library missing" in world.view("vllm").reason
+
+
+def test_state_starts_empty() -> None:
+    """A fresh state knows nothing and says so."""
+    assert State(run="x").first_tick
+    assert replace(State(run="x"), counter=3).counter == 3
+    assert TF.priority == 20

@@ -1,0 +1,139 @@
+"""What each engine is started with: argv, environment, files, for a cap and a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from arbiterd.engines import engine_of
+from arbiterd.engines.base import LaunchContext
+from arbiterd.model.devices import Device
+from arbiterd.model.launch import LaunchSpec
+from arbiterd.model.settings import Batching, Kind, TensorflowOptions, VllmOptions
+from arbiterd.units import GIB, MIB
+from tests.core.world import backend
+
+CARD = Device("GPU-aaa", 1, "NVIDIA GeForce RTX 4090", "01", 24 * GIB, 400 * MIB)
+SLICE = replace(CARD, uuid="MIG-bbb", parent_uuid="GPU-aaa", total_bytes=20 * GIB, reserved_bytes=0)
+
+
+def _spec(kind: Kind, *devices: Device, version: str = "", **over: object) -> LaunchSpec:
+    context = LaunchContext(
+        backend=backend(kind.value, kind, **over),
+        devices=devices,
+        cap_bytes=12 * GIB if devices else 0,
+        headroom_bytes=963 * MIB,
+        others_caps_bytes=9 * GIB,
+        host="127.0.0.1",
+        port=18000,
+        grpc_port=18500,
+        files_dir="/run/x/backends/b",
+        intent="i",
+        version=version,
+    )
+    return engine_of(kind).launch(context)
+
+
+def _flag(spec: LaunchSpec, name: str) -> str:
+    return spec.argv[spec.argv.index(name) + 1]
+
+
+def test_vllm_gets_its_share_as_utilisation() -> None:
+    """(12 GiB - 600 MiB context - 256 MiB spikes) of 23.61 GiB, rounded down."""
+    spec = _spec(Kind.VLLM, CARD)
+    assert _flag(spec, "--gpu-memory-utilization") == "0.472"
+    assert _flag(spec, "--host") == "127.0.0.1"
+    assert _flag(spec, "--port") == "18000"
+    assert _flag(spec, "--shutdown-timeout") == "30"
+    assert spec.stop_grace_s == 45.0
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "GPU-aaa"
+    assert spec.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert int(spec.env["VLLM_ENGINE_READY_TIMEOUT_S"]) == 60
+
+
+def test_vllm_before_0_25_is_given_an_index_and_no_queue_limit() -> None:
+    """A uuid kills 0.21 (vllm #51677); --max-num-queued-reqs came with 0.30."""
+    spec = _spec(Kind.VLLM, CARD, version="0.21.0")
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "--max-num-queued-reqs" not in spec.argv
+    assert _flag(_spec(Kind.VLLM, CARD, version="0.33.0"), "--max-num-queued-reqs") == "32"
+
+
+def test_vllm_on_two_cards_is_tensor_parallel() -> None:
+    """A list of GPUs; the context overhead grows with the ranks."""
+    other = replace(CARD, uuid="GPU-ccc", index=2)
+    spec = _spec(Kind.VLLM, CARD, other)
+    assert _flag(spec, "--tensor-parallel-size") == "2"
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "GPU-aaa,GPU-ccc"
+    assert float(_flag(spec, "--gpu-memory-utilization")) < 0.472
+
+
+def test_vllms_keys_become_flags() -> None:
+    """max_model_len, max_num_seqs, sleep."""
+    spec = _spec(Kind.VLLM, CARD, vllm=VllmOptions(8192, 4, sleep=True))
+    assert (_flag(spec, "--max-model-len"), _flag(spec, "--max-num-seqs")) == ("8192", "4")
+    assert "--enable-sleep-mode" in spec.argv
+    assert spec.env["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_a_mig_slice_is_named_by_its_uuid_whatever_is_asked() -> None:
+    """It has no index of its own."""
+    spec = _spec(Kind.TENSORFLOW, SLICE, device_id="index")
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "MIG-bbb"
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_on_the_cpu_every_gpu_is_hidden(kind: Kind) -> None:
+    """And no memory knob is rendered."""
+    spec = _spec(kind)
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == ""
+    assert not any("memory" in word for word in spec.argv)
+
+
+def test_tensorflow_gets_a_fraction_and_its_models_as_a_file() -> None:
+    """(12 GiB - 600 MiB) of 23.61 GiB; retries are the arbiter's business."""
+    spec = _spec(Kind.TENSORFLOW, CARD, model_paths={"resnet50": "/srv/m"})
+    assert "--per_process_gpu_memory_fraction=0.483" in spec.argv
+    assert "--rest_api_port=18000" in spec.argv
+    assert "--port=18500" in spec.argv
+    assert "--max_num_load_retries=0" in spec.argv
+    models = next(one for one in spec.files if one.name == "models.config")
+    assert 'name: "resnet50" base_path: "/srv/m"' in models.content
+    assert "TF_FORCE_GPU_ALLOW_GROWTH" not in spec.env
+
+
+def test_tensorflows_growth_and_batching_are_keys() -> None:
+    """Off unless given."""
+    options = TensorflowOptions(memory_growth=True, batching=Batching(32, 100))
+    spec = _spec(Kind.TENSORFLOW, CARD, tensorflow=options)
+    assert spec.env["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert "--enable_batching=true" in spec.argv
+    assert any("max_batch_size { value: 32 }" in one.content for one in spec.files)
+
+
+def test_tensorflow_is_shut_in_because_its_grpc_port_cannot_bind_loopback() -> None:
+    """The unit gets IPAddressAllow=localhost."""
+    assert _spec(Kind.TENSORFLOW, CARD).loopback_only
+
+
+def test_ollama_is_limited_by_environment_in_the_unit_of_its_version() -> None:
+    """MiB for llama.cpp's fit since 0.30, bytes before; Vulkan off, one model, context fixed."""
+    new = _spec(Kind.OLLAMA, CARD, version="0.33.0")
+    free = 24 * GIB - 400 * MIB - 9 * GIB - 12 * GIB
+    assert new.env["LLAMA_ARG_FIT_TARGET"] == str(-(-free // MIB))
+    assert new.env["OLLAMA_VULKAN"] == "0"
+    assert new.env["OLLAMA_MAX_LOADED_MODELS"] == "1"
+    assert new.env["OLLAMA_CONTEXT_LENGTH"] == "8192"
+    assert new.env["OLLAMA_HOST"] == "127.0.0.1:18000"
+    assert new.oom_continue
+    old = _spec(Kind.OLLAMA, CARD, version="0.11.4")
+    assert old.env["OLLAMA_GPU_OVERHEAD"] == str(free)
+    assert "LLAMA_ARG_FIT_TARGET" not in old.env
+
+
+def test_a_generic_command_has_placeholders() -> None:
+    """{port} {cap_bytes} {cap_mib} {gpu_fraction}."""
+    command = ("srv", "--p={port}", "{cap_bytes}", "{cap_mib}", "{gpu_fraction}")
+    spec = _spec(Kind.GENERIC, CARD, command=command)
+    assert spec.argv == ("srv", "--p=18000", str(12 * GIB), str(12 * 1024), "0.508")
