@@ -1,0 +1,260 @@
+"""A real systemd with gpu-arbiter installed in it, a simulated GPU and the stand-in engines.
+
+The installed tree is made by `make install DESTDIR=`; the box sees it read-only. Everything that has
+pids in it (the table of the simulated GPU) is made inside the box, whose pids are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arbiterd.sim.gpu import build
+from tests.support import wait_until
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PYTHON = "/opt/gpu-arbiter/current/venv/bin/python"
+LISTEN = 9480
+Json = dict[str, Any]
+
+CONFIG = """\
+mode = "A"
+
+[arbiter]
+listen = "127.0.0.1:9480"
+poll = "100ms"
+
+[backends.vllm]
+command = ["{python}", "-m", "arbiterd.sim.engines.vllm", "serve", "Qwen/Qwen2.5-3B-Instruct"]
+max_model_len = 8192
+drain_timeout = "2s"
+restart_delay = "200ms"
+env = {{ {sim}, GPU_SIM_FAULTS = "/sim/vllm.json" }}
+
+[backends.ollama]
+command = ["{python}", "-m", "arbiterd.sim.engines.ollama", "serve"]
+models = ["qwen2.5:3b"]
+version = "0.33.0"
+restart_delay = "200ms"
+env = {{ {sim}, GPU_SIM_FAULTS = "/sim/ollama.json" }}
+
+[modes.A]
+vllm = {{ gpu = 0, memory = "55%" }}
+ollama = {{ gpu = 0, memory = "20%" }}
+
+[modes.B]
+vllm = {{ gpu = 1, memory = "75%" }}
+ollama = {{ gpu = 0, memory = "20%" }}
+"""
+DROP_IN = """\
+[Service]
+Environment=GPU_SIM_STATE=/sim/gpu GPU_SIM_LIB=/sim/lib LD_LIBRARY_PATH=/sim/lib
+ReadWritePaths=/sim
+WatchdogSec=3s
+"""
+
+
+class Box:
+    """The box and what tests ask of it."""
+
+    def __init__(self, name: str, tree: Path, sim: Path) -> None:
+        self.name, self.tree, self.sim = name, tree, sim
+        self.script = HERE / "systemd-box"
+
+    def _call(
+        self, *argv: str, timeout_s: float = 120.0, text: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.script), "-n", self.name, *argv],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            input=text,
+            check=False,
+        )
+
+    def up(self) -> None:
+        """Boot, put the installed files in place, make users and folders."""
+        done = self._call(
+            "up",
+            "--bind-ro", f"{self.tree}/opt/gpu-arbiter:/opt/gpu-arbiter",
+            "--bind-ro", f"{self.tree}:/installed",
+            "--bind", f"{self.sim}:/sim",
+            "--max-life", "1200",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.sh(
+            "cp -r /installed/usr/. /usr/ && cp -r /installed/etc/. /etc/"
+            " && systemd-sysusers /usr/local/lib/sysusers.d/gpu-arbiter.conf"
+            " && systemd-tmpfiles --create /usr/local/lib/tmpfiles.d/gpu-arbiter.conf"
+            " && journalctl --update-catalog && chmod 1777 /sim"
+        )
+        self.put("/etc/systemd/system/gpu-arbiter.service.d/sim.conf", DROP_IN)
+        self.sh("systemctl daemon-reload")
+
+    def down(self) -> None:
+        """Power off; nothing is left."""
+        self._call("down", timeout_s=60)
+
+    def run(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """A command in the box."""
+        return self._call("exec", "-t", str(int(timeout_s)), "--", *argv, timeout_s=timeout_s + 10)
+
+    def sh(self, line: str, timeout_s: float = 60.0) -> str:
+        """A shell line that must succeed; returns its output."""
+        done = self.run("sh", "-c", line, timeout_s=timeout_s)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def put(self, path: str, text: str) -> None:
+        """Write a file in the box."""
+        done = self._call(
+            "exec", "--", "sh", "-c", f"mkdir -p $(dirname {path}) && cat > {path}", text=text
+        )
+        assert done.returncode == 0, done.stderr
+
+    # -- the arbiter ---------------------------------------------------------------------------
+    def config(self, text: str | None = None) -> str:
+        """Write the configuration; returns it."""
+        sim = 'GPU_SIM_STATE = "/sim/gpu", GPU_SIM_LIB = "/sim/lib"'
+        made = text if text is not None else CONFIG.format(python=PYTHON, sim=sim)
+        self.put("/etc/gpu-arbiter.toml", made)
+        return made
+
+    def fresh(self) -> None:
+        """Stop everything and start over: a new simulated pair of GPUs, no state, no faults."""
+        self.run("systemctl", "stop", "gpu-arbiter.service", "gpu-arbiter.slice")
+        self.run("systemctl", "reset-failed")
+        self.sh("rm -rf /sim/*.json /sim/gpu /var/lib/gpu-arbiter/* /run/gpu-arbiter/*")
+        self.sh(
+            f"cd / && {PYTHON} -c 'from pathlib import Path; from arbiterd.sim.gpu import SimGpu;"
+            ' SimGpu.create(Path("/sim/gpu"), Path("/sim/lib"), ("rtx4090-24g", "rtx4090-24g")).close()\''
+            " && chmod 666 /sim/gpu"
+        )
+        self.config()
+
+    def status(self) -> Json:
+        """/v1/status over the admin socket."""
+        done = self.run("/opt/gpu-arbiter/bin/arbiterctl", "status", "--json")
+        if done.returncode != 0:
+            return {"backends": [], "error": done.stderr}
+        found: Json = json.loads(done.stdout)
+        return found
+
+    def backends(self) -> dict[str, Json]:
+        """By name."""
+        return {one["name"]: one for one in self.status()["backends"]}
+
+    def start(self) -> None:
+        """systemctl start, and wait for both engines."""
+        done = self.run("systemctl", "start", "gpu-arbiter")
+        assert done.returncode == 0, done.stderr + self.journal_text()
+        self.wait_ready()
+
+    def wait_ready(self, timeout_s: float = 40.0) -> None:
+        """Both engines accept."""
+
+        def accept() -> bool:
+            found = self.backends()
+            return len(found) == 2 and all(one["accepting"] for one in found.values())
+
+        try:
+            wait_until(accept, timeout_s, "both engines to accept")
+        except AssertionError as error:
+            msg = f"{error}\n{self.status()}\n{self.journal_text()[-4000:]}"
+            raise AssertionError(msg) from None
+
+    def main_pid(self, name: str) -> int:
+        """MainPID of a backend's unit."""
+        return int(self.show(f"gpu-arbiter-backend-{name}", "MainPID"))
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit."""
+        return self.sh(f"systemctl show -P {name} {unit}")
+
+    def pids(self) -> dict[str, list[int]]:
+        """Processes by backend."""
+        return {name: one["pids"] for name, one in self.backends().items()}
+
+    def journal(self, *match: str) -> list[Json]:
+        """Journal entries with all their fields."""
+        self.run("journalctl", "--sync")
+        out = self.run("journalctl", "-o", "json", "--no-pager", *match).stdout
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+    def journal_text(self) -> str:
+        """The daemon's journal."""
+        return self.run("journalctl", "--no-pager", "-u", "gpu-arbiter").stdout
+
+    def event(self, name: str, since: float = 0.0, **fields: str) -> Json:
+        """Wait for an event of the daemon; returns its journal entry."""
+        match = [f"ARBITER_EVENT={name}", *(f"ARBITER_{k.upper()}={v}" for k, v in fields.items())]
+
+        def found() -> list[Json]:
+            rows = self.journal("-t", "gpu-arbiter", *match)
+            return [one for one in rows if int(one["__REALTIME_TIMESTAMP"]) / 1e6 >= since]
+
+        try:
+            return wait_until(found, 30, f"event {match}")[-1]
+        except AssertionError as error:
+            msg = f"{error}\n{self.journal_text()[-4000:]}"
+            raise AssertionError(msg) from None
+
+
+def _cannot_boot() -> str:
+    if os.geteuid() != 0:
+        return "system tests need root: they boot a real systemd in namespaces"
+    probe = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--fork", "true"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        return "this machine does not let root make namespaces"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def installed() -> Iterator[Box]:
+    """The box, booted once, with the tree of `make install` in it."""
+    why = _cannot_boot()
+    if why:
+        pytest.skip(why)
+    home = Path(tempfile.mkdtemp(prefix="gpu-arbiter-system-"))
+    box = Box(f"arbiter-{os.getpid()}", home / "dest", home / "sim")
+    try:
+        environ = {**os.environ, "DESTDIR": str(home / "dest"), "PREFIX": "/opt/gpu-arbiter"}
+        done = subprocess.run(
+            [str(ROOT / "scripts" / "install")],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        shutil.copytree(build(home / "build"), home / "sim" / "lib")
+        box.up()
+        yield box
+    finally:
+        box.down()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def box(installed: Box) -> Iterator[Box]:
+    """The box with nothing of ours running and a fresh simulated host."""
+    installed.fresh()
+    yield installed
+    installed.run("systemctl", "stop", "gpu-arbiter.service", "gpu-arbiter.slice")
+
+
+@pytest.fixture
+def now() -> float:
+    """Wall time, for journal entries of this test."""
+    return time.time() - 0.5
