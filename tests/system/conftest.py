@@ -90,6 +90,7 @@ class Box:
             "--bind-ro", f"{self.tree}/opt/gpu-arbiter:/opt/gpu-arbiter",
             "--bind-ro", f"{self.tree}:/installed",
             "--bind", f"{self.sim}:/sim",
+            "--bind-ro", str(ROOT),
             "--max-life", "1200",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,300 @@
+"""What every launcher must do. The same tests hold for `direct` here and for `systemd` in the box
+(tests/system/test_launcher.py runs this file there)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from arbiterd import procfs
+from arbiterd.act.launch_direct import DirectLauncher
+from arbiterd.act.launch_systemd import SystemdLauncher
+from arbiterd.act.launcher import Launcher
+from arbiterd.errors import LaunchError
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.launch import Exit, FileSpec, LaunchSpec, UnitObservation, UnitState
+from tests.support import wait_until
+
+IN_BOX = os.environ.get("GPU_ARBITER_LAUNCHERS", "direct").split(",")
+
+
+@dataclass
+class Bench:
+    """A launcher, a folder, and the names that were started."""
+
+    kind: str
+    home: Path
+    launcher: Launcher
+    changed: threading.Event
+
+    def again(self) -> Launcher:
+        """Another launcher on the same folder, as after a crash of the daemon."""
+        made = _make(self.kind, self.home / "run", self.changed)
+        made.adopt()
+        return made
+
+    def spec(self, code: str, name: str = "probe", **over: object) -> LaunchSpec:
+        """A backend that runs a piece of Python."""
+        argv = (sys.executable, "-u", "-c", code, str(self.home))
+        fields: dict[str, object] = {
+            "env": {"A": "b c"},
+            "intent": "i1",
+            "user": "",
+            "stop_grace_s": 5.0,
+        }
+        if self.kind == "systemd":
+            fields["user"] = "root"
+        return LaunchSpec(name, argv, **{**fields, **over})  # type: ignore[arg-type]
+
+    def see(self, name: str = "probe") -> UnitObservation | None:
+        """What it observes of one backend now."""
+        from time import monotonic
+
+        return self.launcher.observe(monotonic()).get(name)
+
+    def wait(self, state: UnitState, name: str = "probe") -> UnitObservation:
+        """Until the unit is in this state."""
+
+        def there() -> UnitObservation | None:
+            found = self.see(name)
+            return found if found and found.state is state else None
+
+        found = wait_until(there, 15, f"{name} to be {state}")
+        assert found is not None
+        return found
+
+
+def _make(kind: str, folder: Path, changed: threading.Event) -> Launcher:
+    if kind == "direct":
+        return DirectLauncher(folder, changed.set)
+    return SystemdLauncher(folder, changed.set)
+
+
+@pytest.fixture(params=IN_BOX)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """A launcher; what it started is stopped at the end."""
+    changed = threading.Event()
+    tmp_path.chmod(0o755)
+    launcher = _make(request.param, tmp_path / "run", changed)
+    launcher.adopt()
+    one = Bench(request.param, tmp_path, launcher, changed)
+    yield one
+    for name in ("probe", "other"):
+        one.launcher.stop(name, 0.0)
+    one.launcher.close()
+
+
+SLEEP = "import time; print('up'); time.sleep(600)"
+# main and child both note a SIGTERM in a file of their own; the child outlives the main process
+FAMILY = """
+import os, signal, sys, time
+home = sys.argv[1]
+def note(name):
+    def handler(*_):
+        open(f'{home}/{name}', 'w').close()
+        os._exit(0)
+    return handler
+child = os.fork()
+who = 'main' if child else 'child'
+signal.signal(signal.SIGTERM, note(who))
+open(f'{home}/{who}.up', 'w').write(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def _family(bench: Bench) -> tuple[int, int]:
+    wait_until(lambda: (bench.home / "child.up").exists() and (bench.home / "main.up").exists(), 10)
+    wait_until(lambda: (bench.home / "main.up").read_text(), 5)
+    wait_until(lambda: (bench.home / "child.up").read_text(), 5)
+    return int((bench.home / "main.up").read_text()), int((bench.home / "child.up").read_text())
+
+
+def test_a_started_backend_is_observed_with_its_processes(bench: Bench) -> None:
+    """Running, main process by identity, an invocation, its intent."""
+    bench.launcher.start(bench.spec(FAMILY))
+    main, child = _family(bench)
+    found = bench.wait(UnitState.RUNNING)
+    assert found.main == procfs.ref(main)
+    assert found.invocation
+    assert found.intent == "i1"
+    wait_until(lambda: set((bench.see() or found).pids) >= {main, child}, 5, "both processes")
+
+
+def test_nothing_of_the_daemons_environment_reaches_an_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the base, the spec's own and the launcher's tag."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/sim")
+    monkeypatch.setenv("SECRET_OF_THE_DAEMON", "x")
+    bench.launcher.start(bench.spec(SLEEP))
+    found = bench.wait(UnitState.RUNNING)
+    assert found.main is not None
+    env = wait_until(lambda: procfs.environ(found.main.pid) if found.main else None, 5)
+    assert env is not None
+    assert env["A"] == "b c"
+    assert "LD_LIBRARY_PATH" not in env
+    assert "SECRET_OF_THE_DAEMON" not in env
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ("raise SystemExit(3)", Exit(code=3)),
+        ("pass", Exit(code=0)),
+        ("import os; os.kill(os.getpid(), 9)", Exit(signal=9)),
+    ],
+)
+def test_how_it_ended_is_kept_until_stop(bench: Bench, code: str, wanted: Exit) -> None:
+    """Exit code, exit 0 too, or signal; the loop is woken."""
+    bench.changed.clear()
+    bench.launcher.start(bench.spec(f"import time; time.sleep(0.3); {code}"))
+    found = bench.wait(UnitState.EXITED)
+    assert found.exit == wanted
+    assert bench.changed.is_set()
+    bench.launcher.stop("probe", 0.0)
+    wait_until(lambda: bench.see() is None, 5, "to be forgotten")
+
+
+def test_starting_what_is_there_already_is_refused(bench: Bench) -> None:
+    """One unit per backend."""
+    bench.launcher.start(bench.spec(SLEEP))
+    bench.wait(UnitState.RUNNING)
+    with pytest.raises(LaunchError, match="probe"):
+        bench.launcher.start(bench.spec(SLEEP))
+
+
+def test_a_missing_program_is_an_error_with_a_sentence(bench: Bench) -> None:
+    """Nothing is left of it."""
+    spec = LaunchSpec(
+        "probe", ("/nowhere/engine",), {}, "i", user="root" if bench.kind == "systemd" else ""
+    )
+    with pytest.raises(LaunchError, match="/nowhere/engine: it is not there"):
+        bench.launcher.start(spec)
+    assert bench.see() is None
+
+
+def test_stop_terminates_the_main_process_only_then_kills_the_rest(bench: Bench) -> None:
+    """EngineCore must not get a SIGTERM: it has to drain."""
+    bench.launcher.start(bench.spec(FAMILY))
+    main, child = _family(bench)
+    bench.wait(UnitState.RUNNING)
+    bench.launcher.stop("probe", 5.0)
+    assert (bench.home / "main").exists()
+    assert not (bench.home / "child").exists()
+    assert procfs.ref(main) is None
+    assert procfs.ref(child) is None
+    wait_until(lambda: bench.see() is None, 5, "to be forgotten")
+
+
+def test_what_ignores_sigterm_is_killed_after_the_grace(bench: Bench) -> None:
+    """stop() returns when nothing is left."""
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+    bench.launcher.start(bench.spec(code, stop_grace_s=30.0))
+    found = bench.wait(UnitState.RUNNING)
+    assert found.main is not None
+    wait_until(lambda: any("up" in line for line in bench.launcher.tail("probe", 5)), 10)
+    bench.launcher.stop("probe", 0.5)
+    assert procfs.ref(found.main.pid) is None
+
+
+def test_stop_without_a_unit_is_success(bench: Bench) -> None:
+    """Idempotent."""
+    bench.launcher.stop("probe", 1.0)
+
+
+def test_an_orphan_is_seen_and_goes_with_stop(bench: Bench) -> None:
+    """The main process is killed; its child stays in the unit until stop (or systemd's own KILL)."""
+    bench.launcher.start(bench.spec(FAMILY))
+    main, child = _family(bench)
+    bench.wait(UnitState.RUNNING)
+    os.kill(main, signal.SIGKILL)
+    found = bench.wait(UnitState.EXITED)
+    assert found.exit in (Exit(signal=9), Exit())
+    bench.launcher.stop("probe", 0.0)
+    assert procfs.ref(child) is None
+
+
+def test_another_daemon_adopts_what_runs(bench: Bench) -> None:
+    """Same process, same invocation, same intent."""
+    bench.launcher.start(bench.spec(SLEEP))
+    before = bench.wait(UnitState.RUNNING)
+    bench.launcher.close()
+    bench.launcher = bench.again()
+    after = bench.wait(UnitState.RUNNING)
+    assert (after.main, after.invocation, after.intent) == (before.main, before.invocation, "i1")
+
+
+def test_an_owner_is_named_by_its_processes(bench: Bench) -> None:
+    """Main and child are ours, we and strangers are not."""
+    bench.launcher.start(bench.spec(FAMILY))
+    main, child = _family(bench)
+    bench.wait(UnitState.RUNNING)
+    for pid in (main, child):
+        owner = bench.launcher.owner_of(pid)
+        assert owner is not None
+        assert owner[0] == "probe"
+    assert bench.launcher.owner_of(os.getpid()) is None
+    assert bench.launcher.owner_of(1) is None
+
+
+def test_the_last_lines_of_output_can_be_read(bench: Bench) -> None:
+    """Both streams, oldest first."""
+    code = "import sys, time; print('one'); sys.stderr.write('two\\n'); sys.stderr.flush(); time.sleep(0.2); sys.exit(1)"
+    bench.launcher.start(bench.spec(code))
+    bench.wait(UnitState.EXITED)
+    wait_until(
+        lambda: (
+            [line for line in bench.launcher.tail("probe", 10) if line in ("one", "two")]
+            == ["one", "two"]
+        ),
+        10,
+    )
+
+
+def test_files_are_there_before_the_engine(bench: Bench) -> None:
+    """In runtime_dir/backends/NAME."""
+    spec = bench.spec(SLEEP, files=(FileSpec("x.config", "hello"),))
+    bench.launcher.start(spec)
+    assert (bench.home / "run" / "backends" / "probe" / "x.config").read_text() == "hello"
+
+
+def test_killing_is_by_identity(bench: Bench) -> None:
+    """A pid with another start time is somebody else."""
+    with subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.DEVNULL) as process:
+        ref = wait_until(lambda: procfs.ref(process.pid), 5)
+        assert ref is not None
+        bench.launcher.kill_processes([ProcessRef(ref.pid, ref.start_time + 1)])
+        assert process.poll() is None
+        bench.launcher.kill_processes([ref])
+        assert process.wait(5) == -signal.SIGKILL
+
+
+def test_two_backends_do_not_touch_each_other(bench: Bench) -> None:
+    """Stop of one leaves the other."""
+    bench.launcher.start(bench.spec(SLEEP))
+    bench.launcher.start(bench.spec(SLEEP, "other"))
+    other = bench.wait(UnitState.RUNNING, "other")
+    bench.wait(UnitState.RUNNING)
+    bench.launcher.stop("probe", 1.0)
+    assert other.main is not None
+    assert procfs.alive(other.main)
+
+
+def test_secrets_come_by_file_only(bench: Bench) -> None:
+    """env_file reaches the engine; argv does not show it."""
+    secrets = bench.home / "secrets"
+    secrets.write_text('# a comment\nTOKEN="s3cret"\n')
+    bench.launcher.start(bench.spec(SLEEP, env_file=str(secrets)))
+    found = bench.wait(UnitState.RUNNING)
+    assert found.main is not None
+    main = found.main
+    wait_until(lambda: procfs.environ(main.pid).get("TOKEN") == "s3cret", 5)
+    assert "s3cret" not in procfs.command(main.pid)

@@ -1,0 +1,29 @@
+"""The launcher contract, held by the systemd launcher inside the box."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from tests.system.conftest import ROOT, Box
+
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
+
+
+def test_the_systemd_launcher_keeps_the_contract(box: Box) -> None:
+    """tests/act/test_launcher_contract.py, every test of it, with transient units."""
+    done = box.run(
+        "env",
+        "GPU_ARBITER_LAUNCHERS=systemd",
+        "sh",
+        "-c",
+        f"cd {ROOT} && {sys.executable} -m pytest -q -p no:cacheprovider -p no:randomly "
+        "--basetemp=/run/contract tests/act/test_launcher_contract.py",
+        timeout_s=200,
+    )
+    found = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert found is not None
+    assert int(found[1]) >= 18
