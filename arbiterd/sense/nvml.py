@@ -55,6 +55,7 @@ class _Child:
     asked_seq: int = 0
     started_at: float = 0.0
     answered: bool = False
+    reader: threading.Thread | None = None
 
 
 class NvmlSource:
@@ -124,6 +125,8 @@ class NvmlSource:
         self._child = None
         if child is not None:
             self._retire(child)
+            if child.reader is not None:
+                child.reader.join(timeout=1.0)
 
     # -- the worker ----------------------------------------------------------------------------
     def _spawn(self, now: float) -> None:
@@ -142,7 +145,8 @@ class NvmlSource:
             bufsize=1,
         )
         child = self._child = _Child(process, started_at=now)
-        threading.Thread(target=self._read, args=(child,), name="nvml", daemon=True).start()
+        child.reader = threading.Thread(target=self._read, args=(child,), name="nvml", daemon=True)
+        child.reader.start()
         self._reinit_at = now + LOST_REINIT_S
         self._ask(child, now)
 
@@ -163,6 +167,7 @@ class NvmlSource:
                 self._take(child, json.loads(line))
                 self._on_change_if_first(child)
         child.process.wait()
+        _pipe(child.process.stdout).close()
         if self._child is child and not self._closed:
             code = child.process.returncode
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
