@@ -21,22 +21,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arbiterd import procfs
-from arbiterd.act.launcher import BASE_PATH, resolve_command, write_files
-from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Property, Signals
+from arbiterd.act.cgroups import cpu_s_of, pids_of
+from arbiterd.act.launcher import resolve_command, write_files
+from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
+from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
-from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
+from arbiterd.model.launch import LaunchSpec, UnitObservation
 
 PREFIX, SUFFIX = "gpu-arbiter-backend-", ".service"
-SLICE = "gpu-arbiter.slice"
 DEFAULT_USER = "gpu-engines"
 _PATH_PREFIX = "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2d"
 _START_S = 30.0
 _DIE_S = 15.0
 _POLL_S = 0.02
 _REFRESH_S = 5.0  # a net under lost signals
-_CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
-_CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +50,6 @@ class _Record:
     started_wall: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """Newest properties of one unit."""
-
-    backend: str
-    path: str
-    active: str
-    sub: str
-    invocation: str
-    main_pid: int
-    exec_pid: int
-    exec_code: int
-    exec_status: int
-    cgroup: str
-    since: float
-    main: ProcessRef | None = None
-
-
 class SystemdLauncher:
     """Starts engines through systemd. ``on_change`` is called from the signal thread."""
 
@@ -79,7 +60,7 @@ class SystemdLauncher:
         self._dir.mkdir(parents=True, exist_ok=True)
         self._on_change = on_change
         self._lock = threading.Lock()
-        self._units: dict[str, _Unit] = {}
+        self._units: dict[str, Unit] = {}
         self._records: dict[str, _Record] = {}
         self._jobs: OrderedDict[str, str] = OrderedDict()
         self._job_done = threading.Condition()
@@ -139,7 +120,7 @@ class SystemdLauncher:
         if old != read:
             self._on_change()
 
-    def _read(self, name: str, unit: str) -> _Unit | None:
+    def _read(self, name: str, unit: str) -> Unit | None:
         """Properties of a unit, None when it is not there or stopped for good."""
         bus = self._watch_bus
         path = bus.unit_path(unit)
@@ -147,7 +128,7 @@ class SystemdLauncher:
         if active == "inactive":
             return None
         main_pid = int(bus.get(path, SERVICE, "MainPID"))
-        return _Unit(
+        return Unit(
             backend=name,
             path=path,
             active=active,
@@ -193,21 +174,21 @@ class SystemdLauncher:
         with suppress(LaunchError):
             self._refresh_all()
 
-    def _observe_one(self, unit: _Unit) -> UnitObservation:
+    def _observe_one(self, unit: Unit) -> UnitObservation:
         record = self._records.get(unit.backend)
         mine = record if record and record.invocation == unit.invocation else None
-        pids = _pids(unit.cgroup)
+        pids = pids_of(unit.cgroup)
         stats = [found for pid in pids if (found := procfs.stat(pid)) and found.alive]
         return UnitObservation(
             backend=unit.backend,
-            state=_state(unit),
+            state=state_of(unit),
             since=unit.since,
             main=unit.main,
             pids=tuple(one.pid for one in stats),
             invocation=unit.invocation,
             intent=mine.intent if mine else "",
-            exit=_exit(unit),
-            cpu_s=_cpu_s(unit.cgroup) or sum(one.cpu_s for one in stats),
+            exit=exit_of(unit),
+            cpu_s=cpu_s_of(unit.cgroup) or sum(one.cpu_s for one in stats),
             started_wall=mine.started_wall if mine else 0.0,
         )
 
@@ -238,7 +219,7 @@ class SystemdLauncher:
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
         home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
         try:
-            job = self._bus.start_transient(unit, _properties(spec, program, user, home))
+            job = self._bus.start_transient(unit, properties(spec, program, user, home))
         except BusError as error:
             msg = f"cannot start {spec.backend}: systemd says: {error}"
             raise LaunchError(msg) from None
@@ -305,7 +286,7 @@ class SystemdLauncher:
         while self._alive(unit):
             self._kill_all(unit)
             if time.monotonic() >= deadline:
-                pids = ", ".join(str(pid) for pid in self._pids_of(backend))
+                pids = ", ".join(str(pid) for pid in self._members(backend))
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
@@ -321,16 +302,16 @@ class SystemdLauncher:
             cgroup = str(self._bus.get(path, SERVICE, "ControlGroup"))
         except BusError:
             return False
-        return active not in ("inactive", "failed") or bool(_pids(cgroup))
+        return active not in ("inactive", "failed") or bool(pids_of(cgroup))
 
     def _kill_all(self, unit: str) -> None:
         with suppress(BusError):
             self._bus.kill(unit, "all", signal.SIGKILL)
 
-    def _pids_of(self, backend: str) -> tuple[int, ...]:
+    def _members(self, backend: str) -> tuple[int, ...]:
         with self._lock:
             unit = self._units.get(backend)
-        return _pids(unit.cgroup) if unit else ()
+        return pids_of(unit.cgroup) if unit else ()
 
     def _forget(self, backend: str) -> None:
         self._records.pop(backend, None)
@@ -376,90 +357,3 @@ class SystemdLauncher:
         self._signals.close()
         self._bus.close()
         self._watch_bus.close()
-
-
-def _properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Property]:
-    env = {"PATH": BASE_PATH, "HOME": home, "LANG": "C.UTF-8", **spec.env}
-    stop_us = round(max(spec.stop_grace_s, 1.0) * 1_000_000)
-    out: list[Property] = [
-        ("Description", ("s", f"gpu-arbiter backend {spec.backend}")),
-        ("Type", ("s", "exec")),  # 203/EXEC is a failed start job, not a running unit
-        ("Slice", ("s", SLICE)),
-        ("RemainAfterExit", ("b", True)),  # else exit 0 of a dead vLLM is forgotten in ms
-        ("Restart", ("s", "no")),  # only the arbiter restarts
-        ("KillMode", ("s", "mixed")),  # TERM to main only: EngineCore must drain
-        ("TimeoutStopUSec", ("t", stop_us)),
-        ("OOMPolicy", ("s", "continue" if spec.oom_continue else "stop")),
-        ("User", ("s", user)),
-        ("WorkingDirectory", ("s", home)),
-        ("ExecStart", ("a(sasb)", [(program, [program, *spec.argv[1:]], False)])),
-        ("Environment", ("as", [f"{key}={value}" for key, value in env.items()])),
-        # 0 would not switch the limit off on 252, and the line that names the cause is the last
-        ("LogRateLimitIntervalUSec", ("t", 30_000_000)),
-        ("LogRateLimitBurst", ("u", 1_000_000)),
-        ("NoNewPrivileges", ("b", True)),
-        ("ProtectSystem", ("s", "full")),
-        ("LimitMEMLOCK", ("t", 2**64 - 1)),  # pinned host memory
-    ]
-    if spec.env_file:
-        out.append(("EnvironmentFiles", ("a(sb)", [(spec.env_file, False)])))
-    if spec.loopback_only:
-        loopback = [(2, b"\x7f\x00\x00\x00", 8), (10, b"\x00" * 15 + b"\x01", 128)]
-        out.append(("IPAddressAllow", ("a(iayu)", loopback)))
-        everyone = [(2, b"\x00" * 4, 0), (10, b"\x00" * 16, 0)]
-        out.append(("IPAddressDeny", ("a(iayu)", everyone)))
-    return out
-
-
-def _state(unit: _Unit) -> UnitState:
-    if unit.exec_code and not unit.main_pid:
-        return UnitState.EXITED
-    if unit.active == "failed" or unit.sub in ("exited", "dead"):
-        return UnitState.EXITED
-    if unit.active == "deactivating":
-        return UnitState.STOPPING
-    return UnitState.STARTING if unit.active == "activating" else UnitState.RUNNING
-
-
-def _exit(unit: _Unit) -> Exit | None:
-    if _state(unit) is not UnitState.EXITED:
-        return None
-    if unit.exec_code == _CLD_EXITED:
-        return Exit(code=unit.exec_status)
-    if unit.exec_code in (_CLD_KILLED, _CLD_DUMPED):
-        return Exit(signal=unit.exec_status)
-    return Exit()
-
-
-def _folder(cgroup: str) -> Path | None:
-    if not cgroup:
-        return None
-    for root in _CGROUP_ROOTS:
-        folder = Path(root + cgroup)
-        if (folder / "cgroup.procs").exists():
-            return folder
-    return None
-
-
-def _pids(cgroup: str) -> tuple[int, ...]:
-    """Every process of a cgroup and of those below it."""
-    folder = _folder(cgroup)
-    if folder is None:
-        return ()
-    out: list[int] = []
-    for where, _, _ in os.walk(folder):
-        with suppress(OSError):
-            out += [int(pid) for pid in Path(where, "cgroup.procs").read_text().split()]
-    return tuple(sorted(pid for pid in out if pid))
-
-
-def _cpu_s(cgroup: str) -> float:
-    """CPU seconds of a v2 cgroup, 0 where the controller is not there."""
-    folder = _folder(cgroup)
-    if folder is None:
-        return 0.0
-    with suppress(OSError, ValueError):
-        for line in (folder / "cpu.stat").read_text().splitlines():
-            if line.startswith("usage_usec "):
-                return int(line.split()[1]) / 1e6
-    return 0.0

@@ -136,7 +136,7 @@ class Journal:
     def _pretty(self, fields: dict[str, str], severity: Severity) -> None:
         shown = {
             key.removeprefix("ARBITER_").lower(): fields[key]
-            for key in ("ARBITER_EVENT", "ARBITER_INCIDENT", "ARBITER_BACKEND")
+            for key in ("ARBITER_BACKEND", "ARBITER_INCIDENT")
             if key in fields
         }
         # ConsoleRenderer prints `level` first, padded and coloured.

@@ -1,5 +1,6 @@
 """What every launcher must do. The same tests hold for `direct` here and for `systemd` in the box
-(tests/system/test_launcher.py runs this file there)."""
+(tests/system/test_launcher.py runs this file there).
+"""
 
 from __future__ import annotations
 
@@ -112,8 +113,8 @@ time.sleep(600)
 
 def _family(bench: Bench) -> tuple[int, int]:
     wait_until(lambda: (bench.home / "child.up").exists() and (bench.home / "main.up").exists(), 10)
-    wait_until(lambda: (bench.home / "main.up").read_text(), 5)
-    wait_until(lambda: (bench.home / "child.up").read_text(), 5)
+    wait_until((bench.home / "main.up").read_text, 5)
+    wait_until((bench.home / "child.up").read_text, 5)
     return int((bench.home / "main.up").read_text()), int((bench.home / "child.up").read_text())
 
 

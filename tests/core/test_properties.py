@@ -7,7 +7,6 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from arbiterd.core.placement import headroom_bytes, place
-from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.ollama import margin_bytes
 from arbiterd.engines.tensorflow_serving import OVERHEAD, fraction
@@ -78,7 +77,7 @@ def _check(world: World, stopped_before: int) -> None:
         if view.accepting:
             assert view.phase is Phase.READY
     del stopped_before
-    assert all(7 != pid for engine in world.engines.values() for pid in (engine.pid,))
+    assert all(pid != 7 for engine in world.engines.values() for pid in (engine.pid,))
 
 
 @given(st.lists(EVENTS, max_size=25), st.sampled_from((0.0, 3.0)))

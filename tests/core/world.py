@@ -132,7 +132,8 @@ class Engine:
 @dataclass
 class World:
     """See the module. ``fail_starts``: names whose start action fails; ``slow``: seconds that a
-    start takes; ``lag_s``: how long dead memory stays unattributed."""
+    start takes; ``lag_s``: how long dead memory stays unattributed.
+    """
 
     settings: Settings
     gpus: int = 1

@@ -25,7 +25,7 @@ STRUCTS = [
     pynvml.nvmlPciInfo_t,
     pynvml.c_nvmlUtilization_t,
     pynvml.c_nvmlBAR1Memory_t,
-    pynvml.c_nvmlDeviceAttributes_t,
+    pynvml.c_nvmlDeviceAttributes,
 ]
 
 
@@ -142,16 +142,13 @@ def test_two_processes_never_get_the_same_bytes(gpu: SimGpu, sim_env: dict[str, 
 def test_readers_never_see_a_torn_sum(gpu: SimGpu, sim_env: dict[str, str]) -> None:
     """While another process allocates and frees, every reading adds up."""
     handle = gpu.alloc(0, MIB, pid=os.getpid())
-    reader = subprocess.Popen(
-        [
-            sys.executable, "-c",
-            "import pynvml as nv\nnv.nvmlInit()\nh = nv.nvmlDeviceGetHandleByIndex(0)\n"
-            "for _ in range(20000):\n"
-            "    m = nv.nvmlDeviceGetMemoryInfo(h, version=nv.nvmlMemory_v2)\n"
-            "    assert m.total == m.reserved + m.used + m.free, (m.total, m.used)\n",
-        ],
-        env=sim_env,
-    )  # fmt: skip
+    code = (
+        "import pynvml as nv\nnv.nvmlInit()\nh = nv.nvmlDeviceGetHandleByIndex(0)\n"
+        "for _ in range(20000):\n"
+        "    m = nv.nvmlDeviceGetMemoryInfo(h, version=nv.nvmlMemory_v2)\n"
+        "    assert m.total == m.reserved + m.used + m.free, (m.total, m.used)\n"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", code], env=sim_env)
     size = 1
     while reader.poll() is None:
         size = size % 4000 + 7

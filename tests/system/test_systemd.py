@@ -119,7 +119,8 @@ def test_a_bad_file_at_restart_guards_living_engines(box: Box, now: float) -> No
 
 def test_reload_switches_the_mode_and_a_bad_one_fails(box: Box) -> None:
     """One line edited, systemctl reload: vLLM moves, Ollama stays. A bad file: reload fails, all
-    reasons in the journal, nothing touched."""
+    reasons in the journal, nothing touched.
+    """
     good = box.config()
     box.start()
     before = box.pids()
@@ -161,7 +162,7 @@ def test_a_dead_engine_is_cleaned_up_by_its_cgroup(box: Box, now: float) -> None
 def test_exit_zero_unasked_is_read_and_named(box: Box, now: float) -> None:
     """EngineCore dies, the server ends with 0: the unit keeps the status, the reason is found."""
     box.start()
-    core = box.sh(f"pgrep -f arbiterd.sim.engines.vllm_core")
+    core = box.sh("pgrep -f arbiterd.sim.engines.vllm_core")
     box.sh(f"kill -KILL {core.split()[0]}")
     exit_ = box.event("exit", now, backend="vllm")
     assert "exit code 0" in exit_["MESSAGE"]

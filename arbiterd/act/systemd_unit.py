@@ -1,0 +1,87 @@
+"""A backend's transient unit: the properties it is started with, and what its state means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arbiterd.act.launcher import BASE_PATH
+from arbiterd.act.systemd_bus import Property
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.launch import Exit, LaunchSpec, UnitState
+
+SLICE = "gpu-arbiter.slice"
+_CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Newest properties of one unit."""
+
+    backend: str
+    path: str
+    active: str
+    sub: str
+    invocation: str
+    main_pid: int
+    exec_pid: int
+    exec_code: int
+    exec_status: int
+    cgroup: str
+    since: float
+    main: ProcessRef | None = None
+
+
+def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Property]:
+    """Properties for StartTransientUnit; why each is there stands beside it."""
+    env = {"PATH": BASE_PATH, "HOME": home, "LANG": "C.UTF-8", **spec.env}
+    stop_us = round(max(spec.stop_grace_s, 1.0) * 1_000_000)
+    out: list[Property] = [
+        ("Description", ("s", f"gpu-arbiter backend {spec.backend}")),
+        ("Type", ("s", "exec")),  # 203/EXEC is a failed start job, not a running unit
+        ("Slice", ("s", SLICE)),
+        ("RemainAfterExit", ("b", True)),  # else exit 0 of a dead vLLM is forgotten in ms
+        ("Restart", ("s", "no")),  # only the arbiter restarts
+        ("KillMode", ("s", "mixed")),  # TERM to main only: EngineCore must drain
+        ("TimeoutStopUSec", ("t", stop_us)),
+        ("OOMPolicy", ("s", "continue" if spec.oom_continue else "stop")),
+        ("User", ("s", user)),
+        ("WorkingDirectory", ("s", home)),
+        ("ExecStart", ("a(sasb)", [(program, [program, *spec.argv[1:]], False)])),
+        ("Environment", ("as", [f"{key}={value}" for key, value in env.items()])),
+        # 0 would not switch the limit off on 252, and the line that names the cause is the last
+        ("LogRateLimitIntervalUSec", ("t", 30_000_000)),
+        ("LogRateLimitBurst", ("u", 1_000_000)),
+        ("NoNewPrivileges", ("b", True)),
+        ("ProtectSystem", ("s", "full")),
+        ("LimitMEMLOCK", ("t", 2**64 - 1)),  # pinned host memory
+    ]
+    if spec.env_file:
+        out.append(("EnvironmentFiles", ("a(sb)", [(spec.env_file, False)])))
+    if spec.loopback_only:
+        loopback = [(2, b"\x7f\x00\x00\x00", 8), (10, b"\x00" * 15 + b"\x01", 128)]
+        out.append(("IPAddressAllow", ("a(iayu)", loopback)))
+        everyone = [(2, b"\x00" * 4, 0), (10, b"\x00" * 16, 0)]
+        out.append(("IPAddressDeny", ("a(iayu)", everyone)))
+    return out
+
+
+def state_of(unit: Unit) -> UnitState:
+    """Our word for systemd's state: EXITED as soon as the main process is gone."""
+    if unit.exec_code and not unit.main_pid:
+        return UnitState.EXITED
+    if unit.active == "failed" or unit.sub in ("exited", "dead"):
+        return UnitState.EXITED
+    if unit.active == "deactivating":
+        return UnitState.STOPPING
+    return UnitState.STARTING if unit.active == "activating" else UnitState.RUNNING
+
+
+def exit_of(unit: Unit) -> Exit | None:
+    """How the main process ended, None while it lives."""
+    if state_of(unit) is not UnitState.EXITED:
+        return None
+    if unit.exec_code == _CLD_EXITED:
+        return Exit(code=unit.exec_status)
+    if unit.exec_code in (_CLD_KILLED, _CLD_DUMPED):
+        return Exit(signal=unit.exec_status)
+    return Exit()

@@ -1,0 +1,161 @@
+"""arbiterctl as people use it: exit statuses, messages, JSON, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arbiterd.sim.gpu import SimGpu
+from tests.config.test_good_files import FIFTEEN
+
+
+def _ctl(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GPU_ARBITER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "arbiterd.cli", *argv],
+        env={**env, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A good file with folders of its own."""
+    path = tmp_path / "gpu-arbiter.toml"
+    path.write_text(f'{FIFTEEN}\n[arbiter]\nstate_dir = "{tmp_path}"\nruntime_dir = "{tmp_path}"\n')
+    return path
+
+
+def test_a_good_file_is_exit_0(config: Path) -> None:
+    """Warnings of this host do not refuse it."""
+    done = _ctl("check", str(config))
+    assert done.returncode == 0, done.stderr
+    assert f"{config}: good" in done.stdout
+    assert "the GPUs cannot be read" in done.stderr
+
+
+def test_a_bad_file_is_exit_78_with_every_problem(config: Path) -> None:
+    """One a line on stderr, and as a list in JSON."""
+    config.write_text(config.read_text().replace('"55%"', "55").replace('mode = "A"', 'mode = "X"'))
+    done = _ctl("check", str(config))
+    assert done.returncode == 78
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert f"{config}:10: modes.A.vllm.memory: 55 has no unit" in done.stderr
+    found = json.loads(_ctl("check", str(config), "--json").stdout)
+    assert found["ok"] is False
+    assert [one["line"] for one in found["problems"]] == [1, 10]
+    assert {"file", "line", "key", "wrong", "right", "severity"} <= set(found["problems"][0])
+
+
+def test_options_go_before_or_after_the_command(config: Path) -> None:
+    """--json --config FILE check == check --json --config FILE."""
+    first = _ctl("--json", "--config", str(config), "check", "--no-host")
+    second = _ctl("check", "--no-host", "--json", "--config", str(config))
+    assert json.loads(first.stdout) == json.loads(second.stdout) == {"ok": True, "problems": []}
+
+
+def test_plan_shows_caps_argv_and_arithmetic(
+    config: Path, gpu: SimGpu, sim_env: dict[str, str]
+) -> None:
+    """What a start would do, on the card that is there; a mode that does not fit is exit 78."""
+    done = _ctl("--config", str(config), "plan", **sim_env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mode A (shared)" in done.stdout
+    assert (
+        "--gpu-memory-utilization 0.514 = floor((12.93 GiB cap - 600 MiB context - 265 MiB spikes) / 23.52 GiB)"
+        in done.stdout
+    )
+    assert "fits" in done.stdout
+    found = json.loads(_ctl("--config", str(config), "plan", "--json", **sim_env).stdout)
+    vllm = next(b for b in found["backends"] if b["name"] == "vllm")
+    assert vllm["argv"][-1] == "32"
+    assert vllm["change"] == "start"
+    assert vllm["env"]["CUDA_VISIBLE_DEVICES"] == gpu.uuids()[0]
+    other = _ctl("--config", str(config), "plan", "--mode", "B", **sim_env)
+    assert other.returncode == 78
+    assert "there is no GPU 1 on this host" in other.stdout
+    assert _ctl("--config", str(config), "plan", "--mode", "Z", **sim_env).returncode == 1
+
+
+def test_the_gpu_of_the_active_mode_must_be_there(
+    config: Path, gpu: SimGpu, sim_env: dict[str, str]
+) -> None:
+    """check asks NVML: mode B in force on one card is an error with its line."""
+    done = _ctl("check", str(config), **sim_env, GPU_ARBITER_MODE="B")
+    assert done.returncode == 78
+    assert f"{config}:15: modes.B.vllm.gpu: there is no GPU 1 on this host" in done.stderr
+    del gpu
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("status",), ("incidents",), ("reload",), ("drain", "vllm"), ("why", "vllm"), ("stop-all",)],
+)
+def test_without_a_daemon_it_is_exit_69(config: Path, argv: tuple[str, ...]) -> None:
+    """One sentence: where it looked and what to do."""
+    done = _ctl("--config", str(config), *argv)
+    assert done.returncode == 69
+    assert done.stderr.startswith("arbiterctl: no daemon answers at ")
+    assert "systemctl status gpu-arbiter" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [("fly",), ("drain",), ("check", "--nonsense"), ("incidents", "--limit", "x")]
+)
+def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
+    """And say how it is used."""
+    done = _ctl(*argv)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check",
+        "plan",
+        "status",
+        "incidents",
+        "why",
+        "reload",
+        "drain",
+        "resume",
+        "restart",
+        "stop-all",
+    ],
+)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    """--help is documentation."""
+    done = _ctl(command, "--help")
+    assert done.returncode == 0
+    assert f"arbiterctl {command}" in done.stdout
+
+
+def test_a_missing_file_is_a_sentence() -> None:
+    """Never a traceback."""
+    done = _ctl("check", "/nowhere/x.toml")
+    assert done.returncode == 78
+    assert "/nowhere/x.toml:1: (file): there is no such file" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["arbiterd", "arbiterd.cli"])
+def test_version_is_instant_and_plain(module: str) -> None:
+    """No configuration needed."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "0.1.0" in done.stdout

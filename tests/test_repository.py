@@ -1,0 +1,95 @@
+"""The repository itself: two commands, pinned packages, no hosts or paths of anybody's machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _files() -> list[Path]:
+    out = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    found = [ROOT / name for name in out.split("\0") if name]
+    return [one for one in found if one.is_file()] or [
+        p for p in ROOT.rglob("*.py") if ".venv" not in p.parts
+    ]
+
+
+def test_the_two_commands_are_in_the_readme() -> None:
+    """And CI calls the test command."""
+    readme = (ROOT / "README.md").read_text()
+    assert "make run" in readme
+    assert "make test" in readme
+    assert "exec make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_package_is_pinned_by_hash_and_no_host_is_named() -> None:
+    """requirements/*.txt."""
+    for path in (ROOT / "requirements").glob("*.txt"):
+        text = path.read_text()
+        assert not re.search(r"https?://|--index-url|--find-links|--trusted-host", text), path
+        pins = re.findall(r"^[a-zA-Z0-9_.-]+(?:\[[^]]*\])?==", text, re.MULTILINE)
+        assert len(pins) > 10
+        blocks = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
+        assert all("--hash=sha256:" in b for b in blocks if "==" in b.split("\n")[0]), path
+
+
+def test_the_runtime_packages_are_those_the_project_names() -> None:
+    """Every dependency of pyproject.toml is in the hashed file."""
+    import tomllib
+
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = (ROOT / "requirements" / "runtime.txt").read_text().lower()
+    for one in named:
+        name = re.split(r"[>=<\[]", one)[0].lower()
+        assert re.search(rf"^{re.escape(name)}(\[[^]]*\])?==", pinned, re.MULTILINE), name
+
+
+def test_files_stay_small_enough_to_be_read_in_one_sitting() -> None:
+    """Under 400 lines each in the package (the catalogue is a table of texts)."""
+    for path in (ROOT / "arbiterd").rglob("*.py"):
+        assert len(path.read_text().splitlines()) < 420, path
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    """A docstring first."""
+    for path in _files():
+        if path.suffix == ".py" and path.stat().st_size:
+            text = path.read_text()
+            assert text.startswith(('"""', 'r"""', "#!")), path
+
+
+@pytest.mark.parametrize("word", ["/" + "work/", "/home" + "/", "pypi" + ".org", "../" + "shared"])
+def test_nothing_names_a_machine_or_a_registry(word: str) -> None:
+    """The project speaks of itself alone."""
+    for path in _files():
+        if path.name == "systemd-box" or path.suffix == ".png":
+            continue
+        assert word not in path.read_text(errors="replace"), path
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    """Relative links of README and docs/."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_shell_scripts_are_valid() -> None:
+    """bash -n."""
+    for path in [
+        *sorted((ROOT / "scripts").iterdir()),
+        ROOT / ".ci" / "run",
+        ROOT / "tests/system/systemd-box",
+    ]:
+        done = subprocess.run(
+            ["bash", "-n", str(path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
