@@ -108,6 +108,7 @@ class Demo:
             start_new_session=True,  # Ctrl-C reaches us, we pass it on once
         )
         signal.signal(signal.SIGTERM, lambda *_: daemon.send_signal(signal.SIGTERM))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored
         threading.Thread(target=self._say_when_ready, args=(daemon,), daemon=True).start()
         self._say_where()
         try:
@@ -152,8 +153,8 @@ class Demo:
          -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'
     echo '{{"hang": true}}' > {home}/faults/vllm.json    # hung, yet /health says 200: watch it go
     pkill -KILL -f 'arbiterd.sim.engines.vllm serve'  # its orphan is found, its memory awaited
-    {sim} hold 0 3GiB                 # a stranger takes memory
-    {sim} lose 0                      # the card falls off the bus (restore 0)
+    {sim} hold 0 3GiB    # a stranger takes memory
+    {sim} lose 0         # the card falls off the bus (restore 0)
     sed -i 's/^mode = "A"/mode = "B"/' {self.config}
     {ctl} --config {self.config} reload --wait=done
 

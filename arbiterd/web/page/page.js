@@ -2,7 +2,7 @@
 // Renders /v1/status once a second. Text goes in by textContent only: nothing an engine or a process
 // is called can become markup.
 const hues = ["#4c7dd9", "#2f9e8f", "#c77d2e", "#8f63c9", "#c2577e", "#6b8e3d"];
-const grey = { foreign: "#8a8f98", unattributed: "#b0b5bd", headroom: "transparent" };
+const grey = { foreign: "#8a8f98", unattributed: "#b0b5bd", headroom: "#c3c8cf" };
 const $ = (id) => document.getElementById(id);
 const names = [];
 
