@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu, build
 
@@ -36,3 +37,17 @@ def sim_env(sim_lib: Path, tmp_path: Path) -> dict[str, str]:
         LIB_ENV: str(sim_lib),
         "LD_LIBRARY_PATH": str(sim_lib),
     }
+
+
+class OneBox(LoadScopeScheduling):  # type: ignore[misc]
+    """Every test is a unit of its own, except the system tests: they share one booted systemd, so
+    one worker gets them all, first. The groups of xdist 3.8 have no effect under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "system" if nodeid.startswith("tests/system/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneBox:
+    """xdist asks for a scheduler."""
+    return OneBox(config, log)

@@ -294,9 +294,16 @@ def test_mig_slices_are_devices_of_their_own(tmp_path: Path, sim_lib: Path) -> N
         )
         host.start()
         host.wait_ready()
+
+        def held() -> int:
+            rows = {g["uuid"]: g for g in host.status()["gpus"]}
+            mine = next(r for r in rows[first]["ledger"] if r["holder"] == "vllm")
+            assert mine["used"] is None or mine["used"] <= mine["cap"]
+            return mine["used"] or 0
+
+        # process lists are read every two seconds when all is quiet
+        host.wait(lambda: held() > 10 << 30, "its memory on its slice", 10)
         rows = {g["uuid"]: g for g in host.status()["gpus"]}
-        mine = next(r for r in rows[first]["ledger"] if r["holder"] == "vllm")
-        assert 10 << 30 < mine["used"] <= mine["cap"]
         assert all(r["holder"] != "vllm" for r in rows[second]["ledger"])
         assert host.status()["sharing"] == "partitioned"
     finally:

@@ -7,6 +7,7 @@ import signal
 import statistics
 import threading
 import time
+from functools import partial
 
 import requests
 
@@ -217,6 +218,12 @@ def test_slow_release_is_waited_for(host: Host) -> None:
     assert not host.events("oom", "vllm")
 
 
+def _serve_of(host: Host) -> int:
+    """Pid of `ollama serve`, 0 until the tags have been scanned."""
+    pids: list[int] = host.backend("ollama")["pids"]
+    return next((pid for pid in pids if "ollama serve" in procfs.command(pid)), 0)
+
+
 def test_an_engine_that_ends_is_noticed_at_once(host: Host) -> None:
     """From SIGKILL to the journal's exit event: well under a second on a busy test machine (the
     benchmark measures it properly).
@@ -226,7 +233,7 @@ def test_an_engine_that_ends_is_noticed_at_once(host: Host) -> None:
     host.wait_ready()
     took = []
     for number in range(1, 4):
-        pid = next(p for p in host.backend("ollama")["pids"] if "ollama serve" in procfs.command(p))
+        pid = wait_until(partial(_serve_of, host), 5, "its pid")
         began = time.time()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda n=number: len(host.events("exit", "ollama")) >= n, 5, "exit")  # type: ignore[misc]

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,6 +39,10 @@ class Engine(BaseHTTPRequestHandler):
         """Any path."""
         type(self).asked.append(self.path)
         time.sleep(type(self).delay_s)
+        with suppress(ConnectionError):
+            self._answer()
+
+    def _answer(self) -> None:
         self.send_response(type(self).status)
         self.send_header("Content-Length", str(len(type(self).body)))
         self.end_headers()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.conftest import ROOT, Box
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 def test_the_systemd_launcher_keeps_the_contract(box: Box) -> None:
