@@ -125,8 +125,17 @@ class SystemdLauncher:
         bus = self._watch_bus
         path = bus.unit_path(unit)
         active = str(bus.get(path, UNIT, "ActiveState"))
-        if active == "inactive":
-            return None
+        while True:
+            if active == "inactive":
+                return None
+            read = self._read_once(name, path, active)
+            # One property a call: start over when the unit moved on meanwhile.
+            active = str(bus.get(path, UNIT, "ActiveState"))
+            if active == read.active:
+                return read
+
+    def _read_once(self, name: str, path: str, active: str) -> Unit:
+        bus = self._watch_bus
         main_pid = int(bus.get(path, SERVICE, "MainPID"))
         return Unit(
             backend=name,

@@ -46,10 +46,12 @@ class Bus:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connection: DBusConnection | None = None
+        self._closed = False
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection, for good: a thread still at work gets an error, no new one."""
         with self._lock:
+            self._closed = True
             self._drop()
 
     def _drop(self) -> None:
@@ -73,6 +75,9 @@ class Bus:
     def _send(self, message: Message) -> tuple[Any, ...]:
         with self._lock:
             for again in (True, False):
+                if self._closed:
+                    msg = "this connection to systemd is closed"
+                    raise LaunchError(msg)
                 try:
                     if self._connection is None:
                         self._connection = open_dbus_connection(bus="SYSTEM")

@@ -66,13 +66,15 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
 
 
 def state_of(unit: Unit) -> UnitState:
-    """Our word for systemd's state: EXITED as soon as the main process is gone."""
-    if unit.exec_code and not unit.main_pid:
-        return UnitState.EXITED
-    if unit.active == "failed" or unit.sub in ("exited", "dead"):
-        return UnitState.EXITED
+    """Our word for systemd's state.
+
+    A unit on its way down is STOPPING, its main process gone or not: only the end tells whether it
+    failed by itself (it stays, failed or exited) or was stopped by a person (it vanishes).
+    """
     if unit.active == "deactivating":
         return UnitState.STOPPING
+    if unit.active == "failed" or unit.sub == "exited" or (unit.exec_code and not unit.main_pid):
+        return UnitState.EXITED
     return UnitState.STARTING if unit.active == "activating" else UnitState.RUNNING
 
 
