@@ -1,0 +1,160 @@
+"""``make bench``: what the daemon costs. Prints the table of docs/benchmarks.md.
+
+Ratios and percentiles of one run on one machine; other work on it makes them worse, never better.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from arbiterd.act.launch_direct import DirectLauncher
+from arbiterd.core.decide import decide
+from arbiterd.model.launch import LaunchSpec
+from arbiterd.sense.nvml import NvmlSource
+from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, build
+from tests.core.pure import observation_of
+from tests.core.world import World, settings
+from tests.support import wait_until
+from tests.support.host import SHARED, Host
+
+STEADY_S = 30.0
+EXITS = 200
+DECISIONS = 2000
+SAMPLES = 500
+
+
+def row(what: str, value: str, budget: str = "") -> None:
+    """One line of the table."""
+    print(f"| {what} | {value} | {budget} |", flush=True)
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """Median, 99th percentile, maximum."""
+    ordered = sorted(values)
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    return f"p50 {statistics.median(ordered):.2f} {unit}, p99 {p99:.2f} {unit}, max {ordered[-1]:.2f} {unit}"
+
+
+def footprint(lib: Path) -> None:
+    """PSS and CPU of a steady daemon with three engines at the default poll of 250 ms."""
+    with tempfile.TemporaryDirectory(prefix="arbiter-bench-") as folder:
+        host = Host(Path(folder), lib)
+        host.write(SHARED)
+        text = host.config.read_text().replace('poll = "100ms"', 'poll = "250ms"')
+        host.config.write_text(text)
+        try:
+            host.start()
+            host.wait_ready()
+            assert host.process is not None
+            daemon = psutil.Process(host.process.pid)
+            worker = next(p for p in daemon.children() if "nvml_worker" in " ".join(p.cmdline()))
+            time.sleep(10)  # past the start: probes, the first canaries, the warm model
+            before = [sum(p.cpu_times()[:2]) for p in (daemon, worker)]
+            tick = host.status()["loop"]["tick"]
+            ticks, began = [], time.monotonic()
+            while time.monotonic() - began < STEADY_S:
+                time.sleep(1)
+                ticks.append(host.status()["loop"]["last_tick_ms"])
+            took = time.monotonic() - began
+            after = [sum(p.cpu_times()[:2]) for p in (daemon, worker)]
+            count = host.status()["loop"]["tick"] - tick
+            pss = [p.memory_full_info().pss / 2**20 for p in (daemon, worker)]
+            row("memory, daemon (PSS)", f"{pss[0]:.1f} MiB", "")
+            row("memory, NVML worker (PSS)", f"{pss[1]:.1f} MiB", "")
+            row("memory, both", f"{sum(pss):.1f} MiB", "96 MiB")
+            cpu = [100 * (b - a) / took for a, b in zip(before, after, strict=True)]
+            row(
+                "CPU, daemon (three engines, a status request a second)",
+                f"{cpu[0]:.2f} % of a core",
+                "",
+            )
+            row("CPU, NVML worker", f"{cpu[1]:.2f} % of a core", "")
+            row("CPU, both", f"{sum(cpu):.2f} % of a core", "1 %")
+            row("ticks a second", f"{count / took:.2f}", "4")
+            row("a tick, all of it", spread(ticks, "ms"), "")
+        finally:
+            host.close()
+
+
+def decisions() -> None:
+    """decide() alone, three engines ready."""
+    world = World(settings()).up()
+    seen, state = observation_of(world), world.state
+    took = []
+    for _ in range(DECISIONS):
+        began = time.perf_counter()
+        decide(seen, state, world.settings)
+        took.append((time.perf_counter() - began) * 1000)
+    row("decide(), three engines", spread(took, "ms"), "")
+
+
+def exits() -> None:
+    """From SIGKILL of a main process to the loop being woken (pidfd, direct launcher)."""
+    with tempfile.TemporaryDirectory(prefix="arbiter-bench-") as folder:
+        woken = threading.Event()
+        launcher = DirectLauncher(Path(folder), woken.set)
+        took = []
+        for _ in range(EXITS):
+            launcher.start(LaunchSpec("x", ("/bin/sleep", "600"), {}, "i"))
+            main = launcher.observe(time.monotonic())["x"].main
+            assert main is not None
+            woken.clear()
+            began = time.perf_counter()
+            os.kill(main.pid, 9)
+            assert woken.wait(5)
+            took.append((time.perf_counter() - began) * 1000)
+            launcher.stop("x", 0.0)
+        launcher.close()
+        row(f"SIGKILL to the loop awake, {EXITS} times", spread(took, "ms"), "p99 250 ms")
+
+
+def samples(lib: Path) -> None:
+    """A round trip to the NVML worker, memory and processes of one card."""
+    from arbiterd.sim.gpu import SimGpu
+
+    with tempfile.TemporaryDirectory(prefix="arbiter-bench-") as folder:
+        gpu = SimGpu.create(Path(folder) / "gpu", lib, ("rtx4090-24g",))
+        os.environ |= {STATE_ENV: f"{folder}/gpu", LIB_ENV: str(lib), "LD_LIBRARY_PATH": str(lib)}
+        source = NvmlSource()
+        source.start()
+        wait_until(lambda: source.latest(time.monotonic()).devices, 10)
+        took = []
+        for _ in range(SAMPLES):
+            last = source._sample_at
+            began = time.perf_counter()
+            source.request(time.monotonic(), processes=True)
+            while source._sample_at == last:
+                time.sleep(0.0001)
+            took.append((time.perf_counter() - began) * 1000)
+        source.close()
+        gpu.close()
+        row("an NVML sample through the worker (simulated card)", spread(took, "ms"), "")
+
+
+def main() -> int:
+    """All of them."""
+    lib = build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-bench-{os.getuid()}")
+    cores = os.cpu_count()
+    print(
+        f"Python {platform.python_version()}, {cores} cores, load {os.getloadavg()[0]:.1f} at the start\n"
+    )
+    print("| what | measured | budget |\n| --- | --- | --- |")
+    decisions()
+    exits()
+    samples(lib)
+    footprint(lib)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
