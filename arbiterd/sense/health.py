@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import requests
+import urllib3
 
 from arbiterd.engines import engine_of
 from arbiterd.model.health import (
@@ -30,6 +30,7 @@ from arbiterd.model.settings import BackendSettings, Settings
 from arbiterd.sense.http import ask, session
 
 FAST_S, SLOW_S = 0.25, 1.0
+COUNTERS_S = 2.0  # a third of the time after which standing still is judged
 STALE_S = 10.0
 _NOT_YET = "not probed yet"
 
@@ -120,13 +121,13 @@ class Prober:
                 began = time.monotonic()
                 target.wake.clear()
                 good = self._alive(target, via)
-                if good and began - counters_at >= SLOW_S * 0.9:
+                if good and began - counters_at >= COUNTERS_S * 0.9:
                     counters_at = began
                     self._counters(target, via)
                 period = FAST_S if target.order.fast else SLOW_S
                 target.wake.wait(max(0.01, period - (time.monotonic() - began)))
 
-    def _alive(self, target: _Target, via: requests.Session) -> bool:
+    def _alive(self, target: _Target, via: urllib3.PoolManager) -> bool:
         engine = engine_of(target.backend.kind)
         probes = engine.ready_probes(target.backend)
         replies = [ask(via, target.order.url, probe) for probe in probes]
@@ -139,7 +140,7 @@ class Prober:
             self._on_change()
         return verdict.ok
 
-    def _counters(self, target: _Target, via: requests.Session) -> None:
+    def _counters(self, target: _Target, via: urllib3.PoolManager) -> None:
         engine = engine_of(target.backend.kind)
         progress = engine.progress_probe(target.backend)
         if progress is not None:

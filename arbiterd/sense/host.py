@@ -35,7 +35,7 @@ class HostFactsSource:
     """``refresh`` names what to look at; ``latest`` never waits. ``fresh``: looked at least once."""
 
     def __init__(self, owner_of: OwnerOf) -> None:
-        self._owner_of = owner_of
+        self._holders = _Holders(owner_of)
         self._settings: Settings | None = None
         self._facts = HostFacts()
         self._wake = threading.Event()
@@ -67,7 +67,7 @@ class HostFactsSource:
             settings = self._settings
             if settings is not None:
                 with suppress(OSError, psutil.Error):
-                    self._facts = look(settings, self._owner_of)
+                    self._facts = _look(settings, self._holders)
                 if settings is self._settings:
                     self.fresh = True
             troubled = self._facts.missing_commands or self._facts.taken_ports
@@ -75,15 +75,52 @@ class HostFactsSource:
 
 
 def look(settings: Settings, owner_of: OwnerOf) -> HostFacts:
-    """Facts of the active mode's backends."""
+    """Facts of the active mode's backends, all looked at anew."""
+    return _look(settings, _Holders(owner_of))
+
+
+def _look(settings: Settings, holders: _Holders) -> HostFacts:
     backends = settings.active.backends
     versions = {name: one.version or version_of(one) for name, one in backends.items()}
     missing = {name: text for name, one in backends.items() if (text := _missing(one))}
-    return HostFacts(
-        versions=versions,
-        missing_commands=missing,
-        taken_ports=_taken(settings, owner_of),
-    )
+    return HostFacts(versions, missing, holders.taken(settings))
+
+
+class _Holders:
+    """Who listens on our ports. Whose a socket is takes a scan of every process's descriptors, so
+    the answer is kept as long as the same sockets listen.
+    """
+
+    def __init__(self, owner_of: OwnerOf) -> None:
+        self._owner_of = owner_of
+        self._sockets: frozenset[tuple[int, str]] = frozenset()
+        self._taken: dict[str, str] = {}
+
+    def taken(self, settings: Settings) -> dict[str, str]:
+        """Ports of ours on which somebody else listens."""
+        wanted: dict[int, str] = {}
+        for name, backend in settings.active.backends.items():
+            for port in (engine_port(settings, backend), engine_grpc_port(settings, backend)):
+                if port:
+                    wanted[port] = name
+        sockets = frozenset(one for one in _listening() if one[0] in wanted)
+        if sockets != self._sockets:
+            self._taken = self._ask(wanted, {port for port, _ in sockets})
+            self._sockets = sockets
+        return self._taken
+
+    def _ask(self, wanted: dict[int, str], heard: set[int]) -> dict[str, str]:
+        out: dict[str, str] = {}
+        for connection in psutil.net_connections("tcp") if heard else ():
+            port = connection.laddr.port if connection.laddr else 0
+            if connection.status != psutil.CONN_LISTEN or port not in heard:
+                continue
+            heard.discard(port)
+            pid = connection.pid
+            if pid and self._owner_of(pid) is not None:
+                continue
+            out.setdefault(wanted[port], f"port {port} is taken by {_who(pid)}")
+        return out
 
 
 def _missing(backend: BackendSettings) -> str:
@@ -97,29 +134,6 @@ def _missing(backend: BackendSettings) -> str:
     return f"{program} is not there; install it or write its full path in backends.{backend.name}.command"
 
 
-def _taken(settings: Settings, owner_of: OwnerOf) -> dict[str, str]:
-    """Ports of ours on which somebody else listens."""
-    wanted: dict[int, str] = {}
-    for name, backend in settings.active.backends.items():
-        for port in (engine_port(settings, backend), engine_grpc_port(settings, backend)):
-            if port:
-                wanted[port] = name
-    heard = _listening() & wanted.keys()
-    if not heard:
-        return {}
-    out: dict[str, str] = {}
-    for connection in psutil.net_connections("tcp"):
-        port = connection.laddr.port if connection.laddr else 0
-        if connection.status != psutil.CONN_LISTEN or port not in heard:
-            continue
-        heard.discard(port)
-        pid = connection.pid
-        if pid and owner_of(pid) is not None:
-            continue
-        out.setdefault(wanted[port], f"port {port} is taken by {_who(pid)}")
-    return out
-
-
 def _who(pid: int | None) -> str:
     if not pid:
         return "a process that cannot be seen"
@@ -129,16 +143,16 @@ def _who(pid: int | None) -> str:
     return f"pid {pid}{where} ({procfs.command(pid)[:80]}){hint}"
 
 
-def _listening() -> set[int]:
-    """Ports with a TCP listener, from /proc/net: cheap, unlike finding out whose they are."""
-    ports: set[int] = set()
+def _listening() -> set[tuple[int, str]]:
+    """(port, inode) of TCP listeners, from /proc/net: cheap, unlike finding out whose they are."""
+    found: set[tuple[int, str]] = set()
     for name in ("tcp", "tcp6"):
         with suppress(OSError):
             for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == "0A":
-                    ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
+                    found.add((int(fields[1].rpartition(":")[2], 16), fields[9]))
+    return found
 
 
 def version_of(backend: BackendSettings) -> str:

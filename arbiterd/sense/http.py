@@ -1,67 +1,71 @@
-"""One bounded HTTP request to an engine: whole deadline, bounded body, no proxies, no redirects."""
+"""One bounded HTTP request to an engine: whole deadline, bounded body, no proxies, no redirects.
+
+urllib3 itself, not requests on top of it: probes are most of what the daemon does, and this halves
+their cost (docs/benchmarks.md). It never looks at proxies of the environment.
+"""
 
 from __future__ import annotations
 
 import time
 
-import requests
-from requests.adapters import HTTPAdapter
+import urllib3
+from urllib3 import exceptions
 
 from arbiterd.model.health import HttpProbe, HttpReply
 
 BODY_LIMIT = 2 * 1024 * 1024  # vLLM's metrics page is some 60 KB
+_CONNECT_S = 2.0
 
 
-def session() -> requests.Session:
-    """A session for one thread. Environment proxies never see a request to an engine."""
-    made = requests.Session()
-    made.trust_env = False
-    made.mount("http://", HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0))
-    return made
+class TooSlow(Exception):
+    """The body trickles past the deadline."""
 
 
-def ask(via: requests.Session, base_url: str, probe: HttpProbe) -> HttpReply:
+def session() -> urllib3.PoolManager:
+    """Connections for one thread; kept alive between probes."""
+    return urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+
+
+def ask(via: urllib3.PoolManager, base_url: str, probe: HttpProbe) -> HttpReply:
     """Send the probe. Failures are replies with status 0 and a word for the reason."""
     began = time.monotonic()
     headers = dict(probe.headers)
     if probe.body is not None:
         headers.setdefault("Content-Type", "application/json")
     try:
-        with via.request(
+        reply = via.request(
             probe.method,
             base_url + probe.path,
-            data=probe.body,
+            body=probe.body,
             headers=headers,
-            timeout=(min(probe.timeout_s, 2.0), probe.timeout_s),
-            allow_redirects=False,
-            stream=True,
-        ) as reply:
+            timeout=urllib3.Timeout(connect=min(probe.timeout_s, _CONNECT_S), read=probe.timeout_s),
+            redirect=False,
+            preload_content=False,
+        )
+        try:
             body = _body(reply, began + probe.timeout_s)
-            took = (time.monotonic() - began) * 1000
-            return HttpReply(reply.status_code, body, took)
-    except requests.Timeout:
+        finally:
+            reply.release_conn()
+        return HttpReply(reply.status, body, (time.monotonic() - began) * 1000)
+    except exceptions.NewConnectionError as failed:  # first: it is a kind of timeout to urllib3
+        error = "connection refused" if "refused" in str(failed) else "no connection"
+    except (exceptions.TimeoutError, TooSlow):
         error = f"no answer within {probe.timeout_s:g} s"
-    except requests.ConnectionError as failed:
-        error = _why(failed)
-    except (requests.RequestException, ValueError, OSError) as failed:
-        error = type(failed).__name__
+    except (exceptions.HTTPError, OSError, ValueError) as failed:
+        closed = "aborted" in str(failed) or "reset" in str(failed).lower()
+        error = "connection closed" if closed else type(failed).__name__
     return HttpReply(0, "", (time.monotonic() - began) * 1000, error)
 
 
-def _body(reply: requests.Response, deadline: float) -> str:
+def _body(reply: urllib3.BaseHTTPResponse, deadline: float) -> str:
     """At most BODY_LIMIT bytes, and not one byte a second for ever."""
     out = bytearray()
-    for chunk in reply.iter_content(65536):
+    for chunk in reply.stream(65536):
         out += chunk
         if len(out) > BODY_LIMIT:
+            reply.close()
             break
         if time.monotonic() > deadline:
-            raise requests.Timeout
+            reply.close()
+            raise TooSlow
     return out.decode(errors="replace")
-
-
-def _why(failed: requests.ConnectionError) -> str:
-    text = str(failed)
-    if "refused" in text:
-        return "connection refused"
-    return "connection closed" if "aborted" in text or "reset" in text.lower() else "no connection"
