@@ -11,6 +11,7 @@ from arbiterd.engines.vllm import model_of
 from arbiterd.model.settings import BackendSettings, Kind, Mode
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 5.0
+SOCKET_MAX = 107  # sun_path of unix(7), without its final zero
 
 
 def check_file(settings: FileSettings, report: Report) -> None:
@@ -18,6 +19,13 @@ def check_file(settings: FileSettings, report: Report) -> None:
     poll = settings.arbiter.poll
     if not POLL_MIN_S <= poll <= POLL_MAX_S:
         report.add(("arbiter", "poll"), f"{poll:g} s is out of range", "write 50ms to 5s")
+    long = len(f"{settings.arbiter.runtime_dir}/admin.sock".encode())
+    if long > SOCKET_MAX:
+        report.add(
+            ("arbiter", "runtime_dir"),
+            f"is too long: its socket's path would have {long} bytes",
+            f"a unix socket's path has at most {SOCKET_MAX}",
+        )
     if settings.gateway.enabled:
         report.add(
             ("gateway", "enabled"),

@@ -14,6 +14,7 @@ from arbiterd.model.actions import LoadModel
 from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
+from arbiterd.units import format_duration
 
 
 def keep_warm(desk: Desk, backend: BackendState) -> None:
@@ -92,6 +93,14 @@ def _outcome(desk: Desk, backend: BackendState, model: str) -> None:
                 warm_failures=0,
                 warm_not_before=now + WARM_RETRY_S,
             )
+        )
+        desk.tell(
+            EventName.LOAD_ADMITTED,
+            Severity.INFO,
+            f"{backend.name}: {model} is loaded after {format_duration(outcome.took_ms / 1000)}",
+            backend.name,
+            action=outcome.action.id,
+            took_ms=outcome.took_ms,
         )
         return
     failures = backend.warm_failures + 1

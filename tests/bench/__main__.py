@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,8 +19,10 @@ from pathlib import Path
 import psutil
 
 from arbiterd.act.launch_direct import DirectLauncher
+from arbiterd.act.launch_systemd import SystemdLauncher
+from arbiterd.act.launcher import Launcher
 from arbiterd.core.decide import decide
-from arbiterd.model.launch import LaunchSpec
+from arbiterd.model.launch import LaunchSpec, UnitState
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, build
 from tests.core.pure import observation_of
@@ -98,24 +101,51 @@ def decisions() -> None:
     row("decide(), three engines", spread(took, "ms"), "")
 
 
-def exits() -> None:
-    """From SIGKILL of a main process to the loop being woken (pidfd, direct launcher)."""
+def exits(kind: str = "direct") -> None:
+    """From SIGKILL of a main process to EXITED being observed: pidfd, or a D-Bus signal."""
     with tempfile.TemporaryDirectory(prefix="arbiter-bench-") as folder:
         woken = threading.Event()
-        launcher = DirectLauncher(Path(folder), woken.set)
+        make = DirectLauncher if kind == "direct" else SystemdLauncher
+        launcher: Launcher = make(Path(folder), woken.set)
+        launcher.adopt()
         took = []
         for _ in range(EXITS):
-            launcher.start(LaunchSpec("x", ("/bin/sleep", "600"), {}, "i"))
+            launcher.start(LaunchSpec("x", ("/bin/sleep", "600"), {}, "i", user="root"))
             main = launcher.observe(time.monotonic())["x"].main
             assert main is not None
-            woken.clear()
             began = time.perf_counter()
             os.kill(main.pid, 9)
-            assert woken.wait(5)
+            while launcher.observe(time.monotonic())["x"].state is not UnitState.EXITED:
+                woken.wait(1)
+                woken.clear()
             took.append((time.perf_counter() - began) * 1000)
             launcher.stop("x", 0.0)
         launcher.close()
-        row(f"SIGKILL to the loop awake, {EXITS} times", spread(took, "ms"), "p99 250 ms")
+        row(f"SIGKILL to exit observed, {kind}, {EXITS} times", spread(took, "ms"), "p99 250 ms")
+
+
+def exits_under_systemd() -> None:
+    """The same in a real systemd, booted for it."""
+    if os.geteuid() != 0:
+        row("SIGKILL to exit observed, systemd", "not measured: needs root", "p99 250 ms")
+        return
+    root = Path(__file__).resolve().parents[2]
+    script = root / "tests" / "system" / "systemd-box"
+    inner = f"cd {root} && {sys.executable} -m tests.bench exits-systemd"
+    box = [
+        str(script),
+        "-n",
+        f"bench-{os.getpid()}",
+        "run",
+        "--bind-ro",
+        str(root),
+        "--",
+        "sh",
+        "-c",
+        inner,
+    ]
+    done = subprocess.run(box, capture_output=True, text=True, check=False)
+    print(done.stdout.strip() or done.stderr.strip(), flush=True)
 
 
 def samples(lib: Path) -> None:
@@ -143,6 +173,9 @@ def samples(lib: Path) -> None:
 
 def main() -> int:
     """All of them."""
+    if sys.argv[1:] == ["exits-systemd"]:
+        exits("systemd")
+        return 0
     lib = build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-bench-{os.getuid()}")
     cores = os.cpu_count()
     print(
@@ -151,6 +184,7 @@ def main() -> int:
     print("| what | measured | budget |\n| --- | --- | --- |")
     decisions()
     exits()
+    exits_under_systemd()
     samples(lib)
     footprint(lib)
     return 0

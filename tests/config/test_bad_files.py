@@ -71,6 +71,7 @@ BROKEN = [
     ("a listen address", END, END + '[arbiter]\nlisten = "9480"\n', 18, "arbiter.listen", "is no address", "HOST:PORT"),
     ("a poll out of range", END, END + '[arbiter]\npoll = "1ms"\n', 18, "arbiter.poll", "out of range", "50ms"),
     ("a relative folder", END, END + '[arbiter]\nstate_dir = "x"\n', 18, "arbiter.state_dir", "no absolute path", "begins with /"),
+    ("a socket path too long", END, END + f'[arbiter]\nruntime_dir = "/{"x" * 100}"\n', 18, "arbiter.runtime_dir", "too long", "at most 107"),
     ("a word for a choice", END, END + '[arbiter]\nlog = "loud"\n', 18, "arbiter.log", "'loud' is not accepted", "journal"),
     ("a word for a switch", END, END + '[arbiter]\ndry_run = "perhaps"\n', 18, "arbiter.dry_run", "'perhaps' is not accepted", "true or false"),
 ]  # fmt: skip

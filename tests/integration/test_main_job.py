@@ -47,6 +47,7 @@ def test_one_memory_event_at_a_time(host: Host) -> None:
     host.write(SHARED)
     host.start()
     host.wait_ready()
+    host.wait_event("load_admitted", "ollama", 2)
     story = [
         (one["ARBITER_EVENT"], one["ARBITER_BACKEND"])
         for one in host.events()
@@ -60,7 +61,8 @@ def test_one_memory_event_at_a_time(host: Host) -> None:
         ("start", "ollama"),
         ("ready", "ollama"),
         ("load_admitted", "ollama"),
-    ]
+        ("load_admitted", "ollama"),
+    ], "an action logs its intent and its outcome"
 
 
 def test_a_stranger_shows_as_foreign_and_is_never_touched(host: Host) -> None:

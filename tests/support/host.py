@@ -28,6 +28,7 @@ class Host:
     """Folders, ports, configuration and the daemon of one test."""
 
     def __init__(self, home: Path, lib: Path, profiles: tuple[str, ...] = ("rtx4090-24g",)) -> None:
+        assert len(f"{home}/run/admin.sock") < 108, "a unix socket's path is short"
         self.home, self.lib = home, lib
         self.gpu = SimGpu.create(home / "gpu", lib, profiles)
         self.listen = free_port()
