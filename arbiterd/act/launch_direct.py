@@ -32,6 +32,7 @@ TAG_BACKEND = "GPU_ARBITER_BACKEND"
 TAG_INSTANCE = "GPU_ARBITER_INSTANCE"
 _DIE_S = 15.0  # after SIGKILL: only a process in the D state is still there then
 _POLL_S = 0.02
+_SETTLED_TICKS = 5 * procfs.CLOCK_TICKS  # past its exec for certain
 _SCAN_EVERY_S = 1.0  # a scan of all tags costs 12 µs a process; members are remembered meanwhile
 
 
@@ -191,6 +192,7 @@ class DirectLauncher:
         """Every living process that carries our tag, by backend."""
         out: dict[str, list[ProcessRef]] = {}
         owners: dict[ProcessRef, str] = {}
+        settled = time.clock_gettime(time.CLOCK_BOOTTIME) * procfs.CLOCK_TICKS - _SETTLED_TICKS
         for pid in procfs.pids():
             ref = procfs.ref(pid)
             if ref is None:
@@ -200,11 +202,12 @@ class DirectLauncher:
                 env = procfs.environ(pid)
                 mine = env.get(TAG_INSTANCE) == self.instance
                 backend = env.get(TAG_BACKEND, "") if mine else ""
-            owners[ref] = backend
+            # A process between fork and exec still shows its parent's environment: ask it again.
+            if backend or ref.start_time < settled:
+                owners[ref] = backend
             if backend and pid != os.getpid():
                 out.setdefault(backend, []).append(ref)
-        # A process between fork and exec still shows its parent's environment: ask it again.
-        self._owners = {ref: name for ref, name in owners.items() if name}
+        self._owners = owners
         return out
 
     def _members(self, backend: str) -> list[ProcessRef]:
