@@ -166,7 +166,10 @@ class DirectLauncher:
 
     def _observe_one(self, unit: _Unit) -> UnitObservation:
         record = unit.record
-        stats = [(ref, procfs.stat(ref.pid)) for ref in unit.members]
+        main = ProcessRef(record.pid, record.start_time)
+        # The main process is a member before its first scan, too: it may not have come to its exec.
+        members = unit.members if main in unit.members else (main, *unit.members)
+        stats = [(ref, procfs.stat(ref.pid)) for ref in members]
         alive = [s for ref, s in stats if s and s.alive and s.start_time == ref.start_time]
         state = UnitState.RUNNING
         if unit.exit is not None:
@@ -178,7 +181,7 @@ class DirectLauncher:
             backend=record.backend,
             state=state,
             since=unit.since,
-            main=ProcessRef(record.pid, record.start_time),
+            main=main,
             pids=tuple(s.pid for s in alive),
             invocation=record.invocation,
             intent=record.intent,
