@@ -93,7 +93,17 @@ def read(
     models = _models(kind, table.models, at, None if quiet else report)
     if models is None:
         return None
-    names, paths = models
+    return _made(name, kind, table, models, request_timeout_s)
+
+
+def _made(
+    name: str,
+    kind: Kind,
+    table: BackendTable,
+    models: tuple[tuple[str, ...], dict[str, str]],
+    request_timeout_s: float,
+) -> BackendSettings:
+    """The table with the defaults of its kind."""
     given = DEFAULTS[kind]
     port = table.port or given.port
     grpc = (table.grpc_port or given.grpc_port) if isinstance(table, TensorflowTable) else 0
@@ -114,8 +124,8 @@ def read(
         restart_delay_max_s=table.restart_delay_max,
         user=table.user,
         priority=given.priority if table.priority is None else table.priority,
-        models=names,
-        model_paths=paths,
+        models=models[0],
+        model_paths=models[1],
         max_in_flight=table.max_in_flight,
         max_queue=table.max_queue,
         queue_timeout_s=table.queue_timeout,

@@ -209,6 +209,7 @@ def test_what_ignores_sigterm_is_killed_after_the_grace(bench: Bench) -> None:
 def test_stop_without_a_unit_is_success(bench: Bench) -> None:
     """Idempotent."""
     bench.launcher.stop("probe", 1.0)
+    assert bench.see() is None
 
 
 def test_an_orphan_is_seen_and_goes_with_stop(bench: Bench) -> None:

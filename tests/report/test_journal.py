@@ -89,6 +89,7 @@ def test_a_journal_that_is_gone_stops_nothing(
     log.write(EVENT, "A")
     log.say(Severity.INFO, "hello")
     log.close()
+    assert log.mode == "journal"
 
 
 def test_json_lines_carry_the_journals_field_names(capsys: pytest.CaptureFixture[str]) -> None:
