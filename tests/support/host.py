@@ -195,7 +195,8 @@ class Host:
     def events(self, name: str = "", backend: str = "") -> list[Json]:
         """Journal entries so far (JSON lines)."""
         out = []
-        for line in self.log.read_text().splitlines():
+        whole = self.log.read_text().split("\n")[:-1]  # the last line may be half written
+        for line in whole:
             if not line.startswith("{"):
                 continue
             one = json.loads(line)
