@@ -34,9 +34,24 @@ _ARBITER_ONLY = frozenset(
 )
 
 
+_REMEMBERED = 256
+_known: dict[tuple[int, int], tuple[BackendSettings, Share, str]] = {}
+
+
 def intent(backend: BackendSettings, share: Share) -> str:
-    """Digest of what the operator wants of this backend in this mode."""
-    return digest(backend, share)
+    """Digest of what the operator wants of this backend in this mode.
+
+    Remembered by identity: settings are frozen and live from reload to reload, and every tick asks.
+    """
+    key = (id(backend), id(share))
+    known = _known.get(key)
+    if known is not None and known[0] is backend and known[1] is share:
+        return known[2]
+    if len(_known) >= _REMEMBERED:
+        _known.clear()
+    found = digest(backend, share)
+    _known[key] = (backend, share, found)
+    return found
 
 
 def digest(backend: BackendSettings, share: Share) -> str:
