@@ -114,7 +114,7 @@ def stop_all(
     context: typer.Context,
     timeout: float = typer.Option(120.0, help="seconds to wait until all is stopped"),
 ) -> None:
-    """Stop every backend; the daemon goes on and starts nothing until it is restarted.
+    """Stop every backend; each stays stopped until it is resumed.
 
     Example: arbiterctl stop-all
     """

@@ -85,7 +85,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        wrong, right = "there is no such file", "write it (arbiterctl init makes one)"
+        wrong, right = "there is no such file", "write it; make install puts an example into /etc"
     except PermissionError:
         wrong, right = "may not be read", "run as root, or give yourself the right to read it"
     except (OSError, UnicodeDecodeError) as error:
