@@ -62,9 +62,9 @@ def test_the_demo_runs_and_ctrl_c_leaves_nothing(tmp_path: Path, short: Path) ->
         ]
         assert not list(short.glob("gpu-arbiter-demo-*"))
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        if process.poll() is None:  # SIGTERM: killed, it would leave its daemon behind
+            process.terminate()
+            process.wait(40)
 
 
 def test_for_real_needs_root_a_gpu_and_a_file(tmp_path: Path) -> None:
