@@ -42,7 +42,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     take_requests(desk)
     if state.first_tick:
         adopt(desk)
-    ledgers = _ledgers(desk)
+    ledgers = desk.ledgers = _ledgers(desk)
     states = gpus.judge(desk, ledgers)
     desk.state = replace(desk.state, devices=states)
     for name in _order(desk):

@@ -12,7 +12,7 @@ from typing import TypeAlias, TypedDict, Unpack
 from arbiterd.core.limits import INCIDENTS_KEPT
 from arbiterd.core.state import BackendState, State
 from arbiterd.model.actions import Action, Outcome
-from arbiterd.model.backend import Phase, Placement
+from arbiterd.model.backend import LedgerRow, Phase, Placement
 from arbiterd.model.events import ActionRecord, Event, EventName, Incident, Severity
 from arbiterd.model.launch import ABSENT, UnitObservation
 from arbiterd.model.observation import Observation
@@ -52,6 +52,8 @@ class Desk:
         self.events: list[Event] = []
         self.incidents: list[Incident] = list(state.incidents)
         self.counter = state.counter
+        # Made once a tick: every ready backend looks at its device's.
+        self.ledgers: dict[str, tuple[LedgerRow, ...]] = {}
 
     # -- reading -------------------------------------------------------------------------------
     def wanted(self, name: str) -> BackendSettings | None:

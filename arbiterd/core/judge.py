@@ -15,7 +15,7 @@ from arbiterd.core.limits import (
     CANARY_GRACE_S,
     GOOD_PROBES,
 )
-from arbiterd.core.state import Vitals
+from arbiterd.core.state import Vitals, updated
 from arbiterd.model.health import HealthObservation, Progress
 from arbiterd.model.reading import Known
 
@@ -27,15 +27,15 @@ def fresh(now: float) -> Vitals:
 
 def judge(old: Vitals, health: HealthObservation, stuck_after_s: float, now: float) -> Vitals:
     """Fold the newest results into the vitals."""
-    vitals = _count_alive(replace(old, canary_due=False), health)
+    vitals = _count_alive(updated(old, canary_due=False), health)
     vitals = _count_canary(vitals, health, now)
     progress = health.progress.value if isinstance(health.progress, Known) else None
     vitals = _count_work(vitals, progress, stuck_after_s, now)
     sick = vitals.bad >= BAD_PROBES or vitals.canary_bad >= BAD_CANARIES or vitals.stuck
     if not sick:
-        return _ask(replace(vitals, sick_since=None), progress, now)
+        return _ask(updated(vitals, sick_since=None), progress, now)
     since = vitals.sick_since if vitals.sick_since is not None else min(now, _began(vitals, now))
-    return _ask(replace(vitals, sick_since=since), progress, now)
+    return _ask(updated(vitals, sick_since=since), progress, now)
 
 
 def accepting(vitals: Vitals) -> bool:
@@ -103,7 +103,8 @@ def _count_work(
         cleared = replace(vitals, work=progress.work, work_at=now, proof_at=now, canary_bad=0)
         return replace(cleared, stuck=False, why=vitals.why if vitals.bad else "")
     if progress.running + progress.waiting == 0:
-        return replace(vitals, work_at=now)
+        # Idle: the clock of standing still starts anew. To half a second, so that most ticks copy nothing.
+        return vitals if now - vitals.work_at < 0.5 else replace(vitals, work_at=now)
     still = now - vitals.work_at
     if still < max(5.0, stuck_after_s / 3):
         return vitals

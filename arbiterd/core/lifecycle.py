@@ -21,7 +21,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.release import remember
-from arbiterd.core.state import After, BackendState, Vitals
+from arbiterd.core.state import After, BackendState, Vitals, updated
 from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -258,7 +258,7 @@ def _ready(desk: Desk, backend: BackendState) -> None:
         return
     wanted = desk.settings.active.backends[backend.name]
     held, spare = remember(desk, backend)
-    backend = replace(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
+    backend = updated(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
     backend = _vitals(desk, backend, wanted.stuck_after_s)
     sick_since = backend.vitals.sick_since
     if sick_since is not None and desk.seen.now - sick_since >= wanted.stuck_after_s:
@@ -277,7 +277,7 @@ def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendS
         return desk.put(backend)
     old = backend.vitals
     new = judge.judge(old, health, stuck_after_s, desk.seen.now)
-    backend = desk.put(replace(backend, vitals=new, reason=new.why if new.sick_since else ""))
+    backend = desk.put(updated(backend, vitals=new, reason=new.why if new.sick_since else ""))
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     if new.sick_since is not None and old.sick_since is None and not trouble:
         name = EventName.STUCK if judge.is_stuck(new) else EventName.UNHEALTHY

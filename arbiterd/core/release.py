@@ -8,7 +8,7 @@ attributed to itself and must not look like a slow release.
 from __future__ import annotations
 
 from arbiterd.core.desk import Desk
-from arbiterd.core.ledger import UNATTRIBUTED, rows, used_of
+from arbiterd.core.ledger import UNATTRIBUTED, used_of
 from arbiterd.core.limits import RELEASED_FRACTION
 from arbiterd.core.state import BackendState
 from arbiterd.model.reading import Known
@@ -37,8 +37,7 @@ def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
         return False
     if any(process.holder == backend.name for process in processes.value):
         return False
-    ledger = rows(device, desk.placements, desk.backends, desk.settings.arbiter.headroom_bytes)
-    spare = used_of(ledger, UNATTRIBUTED)
+    spare = used_of(desk.ledgers[uuid], UNATTRIBUTED)
     if spare is None:
         return False
     slack = (1 - RELEASED_FRACTION) * backend.held_bytes[uuid] + _SLACK_BYTES
@@ -55,7 +54,7 @@ def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[st
         device = desk.seen.devices.get(uuid)
         if device is None or not isinstance(device.processes, Known):
             continue
-        ledger = rows(device, desk.placements, desk.backends, desk.settings.arbiter.headroom_bytes)
+        ledger = desk.ledgers[uuid]
         mine, rest = used_of(ledger, backend.name), used_of(ledger, UNATTRIBUTED)
         if mine is not None and rest is not None:
             held[uuid], spare[uuid] = mine, rest

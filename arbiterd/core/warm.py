@@ -8,7 +8,7 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.gate import memory_event
 from arbiterd.core.limits import KEEP_FOR_EVER_S, WARM_FAILURES, WARM_RETRY_S
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import BackendState
+from arbiterd.core.state import BackendState, updated
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import LoadModel
 from arbiterd.model.devices import GpuState
@@ -22,7 +22,7 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
     wanted = desk.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
     if not model:
-        desk.put(replace(backend, warm_done=True))
+        desk.put(updated(backend, warm_done=True))
         return
     if backend.warm_pending:
         _outcome(desk, backend, model)

@@ -23,10 +23,10 @@ from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
 from arbiterd.core.decide import decide
 from arbiterd.model.launch import LaunchSpec, UnitState
+from arbiterd.model.settings import Kind, Mode
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, build
-from tests.core.pure import observation_of
-from tests.core.world import World, settings
+from tests.core.world import World, backend, settings, share
 from tests.support import wait_until
 from tests.support.host import SHARED, Host
 
@@ -56,7 +56,13 @@ def footprint(lib: Path) -> None:
         text = host.config.read_text().replace('poll = "100ms"', 'poll = "250ms"')
         host.config.write_text(text)
         try:
+            began = time.monotonic()
             host.start()
+            row(
+                "start of the process to its API answering",
+                f"{time.monotonic() - began:.2f} s",
+                "2 s",
+            )
             host.wait_ready()
             assert host.process is not None
             daemon = psutil.Process(host.process.pid)
@@ -90,15 +96,21 @@ def footprint(lib: Path) -> None:
 
 
 def decisions() -> None:
-    """decide() alone, three engines ready."""
-    world = World(settings()).up()
-    seen, state = observation_of(world), world.state
-    took = []
-    for _ in range(DECISIONS):
-        began = time.perf_counter()
-        decide(seen, state, world.settings)
-        took.append((time.perf_counter() - began) * 1000)
-    row("decide(), three engines", spread(took, "ms"), "")
+    """decide() alone: three engines on one card, and 32 backends on eight."""
+    many = {
+        f"b{n:02}": backend(f"b{n:02}", Kind.GENERIC, port=9000 + n, health="/h") for n in range(32)
+    }
+    shares = {name: share(name, 0.2, gpu=n % 8) for n, name in enumerate(many)}
+    crowd = World(settings({"A": Mode("A", shares, many)}), gpus=8)
+    for name, world in (("three engines", World(settings())), ("8 GPUs, 32 backends", crowd)):
+        world.up()
+        seen, state = world.observation(), world.state
+        took = []
+        for _ in range(DECISIONS):
+            began = time.perf_counter()
+            decide(seen, state, world.settings)
+            took.append((time.perf_counter() - began) * 1000)
+        row(f"decide(), {name}", spread(took, "ms"), "1 ms")
 
 
 def exits(kind: str = "direct") -> None:

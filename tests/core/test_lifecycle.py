@@ -420,9 +420,7 @@ def test_decide_is_pure() -> None:
     """The same observation and state give the same decision, and the old state is as it was."""
     world = World(settings()).up()
     before = world.state
-    from tests.core.pure import observation_of
-
-    seen = observation_of(world)
+    seen = world.observation()
     first = decide(seen, before, world.settings)
     second = decide(seen, before, world.settings)
     assert first == second

@@ -255,25 +255,29 @@ class World:
             )
         return out
 
+    def observation(self) -> Observation:
+        """What this moment shows."""
+        return Observation(
+            now=self.now,
+            wall=self.now + 1e9,
+            jitter=0.5,
+            devices={self.device(i).uuid: self._device(i) for i in range(self.gpus)},
+            nvml=self.blind,
+            units=self._units(),
+            health=self._health(),
+            host=self.host,
+            outcomes=tuple(self.outcomes),
+            requests=tuple(self.requests),
+            logs={n: e.words for n, e in self.engines.items() if not e.alive},
+            stopping=self.stopping,
+        )
+
     def tick(self, count: int = 1, dt: float = TICK_S) -> Decision:
         """So many ticks; returns the last decision."""
         for _ in range(count):
             self.now += dt
             self.ghosts = [g for g in self.ghosts if g[0] > self.now]
-            seen = Observation(
-                now=self.now,
-                wall=self.now + 1e9,
-                jitter=0.5,
-                devices={self.device(i).uuid: self._device(i) for i in range(self.gpus)},
-                nvml=self.blind,
-                units=self._units(),
-                health=self._health(),
-                host=self.host,
-                outcomes=tuple(self.outcomes),
-                requests=tuple(self.requests),
-                logs={n: e.words for n, e in self.engines.items() if not e.alive},
-                stopping=self.stopping,
-            )
+            seen = self.observation()
             self.outcomes, self.requests = [], []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]

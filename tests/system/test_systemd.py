@@ -175,19 +175,20 @@ def test_exit_zero_unasked_is_read_and_named(box: Box, now: float) -> None:
 def test_stop_of_a_dead_daemon_stops_the_engines(box: Box) -> None:
     """ExecStopPost asks for the job: `stop` means the slice."""
     box.start()
+    before = box.pids()
     pid = box.show("gpu-arbiter", "MainPID")
     box.sh(f"systemctl stop --no-block gpu-arbiter; kill -KILL {pid} || true")
     wait_until(lambda: box.show("gpu-arbiter", "ActiveState") in ("inactive", "failed"), 60)
-    wait_until(
-        lambda: (
-            box.sh(
-                "systemctl list-units --state=active --no-legend 'gpu-arbiter-backend-*' || true"
-            )
-            == ""
-        ),
-        60,
-        "the engines to be stopped",
-    )
+
+    def alive() -> str:
+        return box.sh(
+            "systemctl list-units --state=active --no-legend 'gpu-arbiter-backend-*' || true"
+        )
+
+    wait_until(lambda: not alive(), 60, "the engines to be stopped")
+    for pids in before.values():
+        for one in pids:
+            assert box.run("test", "-d", f"/proc/{one}").returncode != 0
 
 
 def test_a_unit_stopped_by_hand_stays_stopped(box: Box, now: float) -> None:

@@ -26,14 +26,13 @@ from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.server import WebServer
-from tests.core.pure import observation_of
 from tests.core.world import World, settings
 from tests.support import free_port
 
 
 def _published(world: World) -> Published:
     assert world.decision is not None
-    seen = replace(observation_of(world), wall=time.time())
+    seen = replace(world.observation(), wall=time.time())
     loop = LoopFacts(7, 250, 1.5, time.monotonic(), "direct")
     return Published("0.1.0", world.settings, seen, world.decision, loop)
 
