@@ -26,7 +26,7 @@ from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.inventory import Inventory
 from arbiterd.lock import Lock
-from arbiterd.loop import Inbox, Loop, Parts
+from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
 from arbiterd.model.actions import LoadModel, OperatorRequest, Verb
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
@@ -78,6 +78,7 @@ class Daemon:
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
         self._notes: tuple[str, ...] = ()
         self._listening = False
+        self._gateway: GatewayParts | None = None
 
     # -- wiring --------------------------------------------------------------------------------
     def run(self) -> int:
@@ -99,18 +100,23 @@ class Daemon:
         executor = Executor(
             launcher, self._load_probe, self.waker.wake, dry_run=settings.arbiter.dry_run
         )
+        self._gateway = startup.make_gateway(settings, self.waker.wake)
         try:
             self._first_inventory(nvml)
             launcher.adopt()
             self._greet(launcher)
-            parts = Parts(launcher, executor, nvml, prober, host, self._publish)
+            parts = Parts(launcher, executor, nvml, prober, host, self._publish, self._gateway)
             # three random bytes: ids of different runs never meet in one journal
             state = State(run=uuid.uuid4().hex[:6], incidents=self._incidents.load())
             self._say_problems(launcher)
+            if self._gateway is not None and not settings.arbiter.dry_run:
+                self._gateway.keeper.start()
             loop = Loop(parts, settings, state, self.waker.wake)
             return self._serve(loop, nvml, host)
         finally:
             prober.close()
+            if self._gateway is not None:
+                self._gateway.close()
             nvml.close()
             host.close()
             executor.close()
@@ -130,6 +136,7 @@ class Daemon:
             port=self._arbiter.listen_port,
             socket_path=Path(self._arbiter.runtime_dir) / "admin.sock",
             admin=admin,
+            loads=(self._gateway.loads, self._gateway.paths.loads) if self._gateway else None,
         )
         try:
             loop.tick(self._inbox(reloader))
@@ -164,6 +171,8 @@ class Daemon:
             if self._leaving == "leave":
                 return 0
             if self._leaving == "stop" and published.decision.settled:
+                if self._gateway is not None:
+                    self._gateway.keeper.stop()
                 return 0
             poll_s = loop.settings.arbiter.poll_s
             # A tick out of turn (an exit, an answer) moves the next one up, it never puts it off.

@@ -6,26 +6,31 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from arbiterd import __version__
 from arbiterd.act.executor import Executor
+from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.launcher import Launcher
 from arbiterd.core.decide import decide
 from arbiterd.core.state import State
+from arbiterd.gateway.paths import Paths
 from arbiterd.last_words import LastWords
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import Event
+from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, Published
 from arbiterd.model.reading import Known
 from arbiterd.model.settings import Settings
+from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.units import MIB
+from arbiterd.web.loads import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
 PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for
@@ -49,6 +54,30 @@ class Parts:
     prober: Prober
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
+    gateway: GatewayParts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """The doors: who keeps them, their log, and where loads are asked for."""
+
+    keeper: GatewayKeeper
+    log: GatewayLog
+    loads: LoadDesk
+    paths: Paths
+
+    def close(self) -> None:
+        """Let go; HAProxy and the gate go on."""
+        self.keeper.close()
+        self.log.close()
+
+
+class GatewayFields(TypedDict, total=False):
+    """The observation's fields that come from the gateway."""
+
+    gateway: GatewayObservation
+    load_asks: tuple[LoadAsk, ...]
+    load_dones: tuple[LoadDone, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +121,12 @@ class Loop:
         observation = self._observe(began, inbox)
         decision, self._state = decide(observation, self._state, self.settings)
         self.decision = decision
-        self._parts.executor.apply(decision.actions)
-        self._parts.prober.order(decision.probes, self.settings)
+        parts = self._parts
+        parts.executor.apply(decision.actions)
+        parts.prober.order(decision.probes, self.settings)
+        if parts.gateway is not None:
+            parts.gateway.keeper.order(decision.gateway, self.settings)
+            parts.gateway.loads.answered(decision.loads)
         self._ask_nvml(began)
         finished = time.monotonic()
         self._tick += 1
@@ -136,7 +169,16 @@ class Loop:
             requests=inbox.requests,
             logs=self._words.of(units),
             stopping=inbox.stopping,
+            **self._gateway(now),
         )
+
+    def _gateway(self, now: float) -> GatewayFields:
+        """What the doors tell, and who asks for a load there."""
+        parts = self._parts.gateway
+        if parts is None:
+            return {}
+        seen = replace(parts.keeper.latest(now), requests=parts.log.latest())
+        return {"gateway": seen, "load_asks": parts.loads.asks(), "load_dones": parts.loads.dones()}
 
     def _attribute(self, snapshot: NvmlSnapshot) -> None:
         """Attribution reads /proc for every listed process: only when the lists are new."""

@@ -87,6 +87,11 @@ class Reloader:
                 wrong = f"cannot change from {before} to {after} while running"
                 right = "restart instead: systemctl restart gpu-arbiter (engines keep running)"
                 out.append(Problem(str(self._path), 0, f"arbiter.{key}", wrong, right))
+        if self._settings.gateway.enabled != new.gateway.enabled:
+            was = str(self._settings.gateway.enabled).lower()
+            wrong = f"cannot change from {was} while running: every engine would change its port"
+            right = "stop, then start: systemctl stop gpu-arbiter; systemctl start gpu-arbiter"
+            out.append(Problem(str(self._path), 0, "gateway.enabled", wrong, right))
         return out
 
     def _no(self, problems: tuple[Problem, ...]) -> ReloadAnswer:

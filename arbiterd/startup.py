@@ -15,13 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arbiterd import procfs
+from arbiterd.act.gateway import GatewayKeeper
+from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
 from arbiterd.config import Loaded, load, runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.gateway.paths import GROUP, paths
+from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import Settings
+from arbiterd.sense.gateway_log import GatewayLog
+from arbiterd.web.loads import LoadDesk
 
 LAST_GOOD = "last-good.toml"
 
@@ -96,6 +102,19 @@ def make_launcher(settings: Settings, on_change: Callable[[], None]) -> Launcher
     if use_systemd(settings):
         return SystemdLauncher(runtime, on_change)
     return DirectLauncher(runtime, on_change)
+
+
+def make_gateway(settings: Settings, on_change: Callable[[], None]) -> GatewayParts | None:
+    """The doors, None when the file switches them off."""
+    if not settings.gateway.enabled:
+        return None
+    systemd = use_systemd(settings)
+    where = paths(settings.arbiter.runtime_dir, systemd=systemd)
+    services: Services = SystemdServices() if systemd else DirectServices(where)
+    keeper = GatewayKeeper(where, services, on_change, systemd=systemd)
+    where.files.mkdir(parents=True, exist_ok=True)
+    log = GatewayLog(where.log, GROUP if systemd else "")
+    return GatewayParts(keeper, log, LoadDesk(on_change), where)
 
 
 DIRECT_NOTES = (

@@ -121,6 +121,10 @@ class Bus:
         """Stop; returns the job's path."""
         return str(self.call(_MANAGER, "StopUnit", "ss", (unit, "replace"))[0])
 
+    def manage(self, method: str, unit: str) -> str:
+        """StartUnit, ReloadOrRestartUnit, StopUnit; returns the job's path."""
+        return str(self.call(_MANAGER, method, "ss", (unit, "replace"))[0])
+
     def kill(self, unit: str, who: str, number: int) -> None:
         """A signal to 'main' or 'all' processes of a unit."""
         self.call(_MANAGER, "KillUnit", "ssi", (unit, who, number))

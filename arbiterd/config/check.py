@@ -19,18 +19,12 @@ def check_file(settings: FileSettings, report: Report) -> None:
     poll = settings.arbiter.poll
     if not POLL_MIN_S <= poll <= POLL_MAX_S:
         report.add(("arbiter", "poll"), f"{poll:g} s is out of range", "write 50ms to 5s")
-    long = len(f"{settings.arbiter.runtime_dir}/admin.sock".encode())
+    long = len(f"{settings.arbiter.runtime_dir}/gateway/runtime.sock".encode())
     if long > SOCKET_MAX:
         report.add(
             ("arbiter", "runtime_dir"),
             f"is too long: its socket's path would have {long} bytes",
             f"a unix socket's path has at most {SOCKET_MAX}",
-        )
-    if settings.gateway.enabled:
-        report.add(
-            ("gateway", "enabled"),
-            "this version has no gateway yet",
-            "write enabled = false: engines take their public ports on bind",
         )
     if settings.mode not in settings.modes:
         names = tuple(settings.modes)
@@ -55,6 +49,12 @@ def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None
             report.add((*at, "health"), "a generic backend needs one", 'write health = "/path"')
         if not backend.port:
             report.add((*at, "port"), "a generic backend needs one", "write port = 9000")
+    if backend.grpc_port and backend.max_in_flight < 2:
+        report.add(
+            (*at, "max_in_flight"),
+            "REST and gRPC share it, and 1 leaves a door without any",
+            "write 2 or more",
+        )
     if backend.restart_delay_max_s < backend.restart_delay_s:
         report.add(
             (*at, "restart_delay_max"),

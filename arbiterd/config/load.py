@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arbiterd.config.backends import kind_of, read
@@ -153,6 +153,18 @@ def _check_override(
     report.problems += [p for p in probe.problems if (p.wrong, p.right) not in before]
 
 
+def _also(mode: Mode, failover: tuple[Failover, ...]) -> Mode:
+    """A vLLM that stands in for others answers to their models' names, too."""
+    backends = {
+        name: replace(one, served_also=names)
+        if (names := tuple(r.model for r in failover if r.to_backend == name))
+        and one.kind is Kind.VLLM
+        else one
+        for name, one in mode.backends.items()
+    }
+    return replace(mode, backends=backends)
+
+
 def _settings(
     file: FileSettings,
     modes: Mapping[str, Mode],
@@ -161,6 +173,8 @@ def _settings(
     environ: Mapping[str, str],
 ) -> Settings:
     arbiter, gateway = file.arbiter, file.gateway
+    failover = tuple(Failover(r.model, r.from_, r.to, r.source) for r in file.failover)
+    modes = {name: _also(mode, failover) for name, mode in modes.items()}
     host, _, port = arbiter.listen.rpartition(":")
     return Settings(
         mode=file.mode,
@@ -185,7 +199,7 @@ def _settings(
         ),
         foreign_allow_bytes=file.foreign.allow,
         modes=modes,
-        failover=tuple(Failover(r.model, r.from_, r.to, r.source) for r in file.failover),
+        failover=failover,
         degrade=tuple(Degrade(r.from_, r.advice, tuple(r.to)) for r in file.degrade),
         source=Source(
             path=str(path),

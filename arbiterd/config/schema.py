@@ -100,7 +100,7 @@ class ArbiterTable(_Table):
 class GatewayTable(_Table):
     """``[gateway]``."""
 
-    enabled: bool = False
+    enabled: bool = True
     bind: str = "127.0.0.1"
     llm_port: PortOrOff = 8080
     advertise: str = ""

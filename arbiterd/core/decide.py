@@ -1,7 +1,8 @@
 """The policy, in one function: a whole snapshot in, a whole decision out.
 
 Read from top to bottom: requests are noted, the world is adopted once, devices are judged, every
-backend takes one step of its life, leftovers are found, and what came of it is published.
+backend takes one step of its life, leftovers are found, loads are answered, the doors are set, and what
+came of it is published.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import replace
 from arbiterd.core import gpus, ledger
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.desk import Desk
+from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
+from arbiterd.core.loads import answer_loads, settle_loads
 from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
@@ -45,18 +48,25 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     ledgers = desk.ledgers = _ledgers(desk)
     states = gpus.judge(desk, ledgers)
     desk.state = replace(desk.state, devices=states)
+    settle_loads(desk)
     for name in _order(desk):
         step(desk, desk.backends[name])
     orphans, orphan_pending = find_orphans(desk)
+    judge_gateway(desk)
+    loads, held = answer_loads(desk)
+    doors = wish(desk)
     _availability(desk)
 
-    decision = _decision(desk, ledgers)
+    decision = replace(_decision(desk, ledgers), gateway=doors, loads=loads)
     new = replace(
         desk.state,
         counter=desk.counter,
         mode=settings.mode,
         first_tick=False,
         backends=desk.backends,
+        doors=desk.doors,
+        leases=desk.leases,
+        held=held,
         incidents=tuple(desk.incidents),
         orphans=orphans,
         orphan_pending=orphan_pending,

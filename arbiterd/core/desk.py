@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypedDict, Unpack
 
 from arbiterd.core.limits import INCIDENTS_KEPT
-from arbiterd.core.state import BackendState, State
+from arbiterd.core.state import BackendState, DoorState, Lease, State
 from arbiterd.model.actions import Action, Outcome
 from arbiterd.model.backend import LedgerRow, Phase, Placement
 from arbiterd.model.events import ActionRecord, Event, EventName, Incident, Severity
@@ -53,6 +53,8 @@ class Desk:
         self.incidents: list[Incident] = list(state.incidents)
         self.counter = state.counter
         # Made once a tick: every ready backend looks at its device's.
+        self.doors: dict[str, DoorState] = dict(state.doors)
+        self.leases: dict[str, Lease] = dict(state.leases)
         self.ledgers: dict[str, tuple[LedgerRow, ...]] = {}
 
     # -- reading -------------------------------------------------------------------------------

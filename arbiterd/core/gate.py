@@ -50,9 +50,14 @@ def memory_event(desk: Desk, uuid: str, but: str) -> str:
             return f"{other.name} is starting"
         if other.phase is Phase.STOPPING:
             return f"{other.name} is giving its memory back"
-        if other.warm_pending:
+        if other.warm_pending or loading(desk, other.name):
             return f"{other.name} is loading a model"
     return ""
+
+
+def loading(desk: Desk, name: str) -> str:
+    """The model that a client's granted load brings into this backend, "" for none."""
+    return next((one.model for one in desk.leases.values() if one.backend == name), "")
 
 
 def blocked(desk: Desk, backend: BackendState) -> Blocked | None:

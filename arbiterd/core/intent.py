@@ -22,6 +22,7 @@ _ARBITER_ONLY = frozenset(
         "restart_delay_s",
         "restart_delay_max_s",
         "priority",
+        "max_in_flight",
         "max_queue",
         "queue_timeout_s",
         "request_timeout_s",

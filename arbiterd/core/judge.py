@@ -25,11 +25,16 @@ def fresh(now: float) -> Vitals:
     return Vitals(work_at=now, proof_at=now, canary_asked_at=now - CANARY_EVERY_S + CANARY_GRACE_S)
 
 
-def judge(old: Vitals, health: HealthObservation, stuck_after_s: float, now: float) -> Vitals:
+def judge(
+    old: Vitals,
+    health: HealthObservation,
+    progress: Progress | None,
+    stuck_after_s: float,
+    now: float,
+) -> Vitals:
     """Fold the newest results into the vitals."""
     vitals = _count_alive(updated(old, canary_due=False), health)
     vitals = _count_canary(vitals, health, now)
-    progress = health.progress.value if isinstance(health.progress, Known) else None
     vitals = _count_work(vitals, progress, stuck_after_s, now)
     sick = vitals.bad >= BAD_PROBES or vitals.canary_bad >= BAD_CANARIES or vitals.stuck
     if not sick:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from arbiterd.core import breaker, judge
+from arbiterd.core import breaker, evidence, judge
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back
 from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
@@ -276,7 +276,9 @@ def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendS
     if health is None:
         return desk.put(backend)
     old = backend.vitals
-    new = judge.judge(old, health, stuck_after_s, desk.seen.now)
+    new = judge.judge(
+        old, health, evidence.progress(desk, backend.name), stuck_after_s, desk.seen.now
+    )
     backend = desk.put(updated(backend, vitals=new, reason=new.why if new.sick_since else ""))
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     if new.sick_since is not None and old.sick_since is None and not trouble:
@@ -305,11 +307,7 @@ def _draining(desk: Desk, backend: BackendState) -> None:
         return
     held, spare = remember(desk, backend)
     backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
-    health = desk.seen.health.get(backend.name)
-    busy = 0
-    if health and isinstance(health.progress, Known):
-        busy = health.progress.value.running + health.progress.value.waiting
-    if busy and desk.seen.now < (backend.deadline or 0.0):
+    if sum(evidence.outstanding(desk, backend.name)) and desk.seen.now < (backend.deadline or 0.0):
         return
     give_back(desk, backend, backend.after, backend.reason)
 

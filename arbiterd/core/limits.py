@@ -46,11 +46,20 @@ JITTER: Final = 0.25  # of the delay, so that two backends do not come back in s
 # -- warm model ----------------------------------------------------------------------------------
 WARM_RETRY_S: Final = 30.0
 WARM_FAILURES: Final = 3  # then serve cold and say so
+REARM_S: Final = 60.0  # the warm model would leave within so long: its stay is renewed
 KEEP_FOR_EVER_S: Final = -1.0
 
 # -- pressure ------------------------------------------------------------------------------------
 TIGHT_S: Final = 2.0  # solvency under half the headroom for so long
 CALM_S: Final = 20.0  # and over nine tenths of it for so long
+
+# -- doors ---------------------------------------------------------------------------------------
+FAILBACK_S: Final = (
+    5.0  # well for so long before its requests come back: a flapping engine must not
+)
+HOLD_MAX_S: Final = 5.0  # clients rather wait so long than try again; longer is 503 + Retry-After
+GATEWAY_DOWN_S: Final = 3.0  # a restart of HAProxy takes 0.1-0.5 s: no incident for that
+LEASE_HELD_SAID_S: Final = 1.0  # a load that waits longer is told in the journal
 
 # -- incidents -----------------------------------------------------------------------------------
 INCIDENTS_KEPT: Final = 200

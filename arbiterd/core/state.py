@@ -11,6 +11,7 @@ from arbiterd.engines.base import Cause
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
 from arbiterd.model.events import Incident
+from arbiterd.model.gateway import Admit
 
 T = TypeVar("T", "BackendState", "Vitals")
 
@@ -99,6 +100,32 @@ class BackendState:
 
 
 @dataclass(frozen=True, slots=True)
+class DoorState:
+    """What the doors do for one backend. ``since``: last change of ``admit``. ``good_since``: it
+    takes work since then, None while it does not. ``away``: its models are with a substitute.
+    ``opened``: it has taken work before, so that a refusal is worth telling.
+    """
+
+    admit: Admit = Admit.SHED
+    since: float = 0.0
+    good_since: float | None = None
+    away: bool = False
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A granted load: a memory event on its device until it ends or ``expires`` (monotonic s)."""
+
+    id: str
+    backend: str
+    model: str
+    predicted_bytes: int
+    granted_at: float
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """One device. ``samples``: fresh ones since our start. ``band_since``: when the condition that
     would change the pressure band began, None while it does not hold.
@@ -115,7 +142,7 @@ class State:
     """Everything. ``run``: a short id of this daemon run, the prefix of incident and action ids.
 
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
-    ``incidents``: newest first.
+    ``incidents``: newest first. ``held``: since when each load waits for room.
     """
 
     run: str
@@ -127,4 +154,8 @@ class State:
     incidents: tuple[Incident, ...] = ()
     orphans: Mapping[tuple[int, int], float] = field(default_factory=dict)
     orphan_pending: str = ""
+    doors: Mapping[str, DoorState] = field(default_factory=dict)
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    held: Mapping[str, float] = field(default_factory=dict)
+    gateway_bad_since: float | None = None
     overheads: Mapping[str, int] = field(default_factory=dict)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from arbiterd.core import judge
 from arbiterd.core.desk import Desk
+from arbiterd.core.evidence import outstanding, traffic
 from arbiterd.core.limits import FIRST_START_GUESS_S, RETRY_AFTER_MAX_S
 from arbiterd.core.state import BackendState
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import BackendView, LedgerRow, Phase
-from arbiterd.model.reading import Known
 
 
 def backend_view(
@@ -17,22 +17,20 @@ def backend_view(
     """One backend as published."""
     wanted = desk.wanted(backend.name)
     placement = desk.placements.get(backend.name)
-    health = desk.seen.health.get(backend.name)
     unit = desk.unit(backend.name)
-    running = waiting = 0
-    if health and isinstance(health.progress, Known):
-        running, waiting = health.progress.value.running, health.progress.value.waiting
+    running, waiting = outstanding(desk, backend.name)
     used = 0
     for rows in ledgers.values():
         used += sum(r.used_bytes or 0 for r in rows if r.holder == backend.name)
-    reason = not_accepting(desk, backend)
+    reason = not_accepting(desk, backend) or shut(desk, backend.name)
+    full = "" if reason else _full(desk, backend.name)
     return BackendView(
         name=backend.name,
         kind=wanted.kind.value if wanted else "",
         phase=backend.phase,
-        accepting=not reason,
-        reason=reason or backend.vitals.degraded,
-        retry_after_s=retry_after_s(desk, backend) if reason else 0,
+        accepting=not reason and not full,
+        reason=reason or full or backend.vitals.degraded,
+        retry_after_s=retry_after_s(desk, backend) if reason else 1 if full else 0,
         since=backend.since_wall or desk.seen.wall,
         devices=placement.devices if placement else (),
         cap_bytes=placement.cap_bytes if placement else 0,
@@ -58,6 +56,27 @@ def not_accepting(desk: Desk, backend: BackendState) -> str:
         if model:
             return f"loading {model}"
     return ""
+
+
+def shut(desk: Desk, name: str) -> str:
+    """Why its door is shut although the engine may be well, "" when it is open."""
+    seen = desk.seen.gateway
+    if not seen.enabled:
+        return ""
+    if seen.problem:
+        return f"the gateway does not serve: {seen.problem}"
+    taken = seen.taken_doors.get(name)
+    return f"its door stays shut: {taken}" if taken else ""
+
+
+def _full(desk: Desk, name: str) -> str:
+    """Whether its queue at the door is full."""
+    seen, wanted = traffic(desk, name), desk.wanted(name)
+    if seen is None or wanted is None:
+        return ""
+    if seen.in_flight < seen.limit or seen.queued < wanted.max_queue:
+        return ""
+    return f"full: {seen.in_flight} in flight, {seen.queued} queued"
 
 
 def retry_after_s(desk: Desk, backend: BackendState) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core.desk import Desk
-from arbiterd.core.gate import memory_event
-from arbiterd.core.limits import KEEP_FOR_EVER_S, WARM_FAILURES, WARM_RETRY_S
+from arbiterd.core.gate import loading, memory_event
+from arbiterd.core.limits import KEEP_FOR_EVER_S, REARM_S, WARM_FAILURES, WARM_RETRY_S
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import BackendState, updated
 from arbiterd.engines import engine_of
@@ -30,10 +30,16 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
     health = desk.seen.health.get(backend.name)
     if health is None or not isinstance(health.loaded, Known):
         return
-    if any(same_model(one.name, model) for one in health.loaded.value):
+    here = next((one for one in health.loaded.value if same_model(one.name, model)), None)
+    # A request below /v1 re-arms Ollama's own keep-alive: ask again before it runs out.
+    leaves = here is not None and here.expires_in_s is not None and here.expires_in_s < REARM_S
+    if here is not None and not leaves:
         if not backend.warm_done or backend.warm_failures:
             desk.put(replace(backend, warm_done=True, warm_failures=0))
         return
+    crowded = len(health.loaded.value) >= wanted.ollama.max_loaded_models
+    if here is None and crowded and backend.warm_done:
+        return  # a client's model has its place: no tug-of-war, it comes back when that one leaves
     if desk.seen.now < backend.warm_not_before or _blocked(desk, backend):
         return
     action = LoadModel(
@@ -69,6 +75,8 @@ def _full(name: str) -> str:
 
 
 def _blocked(desk: Desk, backend: BackendState) -> bool:
+    if loading(desk, backend.name):
+        return True
     placement = desk.placements.get(backend.name)
     for uuid in placement.devices if placement else ():
         seen = desk.seen.devices.get(uuid)

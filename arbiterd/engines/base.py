@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from arbiterd.model.devices import Device
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -87,6 +87,29 @@ class Cause:
     retry: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What an engine's door lets through; everything else is 403 (contract, section 3).
+
+    ``api``: the shape of its errors: OpenAI's, ``{"error": "text"}``, or OpenAI's below /v1 only.
+    ``exact`` and ``patterns`` (anchored POSIX regular expressions): inference routes. ``health``:
+    documented health URLs, answered from the arbiter's state. ``loads``: a body that may load a
+    model: through the load gate. ``listed``: lists of models, filtered by the load gate. ``local``:
+    changing routes, let through from this machine only. ``grpc``: paths of the gRPC door.
+    ``everything``: a server we know nothing about.
+    """
+
+    api: Literal["openai", "plain", "openai_below_v1"]
+    exact: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    health: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
+    local: tuple[str, ...] = ()
+    grpc: tuple[str, ...] = ()
+    everything: bool = False
+
+
 class Engine(Protocol):
     """One engine kind."""
 
@@ -115,6 +138,9 @@ class Engine(Protocol):
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """Names of the models this backend answers for."""
+
+    def routes(self, backend: BackendSettings) -> Routes:
+        """What its doors let through."""
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """The requests whose good answers mean: ready; the liveness round afterwards. One, or one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import container_problem
 from arbiterd.engines.words import classify, word
@@ -74,6 +74,11 @@ class GenericEngine:
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """What the file says."""
         return backend.models
+
+    def routes(self, backend: BackendSettings) -> Routes:
+        """Nothing is known of it: every route passes."""
+        del backend
+        return Routes("openai_below_v1", everything=True)
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """The health path of the file."""

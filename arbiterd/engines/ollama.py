@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.flags import container_problem
 from arbiterd.engines.words import classify, word
@@ -17,6 +17,19 @@ from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.units import MIB, format_size
 
 FIT_TARGET_SINCE = (0, 30)  # OLLAMA_GPU_OVERHEAD no longer takes part in placement (ollama #16031)
+
+# Ollama 0.33 server/routes.go: every route that schedules a model
+LOAD_ROUTES = (
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+)
 
 _BENIGN = re.compile(r"retrying without pipeline parallelism")
 _WORDS = (
@@ -112,6 +125,18 @@ class OllamaEngine:
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """The allow-list."""
         return backend.models
+
+    def routes(self, backend: BackendSettings) -> Routes:
+        """Whatever may load goes through the load gate; what changes the library is local."""
+        del backend
+        return Routes(
+            "openai_below_v1",
+            exact=("/", "/api/ps", "/api/show"),
+            health=("/api/version",),
+            loads=LOAD_ROUTES,
+            listed=("/api/tags", "/v1/models"),
+            local=("/api/create", "/api/delete", "/api/push", "/api/copy", "/api/pull"),
+        )
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """/api/version: it answers at once, with nothing loaded."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from math import floor
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
@@ -150,6 +150,21 @@ class TensorflowServingEngine:
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """Names of its models."""
         return tuple(backend.model_paths) or backend.models
+
+    def routes(self, backend: BackendSettings) -> Routes:
+        """Predictions, status and metadata; a reload of its configuration is ours to do."""
+        version = "(/versions/[0-9]+|/labels/[^/:]+)?"
+        own = tuple(f"/v1/models/{name}/status" for name in self.served_models(backend))
+        return Routes(
+            "plain",
+            patterns=(f"^/v1/models/[^/:]+{version}(:(predict|classify|regress)|/metadata)?$",),
+            health=("/v1/models", *own),
+            grpc=(
+                "/tensorflow.serving.PredictionService/",
+                "/tensorflow.serving.ModelService/GetModelStatus",
+                "/grpc.health.v1.Health/",
+            ),
+        )
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """One status request per model. GET /v1/models always answers 400 (facts/engines.md)."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import floor
 
 from arbiterd.engines.base import Cause as CauseOf
-from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext
+from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
@@ -115,6 +115,28 @@ _WRAPPERS = (
     ),
 )
 
+_ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/rerank",
+    "/v1/score",
+    "/v2/rerank",
+    "/rerank",
+    "/score",
+    "/pooling",
+    "/classify",
+    "/tokenize",
+    "/detokenize",
+    "/version",
+)
+
 
 def model_of(command: Sequence[str]) -> str:
     """The model named by a vLLM command line, "" when it names none."""
@@ -196,6 +218,8 @@ class VllmEngine:
         env = dict(device_env(backend, context.devices, uuid_works=_uuid_works(version)))
         env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(round(backend.start_timeout_s))
         env["VLLM_NO_USAGE_STATS"] = "1"
+        if backend.served_also:
+            argv += ["--served-model-name", model_of(backend.command), *backend.served_also]
         if backend.vllm.sleep:
             argv.append("--enable-sleep-mode")
             env["VLLM_SERVER_DEV_MODE"] = "1"
@@ -223,6 +247,11 @@ class VllmEngine:
         """The model of the command, unless ``models`` (an image) names it."""
         model = model_of(backend.command)
         return (model,) if model else backend.models
+
+    def routes(self, backend: BackendSettings) -> Routes:
+        """OpenAI's inference routes; nothing of its development and pause routes."""
+        del backend
+        return Routes("openai", exact=_ROUTES, health=("/health",))
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """/health: refused until ready, so the first 200 means ready. Liveness only afterwards."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from arbiterd.model.actions import Action
 from arbiterd.model.backend import BackendView, DeviceView
 from arbiterd.model.events import Event, Incident
+from arbiterd.model.gateway import GatewayWish, LoadAnswer
 from arbiterd.model.health import ProbeOrder
 
 
@@ -28,3 +29,5 @@ class Decision:
     incidents: tuple[Incident, ...]
     blind: bool
     settled: bool
+    gateway: GatewayWish = GatewayWish()
+    loads: tuple[LoadAnswer, ...] = ()

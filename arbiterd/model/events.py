@@ -63,6 +63,7 @@ class EventName(StrEnum):
     ALL_UNAVAILABLE = "all_unavailable"
     BLOCKED_START = "blocked_start"
     STOP = "stop"
+    GATEWAY_DOWN = "gateway_down"
     STATE_UNREADABLE = "state_unreadable"
     BUG = "bug"
 

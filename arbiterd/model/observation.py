@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from arbiterd.model.actions import OperatorRequest, Outcome
 from arbiterd.model.devices import DeviceObservation
+from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
 from arbiterd.model.health import HealthObservation
 from arbiterd.model.launch import UnitObservation
 
@@ -44,3 +45,6 @@ class Observation:
     requests: tuple[OperatorRequest, ...] = ()
     logs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stopping: bool = False
+    gateway: GatewayObservation = GatewayObservation()
+    load_asks: tuple[LoadAsk, ...] = ()
+    load_dones: tuple[LoadDone, ...] = ()

@@ -38,9 +38,9 @@ class ArbiterSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Table ``[gateway]``. Off by default until the gateway lands."""
+    """Table ``[gateway]``."""
 
-    enabled: bool = False
+    enabled: bool = True
     bind: str = "127.0.0.1"
     llm_port: int = 8080
     advertise: str = ""
@@ -88,7 +88,8 @@ class BackendSettings:
     """One ``[backends.NAME]`` table, the active mode's overrides already applied.
 
     ``models``: names; ``model_paths``: TensorFlow's name = path (empty when the command brings its
-    own model_config_file). ``image`` empty means a plain command. ``user`` empty means gpu-engines
+    own model_config_file). ``served_also``: names that [[failover]] makes a vLLM answer to.
+    ``image`` empty means a plain command. ``user`` empty means gpu-engines
     under systemd, the daemon's own user under the direct launcher.
     """
 
@@ -121,6 +122,7 @@ class BackendSettings:
     env: Mapping[str, str] = field(default_factory=dict)
     env_file: str = ""
     allow_admin_paths: tuple[str, ...] = ()
+    served_also: tuple[str, ...] = ()
     vllm: VllmOptions = VllmOptions()
     ollama: OllamaOptions = OllamaOptions()
     tensorflow: TensorflowOptions = TensorflowOptions()

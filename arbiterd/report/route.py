@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import BackendView
+from arbiterd.model.gateway import Admit
 from arbiterd.model.published import Published
 from arbiterd.model.settings import BackendSettings, Failover, Kind
 from arbiterd.report import shape
@@ -84,16 +85,19 @@ def _choose(
     asked_host: str,
 ) -> Answer:
     views = published.decision.backends
+    doors = published.decision.gateway
+    away = {n for n, one in doors.backends.items() if one.admit is Admit.AWAY}
     for name in owners:
         view = views.get(name)
-        if view is not None and view.accepting:
+        if view is not None and view.accepting and (name not in away or not model):
             return _yes(published, view, _model_for(published, name, model), "", "", asked_host)
     why = _why(views, owners)
     for rule in rules:
         if owners and rule.from_backend not in owners:
             continue
         target = views.get(rule.to_backend)
-        if target is not None and target.accepting:
+        able = doors.failover.get((rule.from_backend, rule.model)) == rule.to_backend
+        if target is not None and target.accepting and able:
             text = f"{why}; {rule.to_backend} has the same model"
             name_there = rule.source or rule.model
             return _yes(published, target, name_there, text, "failover", asked_host)

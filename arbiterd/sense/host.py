@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from arbiterd import procfs
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import BackendSettings, Kind, Settings
+from arbiterd.ports import describe
 
 EVERY_S = 10.0
 TROUBLED_S = 1.0  # somebody waits for a port or a command
@@ -119,7 +119,7 @@ class _Holders:
             pid = connection.pid
             if pid and self._owner_of(pid) is not None:
                 continue
-            out.setdefault(wanted[port], f"port {port} is taken by {_who(pid)}")
+            out.setdefault(wanted[port], f"port {port} is taken by {describe(pid)}")
         return out
 
 
@@ -132,15 +132,6 @@ def _missing(backend: BackendSettings) -> str:
     if "/" in program and Path(program).exists():
         return f"{program} is not executable; chmod +x {program}"
     return f"{program} is not there; install it or write its full path in backends.{backend.name}.command"
-
-
-def _who(pid: int | None) -> str:
-    if not pid:
-        return "a process that cannot be seen"
-    unit = procfs.unit_of(pid)
-    where = f" of {unit}" if unit else ""
-    hint = f"; systemctl disable --now {unit}" if unit.endswith(".service") else ""
-    return f"pid {pid}{where} ({procfs.command(pid)[:80]}){hint}"
 
 
 def _listening() -> set[tuple[int, str]]:

@@ -20,8 +20,10 @@ from pathlib import Path
 from aiohttp import web
 
 from arbiterd.errors import ArbiterError
+from arbiterd.gateway.paths import GROUP as GATE_GROUP
 from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.holder import Holder
+from arbiterd.web.loads import LoadDesk
 from arbiterd.web.read import Read
 from arbiterd.web.replies import as_json
 
@@ -34,12 +36,20 @@ class WebServer:
     """``start`` may be called again after it has failed."""
 
     def __init__(
-        self, holder: Holder, *, host: str, port: int, socket_path: Path, admin: Admin
+        self,
+        holder: Holder,
+        *,
+        host: str,
+        port: int,
+        socket_path: Path,
+        admin: Admin,
+        loads: tuple[LoadDesk, Path] | None = None,
     ) -> None:
         self._holder = holder
         self._host, self._port = host, port
         self._path = socket_path
         self._admin = admin
+        self._loads = loads
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._runners: list[web.AppRunner] = []
@@ -57,6 +67,8 @@ class WebServer:
             self._thread.start()
         if not self._unix:
             self._call(self._open_unix, f"unix socket {self._path}")
+            if self._loads is not None:
+                self._call(self._open_loads, f"unix socket {self._loads[1]}")
             self._unix = True
         if not self._tcp:
             self._call(self._open_tcp, f"{self._host}:{self._port} (arbiter.listen)")
@@ -112,21 +124,8 @@ class WebServer:
         self._runners.append(runner)
 
     async def _open_unix(self) -> None:
-        """Mode 0660 from the first moment: the socket is bound under a closed umask."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.lstat(self._path).st_mode):
-                self._path.unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = _unix(self._path, GROUP)
         try:
-            old = os.umask(0o177)
-            try:
-                sock.bind(str(self._path))
-            finally:
-                os.umask(old)
-            with suppress(KeyError, PermissionError):
-                os.chown(self._path, -1, grp.getgrnam(GROUP).gr_gid)
-            os.chmod(self._path, 0o660)
             runner = await self._runner(admin=True)
             await web.SockSite(runner, sock).start()
         except OSError:
@@ -134,6 +133,46 @@ class WebServer:
             raise
         self._runners.append(runner)
 
+    async def _open_loads(self) -> None:
+        """The load gate's socket: it can ask for loads there, and nothing else."""
+        if self._loads is None:
+            return
+        desk, path = self._loads
+        app = web.Application(client_max_size=_BODY_LIMIT)
+        desk.add_to(app)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            handler_cancellation=True,
+        )
+        await runner.setup()
+        await web.SockSite(runner, _unix(path, GATE_GROUP)).start()
+        self._runners.append(runner)
+
     async def _close(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
+
+
+def _unix(path: Path, group: str) -> socket.socket:
+    """A bound socket, mode 0660 from the first moment: it is bound under a closed umask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        old = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(old)
+        with suppress(KeyError, PermissionError):
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        os.chmod(path, 0o660)
+    except OSError:
+        sock.close()
+        raise
+    return sock

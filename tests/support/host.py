@@ -27,12 +27,14 @@ Json = dict[str, Any]
 class Host:
     """Folders, ports, configuration and the daemon of one test."""
 
-    def __init__(self, home: Path, lib: Path, profiles: tuple[str, ...] = ("rtx4090-24g",)) -> None:
+    def __init__(self, home: Path, lib: Path, profiles: tuple[str, ...] = ("rtx4090-24g",),
+                 *, gateway: bool = False) -> None:  # fmt: skip
         assert len(f"{home}/run/admin.sock") < 108, "a unix socket's path is short"
         self.home, self.lib = home, lib
         self.gpu = SimGpu.create(home / "gpu", lib, profiles)
+        self.gateway = gateway
         self.listen = free_port()
-        self.ports = {name: free_port() for name in (*NAMES, "grpc", "other")}
+        self.ports = {name: free_port() for name in (*NAMES, "grpc", "other", "llm")}
         self.config = home / "gpu-arbiter.toml"
         self.log = home / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -53,7 +55,8 @@ class Host:
     def _arbiter(self) -> str:
         return (
             f'[arbiter]\nlisten = "127.0.0.1:{self.listen}"\nlauncher = "direct"\nlog = "json"\n'
-            f'poll = "100ms"\nstate_dir = "{self.home}/state"\nruntime_dir = "{self.home}/run"'
+            f'poll = "100ms"\nstate_dir = "{self.home}/state"\nruntime_dir = "{self.home}/run"\n'
+            f"[gateway]\nenabled = {str(self.gateway).lower()}\nllm_port = {self.ports['llm']}\n"
         )
 
     def env_line(self, name: str) -> str:
@@ -149,7 +152,7 @@ class Host:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        for pid in self.tagged():
+        for pid in (*self.tagged(), *self.services()):
             _kill(pid)
         self.session.close()
         self.gpu.close()
@@ -167,6 +170,23 @@ class Host:
             except OSError:
                 continue
         return found
+
+    def services(self) -> list[int]:
+        """Pids of this host's HAProxy (master and workers) and load gate, by their command line."""
+        mark = f"{self.home}/run/gateway/".encode()
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                try:
+                    if mark in Path(f"/proc/{name}/cmdline").read_bytes():
+                        found.append(int(name))
+                except OSError:
+                    continue
+        return found
+
+    def door(self, name: str, path: str = "") -> str:
+        """A public URL."""
+        return f"http://127.0.0.1:{self.ports[name]}{path}"
 
     # -- looking -------------------------------------------------------------------------------
     def url(self, path: str) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from arbiterd.sim.engines.common import Faults, Handler, Server, say
-from arbiterd.sim.engines.ollama_scheduler import VERSION, Runner, State
+from arbiterd.sim.engines.ollama_scheduler import LIBRARY, VERSION, Runner, State
 
 _NEVER = "0001-01-01T00:00:00Z"
 
@@ -32,6 +32,9 @@ class Api(Handler):
         ("POST", "/api/generate"): "generate",
         ("POST", "/api/chat"): "chat",
         ("POST", "/api/copy"): "copy",
+        ("POST", "/api/show"): "show",
+        ("POST", "/api/embed"): "embed",
+        ("POST", "/api/embeddings"): "embed",
         ("GET", "/v1/models"): "models",
         ("POST", "/v1/completions"): "v1",
         ("POST", "/v1/chat/completions"): "v1",
@@ -45,7 +48,42 @@ class Api(Handler):
         self.reply(int(forced) if forced else 200, {"version": self.state.version()})
 
     def tags(self) -> None:
-        self.reply(200, {"models": [{"name": name, "model": name} for name in self.state.names]})
+        rows = []
+        for name, source in self.state.names.items():
+            size = LIBRARY[source or name][0]
+            rows.append({"name": name, "model": name, "size": size, "digest": source or name})
+        self.reply(200, {"models": rows})
+
+    def show(self) -> None:
+        """What the GGUF's header says, shaped so that the KV cache comes to the library's figure."""
+        name = self.state.known(str(self.body().get("model", "")))
+        if not name:
+            self.reply(404, {"error": "model not found"})
+            return
+        layers = LIBRARY[name][1] // 1024
+        info = {
+            "general.architecture": "sim",
+            "sim.block_count": layers,
+            "sim.attention.head_count": 2,
+            "sim.attention.head_count_kv": 2,
+            "sim.attention.key_length": 128,
+            "sim.attention.value_length": 128,
+        }
+        self.reply(200, {"model_info": info, "capabilities": ["completion"], "parameters": ""})
+
+    def embed(self) -> None:
+        """A vector; loads like any other."""
+        body = self.body()
+        name = self.state.known(str(body.get("model", "")))
+        if not name:
+            self.reply(404, {"error": f"model '{body.get('model')}' not found"})
+            return
+        try:
+            self.state.touch(self.state.get(name, body.get("options") or {}), body.get("keep_alive"))
+        except RuntimeError as error:
+            self.reply(500, {"error": str(error)})
+            return
+        self.reply(200, {"model": name, "embeddings": [[0.1, 0.2]], "embedding": [0.1, 0.2]})
 
     def models(self) -> None:
         rows = [{"id": name, "object": "model"} for name in self.state.names]
@@ -158,7 +196,7 @@ class Api(Handler):
             self.reply(500, {"error": text})
 
     def v1(self) -> None:
-        """OpenAI's routes, whole answers only."""
+        """OpenAI's routes, whole or as SSE."""
         body = self.body()
         name = self.state.known(str(body.get("model", "")))
         if not name:
@@ -172,6 +210,10 @@ class Api(Handler):
             return
         self.state.touch(runner, None)
         number, out = self._ask(runner, int(body.get("max_tokens") or 16))
+        if body.get("stream"):
+            self._sse(str(body["model"]), out)
+            runner.outputs.pop(number, None)
+            return
         words = []
         while "done" not in (message := out.get()):
             if "dead" in message:
@@ -189,6 +231,23 @@ class Api(Handler):
                 "choices": [{**choice, "finish_reason": "stop"}],
             },
         )
+
+    def _sse(self, model: str, out: queue.Queue[dict[str, Any]]) -> None:
+        self.begin_stream("text/event-stream")
+        while True:
+            message = out.get()
+            if "dead" in message:
+                self.chunk('data: {"error": {"message": "an error was encountered"}}\n\n')
+                break
+            word, end = message.get("token", ""), "done" in message
+            choice = {"index": 0, "text": word, "delta": {"content": word}}
+            choice["finish_reason"] = "stop" if end else None
+            part = {"id": "cmpl-sim", "object": "chat.completion.chunk", "model": model, "created": 0}
+            self.chunk(f"data: {json.dumps({**part, 'choices': [choice]})}\n\n")
+            if end:
+                self.chunk("data: [DONE]\n\n")
+                break
+        self.chunk("")
 
 
 def _part(model: str, text: str, *, chat: bool, done: bool) -> dict[str, Any]:

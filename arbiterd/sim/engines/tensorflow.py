@@ -1,4 +1,4 @@
-"""A stand-in for ``tensorflow_model_server`` (REST; the gRPC port is only held open).
+"""A stand-in for ``tensorflow_model_server``: REST, and gRPC where ovmsclient is installed.
 
 Takes its whole pool at the first load (total x fraction), a smaller one when there is less; ports
 open only when every model is loaded; SIGTERM kills it at once, as the real one has no handler.
@@ -189,7 +189,7 @@ def main() -> int:
         return 255
     time.sleep(float(state.faults.get("load_s", 0.4)))
     _take_pool(state, options.per_process_gpu_memory_fraction)
-    grpc = _listen(options.port)
+    grpc = _grpc(state, options.port)
     if grpc is None:
         say("Failed to start server. Error: INVALID_ARGUMENT: Failed to BuildAndStart gRPC server")
         return 255
@@ -206,6 +206,15 @@ def main() -> int:
     leak(state.card, state.faults)
     while True:
         signal.pause()
+
+
+def _grpc(state: State, port: int) -> object:
+    """The gRPC server; without its library the port is only held open."""
+    try:
+        from arbiterd.sim.engines.tensorflow_grpc import serve
+    except ImportError:
+        return _listen(port)
+    return serve(state, port)
 
 
 def _listen(port: int) -> socket.socket | None:

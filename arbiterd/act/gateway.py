@@ -1,0 +1,440 @@
+"""Keeps HAProxy and the load gate as core wants them: files first, then the Runtime API, then a look
+at what is really so. Whoever restarts, reloads or edits anything there: the next look repairs it.
+
+A thread of its own does the waiting; ``order`` wakes it, so that a decision to shed is at the doors
+within milliseconds. What it reads back (``latest``) is the evidence from traffic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from arbiterd import ports
+from arbiterd.act.gateway_services import GATE, GATEWAY, Services
+from arbiterd.errors import LaunchError
+from arbiterd.gateway import live as live_map
+from arbiterd.gateway import render, runtime
+from arbiterd.gateway.gate_config import gate_config
+from arbiterd.gateway.layout import Door, Layout, doors_of, layout
+from arbiterd.gateway.limits import Line, split
+from arbiterd.gateway.paths import Paths
+from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
+from arbiterd.model.reading import Known, Unknown
+from arbiterd.model.settings import Settings
+
+STALE_S = 2.0
+START_EVERY_S = 1.0
+DOORS_EVERY_S = 2.0
+GATE_EVERY_S = 1.0
+_CHECK_S = 10.0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the thread remembers between two looks."""
+
+    pid: int = 0
+    layout: Layout | None = None
+    settings: Settings | None = None
+    config: str = ""
+    gate_config: str = ""
+    live: dict[str, str] = field(default_factory=dict)
+    refused: str = ""
+    old: tuple[int, ...] = ()
+    start_at: float = 0.0
+    doors_at: float = 0.0
+    gate_at: float = 0.0
+    taken: dict[str, str] = field(default_factory=dict)
+    bound: frozenset[str] = frozenset()
+
+
+class GatewayKeeper:
+    """``order`` says what is wanted, ``latest`` what is. Both are the loop's and never wait."""
+
+    def __init__(
+        self, where: Paths, services: Services, on_change: Callable[[], None], *, systemd: bool
+    ) -> None:
+        self._paths = where
+        self._services = services
+        self._on_change = on_change
+        self._systemd = systemd
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._order: tuple[GatewayWish, Settings] | None = None
+        self._latest = GatewayObservation(enabled=True, problem="not looked at yet")
+        self._seen = _Seen()
+        self.looks = 0
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        folder = self._paths.files
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._systemd:
+            _give(folder, 0o750)
+        self._thread.start()
+
+    def order(self, wish: GatewayWish, settings: Settings) -> None:
+        """What core wants now."""
+        with self._lock:
+            self._order = (wish, settings)
+        self._wake.set()
+
+    def latest(self, now: float) -> GatewayObservation:
+        """The newest look; counters older than STALE_S are unknown."""
+        seen = self._latest
+        stale = [
+            n for n, t in seen.traffic.items() if isinstance(t, Known) and now - t.at > STALE_S
+        ]
+        if not stale:
+            return seen
+        unknown = Unknown("no counters from the gateway", now)
+        return replace(seen, traffic={**seen.traffic, **dict.fromkeys(stale, unknown)})
+
+    def stop(self) -> None:
+        """The end of a stop: doors close last."""
+        self.close()
+        self._services.stop(GATEWAY)
+        self._services.stop(GATE)
+
+    def close(self) -> None:
+        """Let the thread end; HAProxy and gate go on."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_CHECK_S)
+
+    # -- the thread ----------------------------------------------------------------------------
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait()
+            self._wake.clear()
+            with self._lock:
+                order = self._order
+            if order is None or self._closed:
+                continue
+            before = self._latest
+            try:
+                self._latest = self._turn(*order)
+            except Exception as error:  # noqa: BLE001 - a thread root: the keeper must not die
+                text = f"{type(error).__name__}: {error}"
+                self._latest = replace(before, problem=text)
+            self.looks += 1
+            after = self._latest
+            if (before.problem, before.gate_problem) != (after.problem, after.gate_problem):
+                self._on_change()
+
+    def _turn(self, wish: GatewayWish, settings: Settings) -> GatewayObservation:
+        now = time.monotonic()
+        seen = self._seen
+        self._doors(settings, now)
+        if seen.settings is not settings or seen.layout is None:
+            seen.layout = layout(settings, seen.taken)
+            seen.settings = settings
+        self._write_live(wish, seen.layout, settings)
+        self._write_gate(settings)
+        problem = self._write_config(seen.layout)
+        gate_problem = self._keep_gate(now)
+        try:
+            traffic = self._reconcile(wish, seen.layout, now)
+        except (runtime.GatewayGone, runtime.GatewayRefused) as error:
+            gone = self._begin(str(error), now)
+            return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
+        return GatewayObservation(True, problem, gate_problem, traffic, dict(seen.taken))
+
+    # -- doors ---------------------------------------------------------------------------------
+    def _doors(self, settings: Settings, now: float) -> None:
+        """Leave out the doors whose port somebody else has; look again now and then."""
+        seen = self._seen
+        doors = doors_of(settings)
+        due = bool(seen.taken) and now - seen.doors_at >= DOORS_EVERY_S
+        if seen.settings is settings and not due:
+            return
+        seen.doors_at = now
+        taken = {d.name: text for d in doors if (text := self._taken(d, settings.gateway.bind))}
+        if taken.keys() != seen.taken.keys():
+            seen.layout = None
+        seen.taken = taken
+
+    def _taken(self, door: Door, bind: str) -> str:
+        if door.name in self._bound_now() or ports.can_bind(bind, door.port):
+            return ""
+        pid = ports.listener(door.port)
+        return f"port {door.port} is taken by {ports.describe(pid)}"
+
+    def _bound_now(self) -> frozenset[str]:
+        """Doors that our own HAProxy has open."""
+        try:
+            rows = runtime.look(self._paths.runtime, self._paths.live).rows
+        except runtime.GatewayGone:
+            return frozenset()
+        names = (r.proxy for r in rows if r.name == "FRONTEND" and r.proxy.startswith("door-"))
+        return frozenset(name.removeprefix("door-") for name in names)
+
+    # -- files ---------------------------------------------------------------------------------
+    def _write_live(self, wish: GatewayWish, made: Layout, settings: Settings) -> None:
+        """The map file; what changed is told at once, state and maint in one line."""
+        seen = self._seen
+        entries = live_map.live(wish, made, settings)
+        entries |= {k: v for k, v in seen.live.items() if k.startswith(("lim:", "pid:"))}
+        if entries == seen.live and self._paths.live.exists():
+            return
+        changed = [key for key, value in entries.items() if seen.live.get(key) != value]
+        gone = [key for key in seen.live if key not in entries]
+        known = seen.live
+        self._put_live(entries)
+        with suppress(runtime.GatewayGone, runtime.GatewayRefused):
+            commands = [self._set(key, entries[key], known=key in known) for key in changed]
+            commands += [f"del map {self._paths.live} {key}" for key in gone]
+            commands += _states(wish, made, {k: v for k, v in entries.items() if k in changed})
+            if seen.pid:
+                runtime.tell(self._paths.runtime, commands)
+
+    def _put_live(self, entries: dict[str, str]) -> None:
+        self._write(self._paths.live, live_map.text(entries))
+        self._seen.live = entries
+
+    def _set(self, key: str, value: str, *, known: bool) -> str:
+        verb = "set" if known else "add"
+        return f"{verb} map {self._paths.live} {key} {runtime.escape(value)}"
+
+    def _write_gate(self, settings: Settings) -> None:
+        text = json.dumps(gate_config(settings, self._paths), indent=1)
+        if text != self._seen.gate_config:
+            self._write(self._paths.gate_config, text)
+            self._seen.gate_config = text
+
+    def _write_config(self, made: Layout) -> str:
+        """A new configuration needs a reload; one that HAProxy refuses changes nothing."""
+        seen, where = self._seen, self._paths
+        text = render.render(made, where, systemd=self._systemd)
+        if text == seen.config:
+            return seen.refused
+        first = not seen.config and where.config.exists() and where.config.read_text() == text
+        seen.config = text
+        if first:
+            return ""
+        self._write(where.lua, render.lua(where))
+        self._write(where.files / "empty", "")
+        draft = where.config.with_suffix(".new")
+        self._write(draft, text)
+        seen.refused = check(draft)
+        if seen.refused:
+            return seen.refused
+        draft.replace(where.config)
+        if seen.pid:
+            self._services.reload(GATEWAY)
+        return ""
+
+    def _write(self, path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text)
+        if self._systemd:
+            _give(temporary, 0o640)
+        temporary.replace(path)
+
+    # -- processes -----------------------------------------------------------------------------
+    def _begin(self, why: str, now: float) -> str:
+        """HAProxy is not there: start it, at most once a second."""
+        seen = self._seen
+        seen.pid = 0
+        if seen.refused:
+            return seen.refused
+        if now - seen.start_at < START_EVERY_S:
+            return why
+        seen.start_at = now
+        seen.settings = None  # look at the ports anew: they may be what kept it from starting
+        try:
+            self._services.start(GATEWAY)
+        except LaunchError as error:
+            return str(error)
+        said = self._services.words(GATEWAY)
+        return f"{why}; being started" + (f"; it said: {said}" if "ALERT" in said else "")
+
+    def _keep_gate(self, now: float) -> str:
+        """The load gate answers on its socket, or is started."""
+        seen = self._seen
+        if now - seen.gate_at < GATE_EVERY_S:
+            return self._latest.gate_problem
+        seen.gate_at = now
+        if seen.layout is None or not any(one.inner for one in seen.layout.backends):
+            return ""
+        try:
+            said = runtime.ask(self._paths.gate, "GET /livez HTTP/1.0\r\n\r")
+        except runtime.GatewayGone as gone:
+            try:
+                self._services.start(GATE)
+            except LaunchError as error:
+                return str(error)
+            return f"{gone}; being started"
+        return "" if " 200 " in said[:20] else f"the load gate says {said[:40]!r}"
+
+    # -- what is, against what is wanted ------------------------------------------------------
+    def _reconcile(
+        self, wish: GatewayWish, made: Layout, now: float
+    ) -> dict[str, Known[Traffic] | Unknown]:
+        seen, where = self._seen, self._paths
+        look = runtime.look(where.runtime, where.live)
+        fresh = look.pid != seen.pid
+        if fresh or seen.old:
+            with suppress(runtime.GatewayGone):
+                seen.old = tuple(pid for pid in runtime.workers(where.master) if pid != look.pid)
+        seen.bound = frozenset(r.proxy for r in look.rows if r.name == "FRONTEND")
+        old = self._old_streams()
+        rows = {f"{r.proxy}/{r.name}": r for r in look.rows}
+        commands, limits = self._limits(wish, made, rows, old)
+        entries = {k: v for k, v in seen.live.items() if not k.startswith("pid:")} | limits
+        entries[f"pid:{look.pid}"] = "ok"
+        if entries != seen.live:
+            self._put_live(entries)
+        said = live_map.parse(look.live)
+        for key, value in entries.items():
+            if said.get(key) != value:
+                commands.append(self._set(key, value, known=key in said))
+        commands += [f"del map {where.live} {key}" for key in said if key not in entries]
+        if commands:
+            runtime.tell(where.runtime, commands)
+        seen.pid = look.pid
+        if fresh:
+            self._on_change()
+        return {
+            one.name: Known(_traffic(one.name, rows, old, limits), now) for one in made.backends
+        }
+
+    def _old_streams(self) -> dict[str, int]:
+        """Streams that old workers still carry."""
+        out: dict[str, int] = {}
+        for pid in self._seen.old:
+            try:
+                found = runtime.in_flight_of(self._paths.master, pid)
+            except runtime.GatewayGone:
+                continue
+            for name, count in found.items():
+                out[name] = out.get(name, 0) + count
+        return out
+
+    def _limits(
+        self,
+        wish: GatewayWish,
+        made: Layout,
+        rows: Mapping[str, runtime.Row],
+        old: Mapping[str, int],
+    ) -> tuple[list[str], dict[str, str]]:
+        """Commands that bring maxconn and maint to what they should be; the map's lim: entries."""
+        lower: list[str] = []
+        higher: list[str] = []
+        limits: dict[str, str] = {}
+        for one in made.backends:
+            wanted = wish.backends.get(one.name)
+            if wanted is None:
+                continue
+            names = [render.engine(one)] + (
+                [render.engine(one, grpc=True)] if one.grpc_port else []
+            )
+            lines = {
+                n: _line(rows.get(n), rows.get(f"{n.split('/')[0]}/BACKEND"), old.get(n, 0))
+                for n in names
+            }
+            for name, limit in split(wanted.max_in_flight, lines).items():
+                row = rows.get(name)
+                if row is None:
+                    continue
+                limits[f"lim:{name.split('/')[0]}"] = str(limit)
+                down = limit == 0 or wanted.admit in (Admit.HOLD, Admit.SHED)
+                if down != (row.values.get("status", "").startswith("MAINT")):
+                    state = "maint" if down else "ready"
+                    (lower if down else higher).append(f"set server {name} state {state}")
+                if limit and limit != lines[name].limit:
+                    some = lower if limit < lines[name].limit else higher
+                    some.append(f"set maxconn server {name} {limit}")
+        return [*lower, *higher], limits
+
+
+def _states(wish: GatewayWish, made: Layout, changed: Mapping[str, str]) -> list[str]:
+    """maint or ready for every backend whose state has just changed: shed and maint in one step."""
+    out = []
+    for one in made.backends:
+        state = changed.get(f"st:{one.name}")
+        if state is None:
+            continue
+        down = wish.backends[one.name].admit in (Admit.HOLD, Admit.SHED)
+        for grpc in (False, True) if one.grpc_port else (False,):
+            name = render.engine(one, grpc=grpc)
+            out.append(f"set server {name} state {'maint' if down else 'ready'}")
+    return out
+
+
+def _line(row: runtime.Row | None, whole: runtime.Row | None, old: int) -> Line:
+    if row is None:
+        return Line(0, 0, 0, old)
+    queued = row.number("qcur") + (whole.number("qcur") if whole else 0)
+    return Line(row.number("scur"), queued, row.number("slim"), old)
+
+
+def _traffic(
+    name: str,
+    rows: Mapping[str, runtime.Row],
+    old: Mapping[str, int],
+    limits: Mapping[str, str],
+) -> Traffic:
+    mine = [
+        r
+        for grpc in (False, True)
+        if (r := rows.get(f"{render.backend_of(name, grpc=grpc)}/engine"))
+    ]
+    whole = [
+        r
+        for grpc in (False, True)
+        if (r := rows.get(f"{render.backend_of(name, grpc=grpc)}/BACKEND"))
+    ]
+    streams = sum(old.get(f"{r.proxy}/engine", 0) for r in mine)
+    return Traffic(
+        in_flight=sum(r.number("scur") for r in mine) + streams,
+        queued=sum(r.number("qcur") for r in (*mine, *whole)),
+        limit=sum(int(limits.get(f"lim:{r.proxy}", "0")) for r in mine) + streams,
+        requests=sum(r.number("stot") for r in mine),
+        responses={digit: sum(r.number(f"hrsp_{digit}xx") for r in mine) for digit in "2345"},
+        bytes_out=sum(r.number("bout") for r in mine),
+        connect_errors=sum(r.number("econ") + r.number("eresp") for r in mine),
+        latency_ms=float(max((r.number("ttime") for r in mine), default=0)),
+        queue_ms=float(max((r.number("qtime") for r in mine), default=0)),
+        engine_up=any(r.values.get("status", "").startswith("UP") for r in mine),
+    )
+
+
+def check(config: Path) -> str:
+    """What ``haproxy -c`` holds against it, "" when it is content."""
+    try:
+        done = subprocess.run(
+            ["/usr/sbin/haproxy", "-c", "-f", str(config)],
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_S,
+            check=False,
+        )
+    except OSError as error:
+        return f"/usr/sbin/haproxy: {error.strerror}; apt-get install haproxy"
+    except subprocess.TimeoutExpired:
+        return "haproxy -c did not end"
+    alerts = [line for line in done.stderr.splitlines() if "ALERT" in line]
+    return "" if done.returncode == 0 else f"haproxy refuses {config}: {' '.join(alerts)[:500]}"
+
+
+def _give(path: Path, mode: int) -> None:
+    """Readable for HAProxy and the gate, by their common group; nobody else."""
+    import grp  # noqa: PLC0415 - not there on every system, and only systemd hosts need it
+
+    from arbiterd.gateway.paths import GROUP  # noqa: PLC0415
+
+    with suppress(KeyError, OSError):
+        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
+    os.chmod(path, mode)

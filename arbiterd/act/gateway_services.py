@@ -1,0 +1,173 @@
+"""HAProxy and the load gate as services: systemd units, or children of our own (direct launcher).
+
+Both outlive the daemon's crash: traffic must not depend on who decides about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from arbiterd import procfs
+from arbiterd.act.launcher import BASE_PATH
+from arbiterd.act.systemd_bus import Bus, BusError
+from arbiterd.errors import LaunchError
+from arbiterd.gateway.paths import Paths
+from arbiterd.model.devices import ProcessRef
+
+GATEWAY, GATE = "gateway", "gate"
+_STOP_S = 10.0
+_PROGRAM = "/usr/sbin/haproxy"
+
+
+class Services(Protocol):
+    """What the gateway's keeper needs."""
+
+    def start(self, name: str) -> None:
+        """Start it unless it runs.
+
+        Raises:
+            LaunchError: it cannot be started.
+
+        """
+
+    def reload(self, name: str) -> None:
+        """New configuration; streams go on in the old worker."""
+
+    def stop(self, name: str) -> None:
+        """Stop it, streams included."""
+
+    def words(self, name: str) -> str:
+        """Its last line of output, for people."""
+
+
+class SystemdServices:
+    """gpu-arbiter-gateway.service and gpu-arbiter-gate.service."""
+
+    def __init__(self) -> None:
+        self._bus = Bus()
+
+    def start(self, name: str) -> None:
+        """StartUnit: nothing happens when it is active."""
+        self._call("StartUnit", name)
+
+    def reload(self, name: str) -> None:
+        """ReloadUnit: checked by haproxy -c first (the unit's ExecReload)."""
+        self._call("ReloadOrRestartUnit", name)
+
+    def stop(self, name: str) -> None:
+        """StopUnit."""
+        with suppress(LaunchError):
+            self._call("StopUnit", name)
+
+    def words(self, name: str) -> str:
+        """Left to the journal."""
+        return f"journalctl -u gpu-arbiter-{name} has its words"
+
+    def _call(self, method: str, name: str) -> None:
+        unit = f"gpu-arbiter-{name}.service"
+        try:
+            self._bus.manage(method, unit)
+        except BusError as error:
+            msg = f"{unit}: systemd says: {error}"
+            raise LaunchError(msg) from None
+
+
+class DirectServices:
+    """Children in sessions of their own, remembered in FILES/NAME.json."""
+
+    def __init__(self, where: Paths) -> None:
+        self._paths = where
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs = where.files.parent / "logs"
+
+    def start(self, name: str) -> None:
+        """Start unless the remembered process lives."""
+        if self._alive(name):
+            return
+        argv = self._argv(name)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log = self._logs / f"{name}.log"
+        env = {"PATH": BASE_PATH, "LANG": "C.UTF-8", "HOME": str(Path.home())}
+        with log.open("ab") as output:
+            try:
+                child = subprocess.Popen(
+                    argv,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                msg = f"{argv[0]}: {error.strerror}"
+                if name == GATEWAY:
+                    msg += "; apt-get install haproxy"
+                raise LaunchError(msg) from None
+        self._children[name] = child
+        found = procfs.stat(child.pid)
+        record = {"pid": child.pid, "start_time": found.start_time if found else 0}
+        (self._paths.files / f"{name}.pid.json").write_text(json.dumps(record))
+
+    def _argv(self, name: str) -> list[str]:
+        where = self._paths
+        if name == GATE:
+            return [sys.executable, "-m", "arbiterd.gateway.gate", str(where.gate_config)]
+        return [_PROGRAM, "-W", "-S", f"{where.master},mode,600", "-f", str(where.config)]
+
+    def reload(self, name: str) -> None:
+        """SIGUSR2 to HAProxy's master. The gate reads its file by itself."""
+        one = self._ref(name)
+        if one is not None:
+            _signal(one, signal.SIGUSR2)
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, SIGKILL later, wait."""
+        one = self._ref(name)
+        if one is not None:
+            _signal(one, signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_S
+            while self._alive(name) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if self._alive(name):
+                _signal(one, signal.SIGKILL)
+        (self._paths.files / f"{name}.pid.json").unlink(missing_ok=True)
+
+    def words(self, name: str) -> str:
+        """The last line of its log."""
+        with suppress(OSError):
+            lines = (self._logs / f"{name}.log").read_text(errors="replace").splitlines()
+            alerts = [line for line in lines if "ALERT" in line] or lines
+            return alerts[-1][:300] if alerts else ""
+        return ""
+
+    def _ref(self, name: str) -> ProcessRef | None:
+        try:
+            record = json.loads((self._paths.files / f"{name}.pid.json").read_text())
+            one = ProcessRef(int(record["pid"]), int(record["start_time"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return one if procfs.alive(one) else None
+
+    def _alive(self, name: str) -> bool:
+        child = self._children.get(name)
+        if child is not None and child.poll() is not None:
+            del self._children[name]
+        return self._ref(name) is not None
+
+
+def _signal(one: ProcessRef, number: signal.Signals) -> None:
+    with suppress(OSError):
+        fd = os.pidfd_open(one.pid)
+        try:
+            if procfs.alive(one):
+                signal.pidfd_send_signal(fd, number)
+        finally:
+            os.close(fd)

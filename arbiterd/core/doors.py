@@ -1,0 +1,156 @@
+"""What the doors shall do: let in, hold, shed, send to a substitute. One look at every backend a tick.
+
+/v1/route, the documented health URLs and HAProxy all say what is decided here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.evidence import traffic
+from arbiterd.core.limits import FAILBACK_S, GATEWAY_DOWN_S, HOLD_MAX_S, RETRY_AFTER_MAX_S
+from arbiterd.core.state import BackendState, DoorState
+from arbiterd.core.views import not_accepting, retry_after_s
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, Traffic
+from arbiterd.model.settings import BackendSettings
+
+_SOON = (Phase.WAITING, Phase.STARTING, Phase.STOPPING, Phase.DRAINING, Phase.READY)
+
+
+def wish(desk: Desk) -> GatewayWish:
+    """What the gateway shall do from now on."""
+    active = desk.settings.active.backends
+    able = {name for name in active if _able(desk, name)}
+    failover = {
+        (rule.from_backend, rule.model): rule.to_backend
+        for rule in reversed(desk.settings.failover)
+        if rule.from_backend in active and rule.to_backend in able
+    }
+    made = {}
+    for name, wanted in active.items():
+        backend = desk.backends.get(name)
+        if backend is None:
+            continue
+        substituted = any(source == name for source, _ in failover)
+        door = _door(desk, backend, wanted, substituted=substituted)
+        made[name] = _wish(desk, backend, wanted, door)
+    desk.doors = {name: one for name, one in desk.doors.items() if name in active}
+    return GatewayWish(made, failover)
+
+
+def _able(desk: Desk, name: str) -> bool:
+    backend = desk.backends.get(name)
+    return backend is not None and not not_accepting(desk, backend)
+
+
+def _door(
+    desk: Desk, backend: BackendState, wanted: BackendSettings, *, substituted: bool
+) -> DoorState:
+    """The next state of this door, told when it changes."""
+    now, old = desk.seen.now, desk.doors.get(backend.name, DoorState())
+    why = not_accepting(desk, backend)
+    if why:
+        # The substitute is asked at once; without one, a short wait is better than an error.
+        soon = backend.phase in _SOON and not backend.held and not desk.seen.stopping
+        short = retry_after_s(desk, backend) <= min(wanted.queue_timeout_s, HOLD_MAX_S)
+        admit = Admit.HOLD if soon and short and old.opened else Admit.SHED
+        new = replace(old, admit=admit, good_since=None, away=old.opened and substituted)
+    else:
+        good = old.good_since if old.good_since is not None else now
+        away = old.away and substituted and now - good < FAILBACK_S
+        admit = Admit.AWAY if away else Admit.UP
+        new = replace(old, admit=admit, good_since=good, away=away, opened=True)
+    if new.admit is not old.admit:
+        new = replace(new, since=now)
+    _tell(desk, backend.name, old, new, why)
+    desk.doors[backend.name] = new
+    return new
+
+
+def _tell(desk: Desk, name: str, old: DoorState, new: DoorState, why: str) -> None:
+    if not old.opened or desk.seen.stopping:
+        return
+    closed = (Admit.SHED, Admit.HOLD)
+    targets = {r.to_backend for r in desk.settings.failover if r.from_backend == name}
+    if new.away and not old.away:
+        text = f"{name}: its models are with {', '.join(sorted(targets))} now: {why}"
+        desk.tell(EventName.FAILOVER, Severity.WARNING, text, name, reason=why)
+    elif old.away and not new.away and not why:
+        text = f"{name} has its own models again, well for {FAILBACK_S:g} s"
+        desk.tell(EventName.FAILBACK, Severity.NOTICE, text, name)
+    if new.admit in closed and old.admit not in closed:
+        text = f"{name}: new requests are refused or held: {why}"
+        desk.tell(EventName.SHED, Severity.NOTICE, text, name, reason=why)
+    elif old.admit in closed and new.admit not in closed:
+        desk.tell(EventName.UNSHED, Severity.NOTICE, f"{name}: new requests are let in", name)
+
+
+def _wish(
+    desk: Desk, backend: BackendState, wanted: BackendSettings, door: DoorState
+) -> BackendWish:
+    why = not_accepting(desk, backend)
+    advice = next((d.advice for d in desk.settings.degrade if d.from_backend == backend.name), "")
+    to = next((d.to_backends for d in desk.settings.degrade if d.from_backend == backend.name), ())
+    return BackendWish(
+        backend=backend.name,
+        admit=door.admit,
+        accepting=not why,
+        why=f"{backend.name}: {why}" if why else "",
+        retry_after_s=retry_after_s(desk, backend) if why else 1,
+        full_retry_after_s=full_retry_after_s(traffic(desk, backend.name), wanted),
+        max_in_flight=wanted.max_in_flight,
+        max_queue=wanted.max_queue,
+        advice=f"{advice}: {', '.join(to)}" if advice else "",
+        version=wanted.version or desk.seen.host.versions.get(backend.name, ""),
+    )
+
+
+def full_retry_after_s(seen: Traffic | None, wanted: BackendSettings) -> int:
+    """When a full queue will have a place: what waits, over the rate at which it is served."""
+    if seen is None or seen.latency_ms <= 0:
+        return 1
+    per_second = max(1, seen.limit or wanted.max_in_flight) * 1000.0 / seen.latency_ms
+    return max(1, min(RETRY_AFTER_MAX_S, math.ceil((seen.queued + 1) / per_second)))
+
+
+def judge_gateway(desk: Desk) -> None:
+    """Incidents of the gateway itself: it does not serve, or somebody has a door's port."""
+    seen, now = desk.seen.gateway, desk.seen.now
+    if not seen.enabled:
+        return
+    problem = seen.problem or seen.gate_problem
+    since = desk.state.gateway_bad_since
+    since = (now if since is None else since) if problem and not desk.seen.stopping else None
+    if since != desk.state.gateway_bad_since:
+        desk.state = replace(desk.state, gateway_bad_since=since)
+    open_ = desk.open_incident("", "", EventName.GATEWAY_DOWN)
+    if since is not None and now - since >= GATEWAY_DOWN_S and not open_:
+        text = f"the gateway does not serve: {problem}"
+        desk.raise_incident(EventName.GATEWAY_DOWN, Severity.CRITICAL, text)
+    elif not problem and open_:
+        desk.close_incident(open_.id, EventName.RECOVERED, "the gateway serves again")
+    _taken(desk)
+
+
+def _taken(desk: Desk) -> None:
+    """One incident per taken door, by its name as the incident's subject."""
+    doors = desk.seen.gateway.taken_doors
+    open_ = {
+        one.evidence[0][1]: one
+        for one in desk.incidents
+        if one.closed_at is None and one.event is EventName.PORT_TAKEN and one.evidence
+        and one.evidence[0][0] == "door"
+    }  # fmt: skip
+    for door, text in doors.items():
+        if door not in open_:
+            summary = f"the door {door} stays shut: {text}"
+            desk.raise_incident(
+                EventName.PORT_TAKEN, Severity.ERROR, summary, evidence=(("door", door),)
+            )
+    for door, incident in open_.items():
+        if door not in doors:
+            desk.close_incident(incident.id, EventName.RECOVERED, f"the door {door} is open")

@@ -1,0 +1,48 @@
+"""Evidence from traffic, joined with the engine's own counters.
+
+An engine's gauges may lie (vllm #46811: running said 0 while requests hung), and Ollama has none.
+What the gateway counts is true of every engine.
+"""
+
+from __future__ import annotations
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.gate import loading
+from arbiterd.model.gateway import Traffic
+from arbiterd.model.health import Progress
+from arbiterd.model.reading import Known
+
+
+def traffic(desk: Desk, name: str) -> Traffic | None:
+    """Its counters at the gateway, None when they are not known."""
+    found = desk.seen.gateway.traffic.get(name)
+    return found.value if isinstance(found, Known) else None
+
+
+def progress(desk: Desk, name: str) -> Progress | None:
+    """Requests outstanding, and a sum that moves only while work is done. None: nobody counts.
+
+    Without counters of its own an engine's work is what it answers, and the CPU time of its
+    processes: a long prefill sends no byte but keeps a core busy, a deadlock does neither. While it
+    loads a model nothing is outstanding: a load is no work and may take minutes.
+    """
+    health, seen = desk.seen.health.get(name), traffic(desk, name)
+    own = health.progress.value if health and isinstance(health.progress, Known) else None
+    if seen is None:
+        return own
+    if own is not None:
+        return Progress(max(own.running, seen.in_flight), own.waiting, own.work)
+    backend = desk.backends.get(name)
+    if loading(desk, name) or (backend and backend.warm_pending):
+        return Progress(0, 0, float(seen.requests))
+    answered = sum(seen.responses.values())
+    cpu = int(desk.unit(name).cpu_s * 2)  # half seconds: an idle process does not come so far
+    return Progress(seen.in_flight, 0, float(answered + seen.bytes_out + cpu))
+
+
+def outstanding(desk: Desk, name: str) -> tuple[int, int]:
+    """(in flight, queued), the engine's own queue and the door's."""
+    found, seen = progress(desk, name), traffic(desk, name)
+    running = max(found.running if found else 0, seen.in_flight if seen else 0)
+    waiting = (found.waiting if found else 0) + (seen.queued if seen else 0)
+    return running, waiting

@@ -1,0 +1,164 @@
+"""Loads that clients cause in Ollama: granted when they fit, held while they do not, refused when
+they never will. A grant is a lease: a memory event on its device until the load has ended.
+
+The bytes of a backend that is down stay booked for it: no load goes into them (design, section 4).
+"""
+
+from __future__ import annotations
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.gate import loading, memory_event
+from arbiterd.core.limits import LEASE_HELD_SAID_S
+from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.pressure import critical_free_bytes
+from arbiterd.core.state import BackendState, Lease
+from arbiterd.core.views import retry_after_s
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import GpuState
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.gateway import LoadAnswer, LoadAsk, Verdict
+from arbiterd.model.health import LoadedModel
+from arbiterd.model.reading import Known
+from arbiterd.units import format_duration, format_size
+
+
+def settle_loads(desk: Desk) -> None:
+    """Leases that have ended or expired."""
+    now = desk.seen.now
+    for done in desk.seen.load_dones:
+        lease = desk.leases.pop(done.id, None)
+        if lease is None:
+            continue
+        took = now - lease.granted_at
+        if done.detail:
+            text = f"{lease.backend}: {lease.model} was not loaded: {done.detail}"
+            desk.tell(EventName.LOAD_REFUSED, Severity.WARNING, text, lease.backend)
+        else:
+            text = f"{lease.backend}: {lease.model} is loaded after {format_duration(took)}"
+            desk.tell(
+                EventName.LOAD_ADMITTED, Severity.INFO, text, lease.backend, took_ms=took * 1000
+            )
+    for lease in list(desk.leases.values()):
+        backend = desk.backends.get(lease.backend)
+        gone = backend is None or backend.phase is not Phase.READY
+        if gone or now >= lease.expires:
+            del desk.leases[lease.id]
+
+
+def answer_loads(desk: Desk) -> tuple[tuple[LoadAnswer, ...], dict[str, float]]:
+    """Answers to all who ask now, oldest first; and since when each of the rest is held."""
+    answers, held = [], {}
+    for ask in sorted(desk.seen.load_asks, key=lambda one: one.since):
+        answer = _answer(desk, ask)
+        answers.append(answer)
+        if answer.verdict is Verdict.WAIT:
+            since = desk.state.held.get(ask.id, desk.seen.now)
+            _say_held(desk, ask, answer, since)
+            held[ask.id] = since
+        elif answer.verdict is Verdict.GRANT:
+            expires = desk.seen.now + answer.lease_s
+            desk.leases[ask.id] = Lease(
+                ask.id, ask.backend, ask.model, ask.predicted_bytes, desk.seen.now, expires
+            )
+            text = (
+                f"{ask.backend}: loading {ask.model}, {format_size(ask.predicted_bytes)} expected"
+            )
+            desk.tell(
+                EventName.LOAD_ADMITTED,
+                Severity.INFO,
+                text,
+                ask.backend,
+                bytes_expected=ask.predicted_bytes,
+            )
+        else:
+            text = f"{ask.backend}: {ask.model} is refused: {answer.reason}"
+            desk.tell(EventName.LOAD_REFUSED, Severity.NOTICE, text, ask.backend)
+    return tuple(answers), held
+
+
+def _say_held(desk: Desk, ask: LoadAsk, answer: LoadAnswer, since: float) -> None:
+    """Once, on the tick that takes it over LEASE_HELD_SAID_S."""
+    waited, before = desk.seen.now - since, desk.seen.now - since - desk.settings.arbiter.poll_s
+    if before < LEASE_HELD_SAID_S <= waited:
+        text = f"{ask.backend}: the load of {ask.model} is held: {answer.reason}"
+        desk.tell(EventName.LOAD_HELD, Severity.NOTICE, text, ask.backend)
+
+
+def _answer(desk: Desk, ask: LoadAsk) -> LoadAnswer:
+    backend = desk.backends.get(ask.backend)
+    wanted = desk.wanted(ask.backend)
+    if backend is None or wanted is None:
+        return LoadAnswer(ask.id, Verdict.REFUSE, f"there is no backend {ask.backend}", 30)
+    if backend.phase is not Phase.READY or desk.seen.stopping:
+        why = f"{ask.backend} is {backend.phase.value}"
+        return LoadAnswer(ask.id, Verdict.WAIT, why, retry_after_s(desk, backend))
+    placement = desk.placements[ask.backend]
+    over = _over_cap(desk, ask, placement.cap_bytes)
+    if placement.devices and over:
+        return LoadAnswer(ask.id, Verdict.REFUSE, over, 120)
+    lease_s = wanted.start_timeout_s
+    if backend.warm_pending or loading(desk, ask.backend):
+        other = loading(desk, ask.backend) or "its first model"
+        return LoadAnswer(ask.id, Verdict.WAIT, f"{ask.backend} is loading {other}", 5)
+    for uuid in placement.devices:
+        waits = _waits(desk, backend, ask, uuid)
+        if waits is not None:
+            return waits
+    return LoadAnswer(ask.id, Verdict.GRANT, lease_s=lease_s)
+
+
+def _resident(desk: Desk, name: str) -> tuple[LoadedModel, ...]:
+    health = desk.seen.health.get(name)
+    if health is None or not isinstance(health.loaded, Known):
+        return ()
+    return health.loaded.value
+
+
+def _kept(desk: Desk, name: str) -> list[LoadedModel]:
+    """Resident models that stay when one more is loaded: Ollama evicts down to its limit. Which one
+    goes is its own choice: the smallest, to be on the safe side.
+    """
+    wanted = desk.settings.active.backends[name]
+    models = sorted(_resident(desk, name), key=lambda one: -one.vram_bytes)
+    return models[: max(0, wanted.ollama.max_loaded_models - 1)]
+
+
+def _over_cap(desk: Desk, ask: LoadAsk, cap: int) -> str:
+    """Why it never fits into the cap, "" when it does."""
+    kept = sum(one.vram_bytes for one in _kept(desk, ask.backend))
+    if ask.predicted_bytes + kept <= cap:
+        return ""
+    beside = f" beside {format_size(kept)} of resident models" if kept else ""
+    return (
+        f"{ask.model} needs {format_size(ask.predicted_bytes)}{beside}, the cap of {ask.backend} is "
+        f"{format_size(cap)}: lower context_length, or raise memory"
+    )
+
+
+def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAnswer | None:
+    """Why the load must wait on this device, None when it may begin."""
+    seen = desk.seen.devices.get(uuid)
+    if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
+        return LoadAnswer(ask.id, Verdict.WAIT, "the GPU's memory cannot be read", 10)
+    event = memory_event(desk, uuid, backend.name)
+    if event:
+        other = desk.backends.get(event.split(" ", 1)[0])
+        retry = retry_after_s(desk, other) if other else 5
+        return LoadAnswer(ask.id, Verdict.WAIT, event, retry)
+    promised = sum(
+        max(0, (row.booked_bytes or 0) - (row.used_bytes or 0))
+        for row in desk.ledgers.get(uuid, ())
+        if row.holder != backend.name and row.booked_bytes is not None
+    )
+    kept = sum(one.vram_bytes for one in _kept(desk, backend.name))
+    evicted = sum(one.vram_bytes for one in _resident(desk, backend.name)) - kept
+    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    need = ask.predicted_bytes - evicted + promised + critical_free_bytes(headroom)
+    free = seen.memory.value.free_bytes
+    if free >= need:
+        return None
+    why = (
+        f"{ask.model} needs {format_size(ask.predicted_bytes)}, {format_size(free)} is free, "
+        f"{format_size(promised)} of it is booked for others"
+    )
+    return LoadAnswer(ask.id, Verdict.WAIT, why, 10)

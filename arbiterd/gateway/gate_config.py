@@ -1,0 +1,49 @@
+"""What the load gate has to know, as JSON: rendered by the daemon, read by the gate's own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arbiterd.gateway.layout import LLM_KINDS, models
+from arbiterd.gateway.paths import Paths
+from arbiterd.model.settings import Kind, Settings
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
+    """The whole file."""
+    active = settings.active.backends
+    return {
+        "socket": str(where.gate),
+        "loads": str(where.loads),
+        "live": str(where.live),
+        "max_body_bytes": MAX_BODY_BYTES,
+        "models": models(settings),
+        "failover": [
+            {"model": r.model, "from": r.from_backend, "to": r.to_backend, "source": r.source}
+            for r in settings.failover
+        ],
+        "backends": {
+            one.name: {
+                "kind": one.kind.value,
+                "inner": str(where.inner(one.name)),
+                "engine": f"http://127.0.0.1:{one.engine_port}",
+                "models": list(one.models),
+                "aliases": [
+                    {"name": r.model, "source": r.source}
+                    for r in settings.failover
+                    if r.to_backend == one.name and r.source
+                ],
+                "context_length": one.ollama.context_length,
+                "parallel": one.ollama.parallel,
+                "keep_alive_s": one.ollama.keep_alive_s,
+                "max_queue": one.max_queue,
+                "queue_timeout_s": one.queue_timeout_s,
+                "load_timeout_s": one.start_timeout_s,
+                "gated": one.kind is Kind.OLLAMA,
+            }
+            for one in active.values()
+            if one.kind in LLM_KINDS
+        },
+    }

@@ -1,0 +1,125 @@
+"""Which doors there are and who stands behind them: settings in, plain values out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.engines import engine_of
+from arbiterd.engines.base import Routes
+from arbiterd.model.settings import BackendSettings, Kind, Settings
+
+LLM_DOOR = "llm"
+LLM_KINDS = (Kind.VLLM, Kind.OLLAMA)
+ANY_MODEL = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A public port. ``backend`` is "" for the unified LLM port."""
+
+    name: str
+    port: int
+    backend: str
+    grpc: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A backend behind doors. ``gated``: its bodies pass the load gate. ``inner``: the gate reaches
+    it by an inner door. ``standin``: some failover rule leads away from it.
+    """
+
+    name: str
+    kind: Kind
+    port: int
+    grpc_port: int
+    max_in_flight: int
+    queue_timeout_s: float
+    request_timeout_s: float
+    max_queue: int
+    routes: Routes
+    admin_paths: tuple[str, ...]
+    gated: bool
+    inner: bool
+    standin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything a rendered configuration depends on, besides its paths."""
+
+    bind: str
+    trust_priority: bool
+    doors: tuple[Door, ...]
+    backends: tuple[Behind, ...]
+
+    def behind(self, name: str) -> Behind:
+        """The backend of this name."""
+        return next(one for one in self.backends if one.name == name)
+
+
+def layout(settings: Settings, without: Collection[str] = ()) -> Layout:
+    """The doors of the active mode. ``without``: names of doors to leave out (their port is taken)."""
+    active = settings.active.backends
+    backends = tuple(_behind(settings, one) for one in active.values())
+    doors = [door for door in doors_of(settings) if door.name not in without]
+    return Layout(settings.gateway.bind, settings.gateway.trust_priority, tuple(doors), backends)
+
+
+def doors_of(settings: Settings) -> tuple[Door, ...]:
+    """All of them, the unified port last."""
+    out = []
+    for one in settings.active.backends.values():
+        out.append(Door(one.name, one.port, one.name))
+        if one.grpc_port:
+            out.append(Door(f"{one.name}-grpc", one.grpc_port, one.name, grpc=True))
+    if settings.gateway.llm_port and models(settings):
+        out.append(Door(LLM_DOOR, settings.gateway.llm_port, ""))
+    return tuple(out)
+
+
+def _behind(settings: Settings, one: BackendSettings) -> Behind:
+    return Behind(
+        name=one.name,
+        kind=one.kind,
+        port=engine_port(settings, one),
+        grpc_port=engine_grpc_port(settings, one) if one.grpc_port else 0,
+        max_in_flight=one.max_in_flight,
+        queue_timeout_s=one.queue_timeout_s,
+        request_timeout_s=one.request_timeout_s,
+        max_queue=one.max_queue,
+        routes=engine_of(one.kind).routes(one),
+        admin_paths=one.allow_admin_paths,
+        gated=one.kind is Kind.OLLAMA,
+        inner=one.kind in LLM_KINDS,
+        standin=any(rule.from_backend == one.name for rule in settings.failover),
+    )
+
+
+def models(settings: Settings) -> dict[str, str]:
+    """Model name → backend, for the unified port. ANY_MODEL: an Ollama without an allow-list.
+
+    The first backend of the file that has a name keeps it; a name that failover adds comes last.
+    """
+    out: dict[str, str] = {}
+    active = settings.active.backends
+    for one in active.values():
+        if one.kind is Kind.TENSORFLOW:
+            continue
+        names = engine_of(one.kind).served_models(one)
+        for name in names:
+            out.setdefault(name, one.name)
+            if one.kind is Kind.OLLAMA and name.endswith(":latest"):
+                out.setdefault(name.removesuffix(":latest"), one.name)
+            elif one.kind is Kind.OLLAMA and ":" not in name.rsplit("/", 1)[-1]:
+                out.setdefault(f"{name}:latest", one.name)
+        if one.kind is Kind.OLLAMA and not names:
+            out.setdefault(ANY_MODEL, one.name)
+    for rule in settings.failover:
+        if rule.to_backend in active:
+            out.setdefault(rule.model, rule.to_backend)
+            if rule.source:
+                out.setdefault(rule.source, rule.to_backend)
+    return out

@@ -1,0 +1,79 @@
+"""The stand-in TensorFlow Serving's gRPC side, on TF Serving's own protos (ovmsclient carries them).
+
+Test and demo extra only: without it the port is held open, as a server that never answers.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent import futures
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from ovmsclient.tfs_compat.protos.tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from arbiterd.sim.engines.tensorflow import State
+
+
+class Predict(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+    """PredictionService."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service's own name
+        """One row of output for each row of input."""
+        name = request.model_spec.name
+        faults = self._state.faults
+        if name not in self._state.models:
+            text = f"Servable not found for request: Latest({name})"
+            context.abort(grpc.StatusCode.NOT_FOUND, text)
+        faults.wait_while_hung()
+        if faults.take("oom_next_request"):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "OOM when allocating tensor")
+        time.sleep(float(faults.get("predict_s", 0.01)))
+        with self._state.lock:
+            self._state.requests += 1
+        reply = predict_pb2.PredictResponse()
+        reply.model_spec.name = name
+        for key, tensor in request.inputs.items():
+            reply.outputs[f"{key}_out"].CopyFrom(tensor)
+        return reply
+
+
+class Status(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    """ModelService."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service's own name
+        """AVAILABLE for every model there is."""
+        name = request.model_spec.name
+        if name not in self._state.models:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {name}")
+        reply = get_model_status_pb2.GetModelStatusResponse()
+        row = reply.model_version_status.add()
+        row.version, row.state = int(self._state.models[name]), 30
+        return reply
+
+
+def serve(state: State, port: int) -> Any:
+    """Listen on every address, as the real one does; None when the port is taken."""
+    options = [("grpc.so_reuseport", 0)]
+    server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Predict(state), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Status(state), server)
+    try:
+        if not server.add_insecure_port(f"0.0.0.0:{port}"):
+            return None
+    except RuntimeError:
+        return None
+    server.start()
+    return server

@@ -1,0 +1,124 @@
+"""Where the load gate asks: a unix socket of its own, since who faces the network must not be able to
+open the operators' socket. A question stays open until core has granted or refused it, or it is late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+
+from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, Verdict
+from arbiterd.web.replies import answer, error
+
+WAIT_MAX_S = 60.0
+
+
+class LoadDesk:
+    """``asks``, ``dones`` and ``answered`` are the loop's; the handlers run in the web thread."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._asks: dict[str, LoadAsk] = {}
+        self._waiting: dict[str, asyncio.Future[LoadAnswer]] = {}
+        self._last: dict[str, LoadAnswer] = {}
+        self._dones: list[LoadDone] = []
+
+    # -- the loop's side -----------------------------------------------------------------------
+    def asks(self) -> tuple[LoadAsk, ...]:
+        """Open questions."""
+        if not self._asks:
+            return ()
+        with self._lock:
+            return tuple(self._asks.values())
+
+    def dones(self) -> tuple[LoadDone, ...]:
+        """Loads that have ended since the last call."""
+        if not self._dones:
+            return ()
+        with self._lock:
+            out, self._dones = tuple(self._dones), []
+            return out
+
+    def answered(self, answers: Iterable[LoadAnswer]) -> None:
+        """Hand the answers over; 'wait' stays open."""
+        for one in answers:
+            with self._lock:
+                self._last[one.id] = one
+                if one.verdict is Verdict.WAIT:
+                    continue
+                self._asks.pop(one.id, None)
+                future = self._waiting.pop(one.id, None)
+            if future is not None:
+                future.get_loop().call_soon_threadsafe(_settle, future, one)
+            elif one.verdict is Verdict.GRANT:
+                self._end(one.id, "", "nobody waits for it any more")
+
+    # -- the handlers' side --------------------------------------------------------------------
+    def add_to(self, app: web.Application) -> None:
+        """Register both routes."""
+        app.router.add_post("/v1/loads", self.ask)
+        app.router.add_post("/v1/loads/done", self.done)
+
+    async def ask(self, request: web.Request) -> web.Response:
+        """{id, backend, model, predicted_bytes, wait_s} → {verdict, reason, retry_after_s}."""
+        try:
+            given = await request.json()
+            asked = LoadAsk(
+                str(given["id"]),
+                str(given["backend"]),
+                str(given["model"]),
+                int(given["predicted_bytes"]),
+                time.monotonic(),
+            )
+            wait_s = min(WAIT_MAX_S, max(0.0, float(given.get("wait_s", 10))))
+        except (ValueError, KeyError, TypeError):
+            return error(422, "bad_request", "send id, backend, model and predicted_bytes")
+        future: asyncio.Future[LoadAnswer] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._asks.setdefault(asked.id, asked)
+            self._waiting[asked.id] = future
+        self._wake()
+        try:
+            found = await asyncio.wait_for(future, wait_s)
+        except TimeoutError:
+            found = self._forget(asked.id)
+        except asyncio.CancelledError:
+            self._forget(asked.id)
+            self._end(asked.id, asked.backend, "the asker is gone")
+            raise
+        body = {"verdict": found.verdict.value, "reason": found.reason}
+        return answer({**body, "retry_after_s": found.retry_after_s})
+
+    async def done(self, request: web.Request) -> web.Response:
+        """{id, backend, detail}: the load has ended, detail "" when well."""
+        try:
+            given = await request.json()
+            name, backend = str(given["id"]), str(given.get("backend", ""))
+        except (ValueError, KeyError, TypeError):
+            return error(422, "bad_request", "send id")
+        self._forget(name)
+        self._end(name, backend, str(given.get("detail", ""))[:300])
+        return answer({"accepted": True})
+
+    def _forget(self, name: str) -> LoadAnswer:
+        with self._lock:
+            self._asks.pop(name, None)
+            self._waiting.pop(name, None)
+            late = LoadAnswer(name, Verdict.WAIT, "no room came free in time", 5)
+            return self._last.pop(name, late)
+
+    def _end(self, name: str, backend: str, detail: str) -> None:
+        with self._lock:
+            self._dones.append(LoadDone(name, backend, detail))
+            self._last.pop(name, None)
+        self._wake()
+
+
+def _settle(future: asyncio.Future[LoadAnswer], one: LoadAnswer) -> None:
+    if not future.done():
+        future.set_result(one)
