@@ -21,11 +21,12 @@ from arbiterd import ports
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
-from arbiterd.gateway import render, runtime
+from arbiterd.gateway import render, rules, runtime
 from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import Door, Layout, doors_of, layout
-from arbiterd.gateway.limits import Line, split
+from arbiterd.gateway.limits import split
 from arbiterd.gateway.paths import Paths
+from arbiterd.gateway.reading import line_of, traffic_of
 from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
@@ -149,7 +150,10 @@ class GatewayKeeper:
         except (runtime.GatewayGone, runtime.GatewayRefused) as error:
             gone = self._begin(str(error), now)
             return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
-        return GatewayObservation(True, problem, gate_problem, traffic, dict(seen.taken))
+        shut = {d.name for d in seen.layout.doors if f"door-{d.name}" not in seen.bound}
+        return GatewayObservation(
+            True, problem, gate_problem, traffic, dict(seen.taken), opening=frozenset(shut)
+        )
 
     # -- doors ---------------------------------------------------------------------------------
     def _doors(self, settings: Settings, now: float) -> None:
@@ -307,7 +311,7 @@ class GatewayKeeper:
         if fresh:
             self._on_change()
         return {
-            one.name: Known(_traffic(one.name, rows, old, limits), now) for one in made.backends
+            one.name: Known(traffic_of(one.name, rows, old, limits), now) for one in made.backends
         }
 
     def _old_streams(self) -> dict[str, int]:
@@ -337,11 +341,9 @@ class GatewayKeeper:
             wanted = wish.backends.get(one.name)
             if wanted is None:
                 continue
-            names = [render.engine(one)] + (
-                [render.engine(one, grpc=True)] if one.grpc_port else []
-            )
+            names = [rules.engine(one)] + ([rules.engine(one, grpc=True)] if one.grpc_port else [])
             lines = {
-                n: _line(rows.get(n), rows.get(f"{n.split('/')[0]}/BACKEND"), old.get(n, 0))
+                n: line_of(rows.get(n), rows.get(f"{n.split('/')[0]}/BACKEND"), old.get(n, 0))
                 for n in names
             }
             for name, limit in split(wanted.max_in_flight, lines).items():
@@ -368,47 +370,9 @@ def _states(wish: GatewayWish, made: Layout, changed: Mapping[str, str]) -> list
             continue
         down = wish.backends[one.name].admit in (Admit.HOLD, Admit.SHED)
         for grpc in (False, True) if one.grpc_port else (False,):
-            name = render.engine(one, grpc=grpc)
+            name = rules.engine(one, grpc=grpc)
             out.append(f"set server {name} state {'maint' if down else 'ready'}")
     return out
-
-
-def _line(row: runtime.Row | None, whole: runtime.Row | None, old: int) -> Line:
-    if row is None:
-        return Line(0, 0, 0, old)
-    queued = row.number("qcur") + (whole.number("qcur") if whole else 0)
-    return Line(row.number("scur"), queued, row.number("slim"), old)
-
-
-def _traffic(
-    name: str,
-    rows: Mapping[str, runtime.Row],
-    old: Mapping[str, int],
-    limits: Mapping[str, str],
-) -> Traffic:
-    mine = [
-        r
-        for grpc in (False, True)
-        if (r := rows.get(f"{render.backend_of(name, grpc=grpc)}/engine"))
-    ]
-    whole = [
-        r
-        for grpc in (False, True)
-        if (r := rows.get(f"{render.backend_of(name, grpc=grpc)}/BACKEND"))
-    ]
-    streams = sum(old.get(f"{r.proxy}/engine", 0) for r in mine)
-    return Traffic(
-        in_flight=sum(r.number("scur") for r in mine) + streams,
-        queued=sum(r.number("qcur") for r in (*mine, *whole)),
-        limit=sum(int(limits.get(f"lim:{r.proxy}", "0")) for r in mine) + streams,
-        requests=sum(r.number("stot") for r in mine),
-        responses={digit: sum(r.number(f"hrsp_{digit}xx") for r in mine) for digit in "2345"},
-        bytes_out=sum(r.number("bout") for r in mine),
-        connect_errors=sum(r.number("econ") + r.number("eresp") for r in mine),
-        latency_ms=float(max((r.number("ttime") for r in mine), default=0)),
-        queue_ms=float(max((r.number("qtime") for r in mine), default=0)),
-        engine_up=any(r.values.get("status", "").startswith("UP") for r in mine),
-    )
 
 
 def check(config: Path) -> str:

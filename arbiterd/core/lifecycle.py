@@ -279,7 +279,8 @@ def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendS
     new = judge.judge(
         old, health, evidence.progress(desk, backend.name), stuck_after_s, desk.seen.now
     )
-    backend = desk.put(updated(backend, vitals=new, reason=new.why if new.sick_since else ""))
+    reason = backend.reason if backend.held else new.why if new.sick_since else ""
+    backend = desk.put(updated(backend, vitals=new, reason=reason))
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     if new.sick_since is not None and old.sick_since is None and not trouble:
         name = EventName.STUCK if judge.is_stuck(new) else EventName.UNHEALTHY

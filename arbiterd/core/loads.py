@@ -16,7 +16,7 @@ from arbiterd.core.views import retry_after_s
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Severity
-from arbiterd.model.gateway import LoadAnswer, LoadAsk, Verdict
+from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.health import LoadedModel
 from arbiterd.model.reading import Known
 from arbiterd.units import format_duration, format_size
@@ -51,11 +51,11 @@ def answer_loads(desk: Desk) -> tuple[tuple[LoadAnswer, ...], dict[str, float]]:
     for ask in sorted(desk.seen.load_asks, key=lambda one: one.since):
         answer = _answer(desk, ask)
         answers.append(answer)
-        if answer.verdict is Verdict.WAIT:
+        if answer.verdict is LoadVerdict.WAIT:
             since = desk.state.held.get(ask.id, desk.seen.now)
             _say_held(desk, ask, answer, since)
             held[ask.id] = since
-        elif answer.verdict is Verdict.GRANT:
+        elif answer.verdict is LoadVerdict.GRANT:
             expires = desk.seen.now + answer.lease_s
             desk.leases[ask.id] = Lease(
                 ask.id, ask.backend, ask.model, ask.predicted_bytes, desk.seen.now, expires
@@ -88,23 +88,23 @@ def _answer(desk: Desk, ask: LoadAsk) -> LoadAnswer:
     backend = desk.backends.get(ask.backend)
     wanted = desk.wanted(ask.backend)
     if backend is None or wanted is None:
-        return LoadAnswer(ask.id, Verdict.REFUSE, f"there is no backend {ask.backend}", 30)
+        return LoadAnswer(ask.id, LoadVerdict.REFUSE, f"there is no backend {ask.backend}", 30)
     if backend.phase is not Phase.READY or desk.seen.stopping:
         why = f"{ask.backend} is {backend.phase.value}"
-        return LoadAnswer(ask.id, Verdict.WAIT, why, retry_after_s(desk, backend))
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, why, retry_after_s(desk, backend))
     placement = desk.placements[ask.backend]
     over = _over_cap(desk, ask, placement.cap_bytes)
     if placement.devices and over:
-        return LoadAnswer(ask.id, Verdict.REFUSE, over, 120)
+        return LoadAnswer(ask.id, LoadVerdict.REFUSE, over, 120)
     lease_s = wanted.start_timeout_s
     if backend.warm_pending or loading(desk, ask.backend):
         other = loading(desk, ask.backend) or "its first model"
-        return LoadAnswer(ask.id, Verdict.WAIT, f"{ask.backend} is loading {other}", 5)
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, f"{ask.backend} is loading {other}", 5)
     for uuid in placement.devices:
         waits = _waits(desk, backend, ask, uuid)
         if waits is not None:
             return waits
-    return LoadAnswer(ask.id, Verdict.GRANT, lease_s=lease_s)
+    return LoadAnswer(ask.id, LoadVerdict.GRANT, lease_s=lease_s)
 
 
 def _resident(desk: Desk, name: str) -> tuple[LoadedModel, ...]:
@@ -139,12 +139,12 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
     """Why the load must wait on this device, None when it may begin."""
     seen = desk.seen.devices.get(uuid)
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
-        return LoadAnswer(ask.id, Verdict.WAIT, "the GPU's memory cannot be read", 10)
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, "the GPU's memory cannot be read", 10)
     event = memory_event(desk, uuid, backend.name)
     if event:
         other = desk.backends.get(event.split(" ", 1)[0])
         retry = retry_after_s(desk, other) if other else 5
-        return LoadAnswer(ask.id, Verdict.WAIT, event, retry)
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, event, retry)
     promised = sum(
         max(0, (row.booked_bytes or 0) - (row.used_bytes or 0))
         for row in desk.ledgers.get(uuid, ())
@@ -161,4 +161,4 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
         f"{ask.model} needs {format_size(ask.predicted_bytes)}, {format_size(free)} is free, "
         f"{format_size(promised)} of it is booked for others"
     )
-    return LoadAnswer(ask.id, Verdict.WAIT, why, 10)
+    return LoadAnswer(ask.id, LoadVerdict.WAIT, why, 10)

@@ -66,7 +66,9 @@ def shut(desk: Desk, name: str) -> str:
     if seen.problem:
         return f"the gateway does not serve: {seen.problem}"
     taken = seen.taken_doors.get(name)
-    return f"its door stays shut: {taken}" if taken else ""
+    if taken:
+        return f"its door stays shut: {taken}"
+    return "its door is being opened" if name in seen.opening else ""
 
 
 def _full(desk: Desk, name: str) -> str:

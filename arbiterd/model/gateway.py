@@ -109,7 +109,8 @@ class Requests:
 @dataclass(frozen=True, slots=True)
 class GatewayObservation:
     """``problem``: why it does not serve ("" while it does). ``taken_doors``: door → who holds its
-    port. ``gate_problem``: the same of the load gate.
+    port. ``opening``: doors that are to be open and are not yet. ``gate_problem``: the same of the
+    load gate.
     """
 
     enabled: bool = False
@@ -118,6 +119,7 @@ class GatewayObservation:
     traffic: Mapping[str, Reading[Traffic]] = field(default_factory=dict)
     taken_doors: Mapping[str, str] = field(default_factory=dict)
     requests: Mapping[str, Requests] = field(default_factory=dict)
+    opening: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class LoadDone:
     detail: str = ""
 
 
-class Verdict(StrEnum):
+class LoadVerdict(StrEnum):
     """What becomes of a load."""
 
     GRANT = "grant"
@@ -155,7 +157,7 @@ class LoadAnswer:
     """
 
     id: str
-    verdict: Verdict
+    verdict: LoadVerdict
     reason: str = ""
     retry_after_s: int = 5
     lease_s: float = 0.0

@@ -15,6 +15,7 @@ from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.published import Published
 from arbiterd.model.reading import Known
 from arbiterd.report import shape
+from arbiterd.report.gateway_metrics import gateway_metrics
 
 PREFIX = "gpu_arbiter"
 GPU = ["gpu", "index"]
@@ -32,6 +33,7 @@ class _Snapshot(Collector):
         yield from _gpus(self._published)
         yield from _ledger(self._published)
         yield from _backends(self._published)
+        yield from gateway_metrics(self._published)
         yield _incidents(self._published)
         total = CounterMetricFamily(
             f"{PREFIX}_events", "Journal events since the start", labels=["event", "backend"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, Verdict
+from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadVerdict
 from arbiterd.web.replies import answer, error
 
 WAIT_MAX_S = 60.0
@@ -49,13 +49,13 @@ class LoadDesk:
         for one in answers:
             with self._lock:
                 self._last[one.id] = one
-                if one.verdict is Verdict.WAIT:
+                if one.verdict is LoadVerdict.WAIT:
                     continue
                 self._asks.pop(one.id, None)
                 future = self._waiting.pop(one.id, None)
             if future is not None:
                 future.get_loop().call_soon_threadsafe(_settle, future, one)
-            elif one.verdict is Verdict.GRANT:
+            elif one.verdict is LoadVerdict.GRANT:
                 self._end(one.id, "", "nobody waits for it any more")
 
     # -- the handlers' side --------------------------------------------------------------------
@@ -109,7 +109,7 @@ class LoadDesk:
         with self._lock:
             self._asks.pop(name, None)
             self._waiting.pop(name, None)
-            late = LoadAnswer(name, Verdict.WAIT, "no room came free in time", 5)
+            late = LoadAnswer(name, LoadVerdict.WAIT, "no room came free in time", 5)
             return self._last.pop(name, late)
 
     def _end(self, name: str, backend: str, detail: str) -> None:

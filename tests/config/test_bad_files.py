@@ -67,7 +67,6 @@ BROKEN = [
     ("failover of another model", END, END + '[[failover]]\nmodel = "other"\nfrom = "vllm"\nto = "ollama"\nsource = "q"\n', 18, "failover.0.model", "vllm serves 'Qwen/Qwen2.5-3B-Instruct'", "model ="),
     ("failover without source", END, END + '[[failover]]\nmodel = "Qwen/Qwen2.5-3B-Instruct"\nfrom = "vllm"\nto = "ollama"\n', 17, "failover.0.source", "is missing", "qwen2.5:3b"),
     ("degrade to nobody", END, END + '[[degrade]]\nfrom = "tensorflow"\nadvice = "x"\nto = ["vlm"]\n', 20, "degrade.0.to", "unknown backend 'vlm'", "did you mean 'vllm'?"),
-    ("a gateway", END, END + "[gateway]\nenabled = true\n", 18, "gateway.enabled", "no gateway yet", "enabled = false"),
     ("a listen address", END, END + '[arbiter]\nlisten = "9480"\n', 18, "arbiter.listen", "is no address", "HOST:PORT"),
     ("a poll out of range", END, END + '[arbiter]\npoll = "1ms"\n', 18, "arbiter.poll", "out of range", "50ms"),
     ("a relative folder", END, END + '[arbiter]\nstate_dir = "x"\n', 18, "arbiter.state_dir", "no absolute path", "begins with /"),

@@ -52,7 +52,7 @@ def test_fifteen_lines_are_enough(tmp_path: Path) -> None:
     assert (tensorflow.request_timeout_s, vllm.request_timeout_s) == (30, 900)
     assert settings.arbiter.poll_s == 0.25
     assert settings.foreign_allow_bytes == 512 * MIB
-    assert not settings.gateway.enabled
+    assert settings.gateway.enabled
 
 
 def test_a_mode_may_override_any_key(tmp_path: Path) -> None:

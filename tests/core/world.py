@@ -31,6 +31,15 @@ from arbiterd.model.devices import (
     ProcessRef,
 )
 from arbiterd.model.events import EventName
+from arbiterd.model.gateway import (
+    BackendWish,
+    GatewayObservation,
+    LoadAnswer,
+    LoadAsk,
+    LoadDone,
+    LoadVerdict,
+    Traffic,
+)
 from arbiterd.model.health import (
     HealthObservation,
     LoadedModel,
@@ -159,6 +168,10 @@ class World:
     decision: Decision | None = None
     crash_on_start: dict[str, tuple[Exit, str]] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    asks: list[LoadAsk] = field(default_factory=list)
+    dones: list[LoadDone] = field(default_factory=list)
+    gateway_problem: str = ""
 
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
@@ -250,7 +263,9 @@ class World:
                 backend=probe.backend,
                 alive=Known(alive, self.now),
                 canary=canary,
-                progress=Known(Progress(engine.running, 0, engine.work), self.now),
+                progress=unknown
+                if probe.backend == "ollama"
+                else Known(Progress(engine.running, 0, engine.work), self.now),
                 loaded=Known(models, self.now),
             )
         return out
@@ -270,6 +285,13 @@ class World:
             requests=tuple(self.requests),
             logs={n: e.words for n, e in self.engines.items() if not e.alive},
             stopping=self.stopping,
+            gateway=GatewayObservation(
+                enabled=True,
+                problem=self.gateway_problem,
+                traffic={n: Known(t, self.now) for n, t in self.traffic.items()},
+            ),
+            load_asks=tuple(self.asks),
+            load_dones=tuple(self.dones),
         )
 
     def tick(self, count: int = 1, dt: float = TICK_S) -> Decision:
@@ -278,7 +300,7 @@ class World:
             self.now += dt
             self.ghosts = [g for g in self.ghosts if g[0] > self.now]
             seen = self.observation()
-            self.outcomes, self.requests = [], []
+            self.outcomes, self.requests, self.dones = [], [], []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]
             for action in self.decision.actions:
@@ -366,6 +388,24 @@ class World:
     def ask(self, verb: Verb, name: str = "") -> None:
         """An operator's request."""
         self.requests.append(OperatorRequest("r", verb, name, "uid 0 (root)"))
+
+    def door(self, name: str) -> BackendWish:
+        """What the doors shall do for a backend."""
+        assert self.decision is not None
+        return self.decision.gateway.backends[name]
+
+    def ask_load(self, model: str, size: int, name: str = "ollama") -> LoadAnswer:
+        """The load gate asks; the answer of one tick. A question that waits stays."""
+        ask = next((a for a in self.asks if a.model == model), None)
+        if ask is None:
+            ask = LoadAsk(f"load-{model}-{self.seq}", name, model, size, self.now)
+            self.asks.append(ask)
+        self.tick()
+        assert self.decision is not None
+        answer = next(one for one in self.decision.loads if one.id == ask.id)
+        if answer.verdict is not LoadVerdict.WAIT:
+            self.asks.remove(ask)
+        return answer
 
     def told(self, name: EventName, backend_: str = "") -> int:
         """How often an event was told."""

@@ -163,7 +163,8 @@ def test_a_taken_port_is_named_with_its_holder() -> None:
     one = replace(backend("vllm", Kind.VLLM), port=port, command=("/bin/sh", "serve", "M"))
     base = only("vllm")
     mode = replace(base.active, backends={"vllm": one})
-    settings = replace(base, modes={"A": mode})
+    off = replace(base.gateway, enabled=False)
+    settings = replace(base, modes={"A": mode}, gateway=off)
     assert look(settings, lambda _pid: None).taken_ports == {}
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))

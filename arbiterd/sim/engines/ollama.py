@@ -79,7 +79,9 @@ class Api(Handler):
             self.reply(404, {"error": f"model '{body.get('model')}' not found"})
             return
         try:
-            self.state.touch(self.state.get(name, body.get("options") or {}), body.get("keep_alive"))
+            self.state.touch(
+                self.state.get(name, body.get("options") or {}), body.get("keep_alive")
+            )
         except RuntimeError as error:
             self.reply(500, {"error": str(error)})
             return
@@ -242,7 +244,12 @@ class Api(Handler):
             word, end = message.get("token", ""), "done" in message
             choice = {"index": 0, "text": word, "delta": {"content": word}}
             choice["finish_reason"] = "stop" if end else None
-            part = {"id": "cmpl-sim", "object": "chat.completion.chunk", "model": model, "created": 0}
+            part = {
+                "id": "cmpl-sim",
+                "object": "chat.completion.chunk",
+                "model": model,
+                "created": 0,
+            }
             self.chunk(f"data: {json.dumps({**part, 'choices': [choice]})}\n\n")
             if end:
                 self.chunk("data: [DONE]\n\n")

@@ -211,7 +211,7 @@ def main() -> int:
 def _grpc(state: State, port: int) -> object:
     """The gRPC server; without its library the port is only held open."""
     try:
-        from arbiterd.sim.engines.tensorflow_grpc import serve
+        from arbiterd.sim.engines.tensorflow_grpc import serve  # noqa: PLC0415 - an extra
     except ImportError:
         return _listen(port)
     return serve(state, port)

@@ -1,0 +1,49 @@
+"""HAProxy's counters as evidence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from arbiterd.gateway import rules, runtime
+from arbiterd.gateway.limits import Line
+from arbiterd.model.gateway import Traffic
+
+
+def line_of(row: runtime.Row | None, whole: runtime.Row | None, old: int) -> Line:
+    """A server line as the arithmetic of slots takes it."""
+    if row is None:
+        return Line(0, 0, 0, old)
+    queued = row.number("qcur") + (whole.number("qcur") if whole else 0)
+    return Line(row.number("scur"), queued, row.number("slim"), old)
+
+
+def traffic_of(
+    name: str,
+    rows: Mapping[str, runtime.Row],
+    old: Mapping[str, int],
+    limits: Mapping[str, str],
+) -> Traffic:
+    """All lines of one backend together, streams of old workers included."""
+    mine = [
+        r
+        for grpc in (False, True)
+        if (r := rows.get(f"{rules.backend_of(name, grpc=grpc)}/engine"))
+    ]
+    whole = [
+        r
+        for grpc in (False, True)
+        if (r := rows.get(f"{rules.backend_of(name, grpc=grpc)}/BACKEND"))
+    ]
+    streams = sum(old.get(f"{r.proxy}/engine", 0) for r in mine)
+    return Traffic(
+        in_flight=sum(r.number("scur") for r in mine) + streams,
+        queued=sum(r.number("qcur") for r in (*mine, *whole)),
+        limit=sum(int(limits.get(f"lim:{r.proxy}", "0")) for r in mine) + streams,
+        requests=sum(r.number("stot") for r in mine),
+        responses={digit: sum(r.number(f"hrsp_{digit}xx") for r in mine) for digit in "2345"},
+        bytes_out=sum(r.number("bout") for r in mine),
+        connect_errors=sum(r.number("econ") + r.number("eresp") for r in mine),
+        latency_ms=float(max((r.number("ttime") for r in mine), default=0)),
+        queue_ms=float(max((r.number("qtime") for r in mine), default=0)),
+        engine_up=any(r.values.get("status", "").startswith("UP") for r in mine),
+    )

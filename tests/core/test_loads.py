@@ -1,0 +1,117 @@
+"""Loads that clients cause: granted, held, refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName
+from arbiterd.model.gateway import LoadDone, LoadVerdict
+from arbiterd.model.launch import Exit
+from arbiterd.model.settings import Mode, Settings
+from arbiterd.units import GIB
+from tests.core.world import OLLAMA, World, settings
+
+
+def two_models() -> Settings:
+    """Ollama may hold two at a time."""
+    made = settings()
+    own = replace(OLLAMA.ollama, max_loaded_models=2)
+    ollama = replace(OLLAMA, models=("qwen2.5:3b", "llama3.2:1b"), ollama=own)
+    mode = made.modes["A"]
+    return replace(made, modes={"A": Mode("A", mode.shares, {**mode.backends, "ollama": ollama})})
+
+
+def test_a_load_that_fits_is_granted_at_once_and_ends_its_lease() -> None:
+    """While it lasts it is a memory event: nothing else starts on the device."""
+    world = World(two_models()).up()
+    answer = world.ask_load("llama3.2:1b", 2 * GIB)
+    assert answer.verdict is LoadVerdict.GRANT
+    assert world.state.leases
+    other = world.ask_load("other", GIB)
+    assert other.verdict is LoadVerdict.WAIT
+    assert "loading" in other.reason
+    world.asks.clear()
+    world.dones.append(LoadDone(answer.id, "ollama"))
+    world.tick()
+    assert not world.state.leases
+    assert world.told(EventName.LOAD_ADMITTED, "ollama") >= 2
+
+
+def test_a_load_over_the_cap_is_refused_with_the_numbers() -> None:
+    """It would never fit: no waiting."""
+    world = World(settings()).up()
+    answer = world.ask_load("llama3.1:70b", 40 * GIB)
+    assert answer.verdict is LoadVerdict.REFUSE
+    assert "40.00 GiB" in answer.reason
+    assert "cap of ollama" in answer.reason
+
+
+def test_resident_models_count_against_the_cap() -> None:
+    """Two at a time: what stays resident has its bytes; one at a time: it makes room."""
+    both = World(two_models()).up()
+    assert both.ask_load("llama3.2:1b", 4 * GIB).verdict is LoadVerdict.REFUSE
+    single = World(settings()).up()
+    assert single.ask_load("llama3.2:1b", 4 * GIB).verdict is LoadVerdict.GRANT
+
+
+def test_no_load_while_vllm_starts() -> None:
+    """vLLM profiles the card: a neighbour that allocates would shrink its cache."""
+    world = World(two_models(), start_s=8.0).up()
+    world.die("vllm", Exit(code=1))
+    world.until("vllm", Phase.STARTING)
+    answer = world.ask_load("llama3.2:1b", 2 * GIB)
+    assert answer.verdict is LoadVerdict.WAIT
+    assert "vllm is starting" in answer.reason
+    world.tick(8)
+    assert world.told(EventName.LOAD_HELD) == 1
+    world.until("vllm", Phase.READY)
+    assert world.ask_load("llama3.2:1b", 2 * GIB).verdict is LoadVerdict.GRANT
+
+
+def test_the_bytes_of_a_dead_backend_stay_booked() -> None:
+    """Failover must not load into the room that vLLM needs to come back."""
+    world = World(two_models()).up()
+    world.fail_starts["vllm"] = "no"
+    world.die("vllm", Exit(code=1))
+    world.tick(20)
+    world.strangers[4242] = ("GPU-0", 2 * GIB)  # the headroom is gone, vLLM's bytes are free
+    world.tick(4)
+    answer = world.ask_load("llama3.2:1b", 2 * GIB)
+    assert answer.verdict is LoadVerdict.WAIT
+    assert "booked for others" in answer.reason
+
+
+def test_blind_means_no_loads() -> None:
+    """Nothing is started on numbers that cannot be read."""
+    world = World(two_models()).up()
+    world.blind = "hung for 5 s"
+    world.tick()
+    answer = world.ask_load("llama3.2:1b", GIB)
+    assert answer.verdict is LoadVerdict.WAIT
+    assert "cannot be read" in answer.reason
+
+
+def test_a_lease_ends_with_its_backend_and_with_its_time() -> None:
+    """A gate that died in the middle must not block the card for ever."""
+    world = World(two_models()).up()
+    world.ask_load("llama3.2:1b", 2 * GIB)
+    world.tick(round(61 / 0.25))
+    assert not world.state.leases
+    world.ask_load("llama3.2:1b", 2 * GIB)
+    world.die("ollama", Exit(code=1))
+    world.tick(2)
+    assert not world.state.leases
+
+
+def test_the_warm_model_waits_until_a_clients_model_has_left() -> None:
+    """One place, two models: no tug-of-war."""
+    made = settings()
+    world = World(made).up()
+    world.engines["ollama"].loaded = ("llama3.2:1b",)
+    before = len(world.loads)
+    world.tick(200)
+    assert len(world.loads) == before
+    world.engines["ollama"].loaded = ()
+    world.tick(200)
+    assert len(world.loads) == before + 1

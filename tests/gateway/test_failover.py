@@ -1,0 +1,162 @@
+"""Failover before the first byte, its way back, and the load gate, with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tests.gateway.client import crowd
+from tests.support.host import MODEL, Host, settle
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+def kill(host: Host, name: str) -> None:
+    """SIGKILL of its main process."""
+    os.kill(host.backend(name)["pids"][0], signal.SIGKILL)
+
+
+def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(host: Host) -> None:
+    """200 on the same door, under the same name; the body is not replayed, the connect is."""
+    host.fault("vllm", exit_on_start=1)
+    kill(host, "vllm")
+    answers = crowd(host.door("vllm", "/v1/chat/completions"), CHAT, 4)
+    assert [a.status for a in answers] == [200] * 4, [a.body[:200] for a in answers]
+    host.wait_event("failover", "vllm")
+    route = host.get(f"/v1/route?model={MODEL}").json()
+    assert (route["backend"], route["advice"]) == ("ollama", "failover")
+    health = host.session.get(host.door("vllm", "/health"), timeout=5)
+    assert health.status_code == 503, "it speaks of its own backend"
+    other = {**CHAT, "model": "somebody/else"}
+    answer = crowd(host.door("vllm", "/v1/chat/completions"), other, 1)[0]
+    assert answer.status == 503
+    assert answer.retry_after
+    host.fault("vllm")
+    host.wait_event("failback", "vllm")
+    assert crowd(host.door("vllm", "/v1/chat/completions"), CHAT, 1)[0].status == 200
+    assert host.get(f"/v1/route?model={MODEL}").json()["backend"] == "vllm"
+
+
+def test_ollamas_v1_goes_to_vllm_when_ollama_is_out(host: Host) -> None:
+    """The other way round: /v1 bodies only, under Ollama's name."""
+    host.fault("ollama", exit_on_start=1)
+    kill(host, "ollama")
+    host.wait_event("failover", "ollama")
+    body = {**CHAT, "model": "qwen2.5:3b"}
+    answer = crowd(host.door("ollama", "/v1/chat/completions"), body, 1)[0]
+    assert answer.status == 200, answer.body
+    native = crowd(host.door("ollama", "/api/chat"), body, 1)[0]
+    assert native.status == 503
+    assert native.retry_after
+
+
+def test_all_out_means_503_at_every_door_and_no_token(host: Host) -> None:
+    """With Retry-After, in the door's own shape, and one incident."""
+    for name in ("tensorflow", "vllm", "ollama"):
+        host.fault(name, exit_on_start=1)
+        kill(host, name)
+    host.wait(lambda: host.events("all_unavailable"), "the incident", 30)
+    asked = {
+        ("tensorflow", "/v1/models/resnet50:predict"): {"instances": [1]},
+        ("vllm", "/v1/chat/completions"): CHAT,
+        ("ollama", "/api/chat"): {**CHAT, "model": "qwen2.5:3b"},
+        ("llm", "/v1/chat/completions"): CHAT,
+    }
+    for (door, path), body in asked.items():
+        answer = crowd(host.door(door, path), body, 1)[0]
+        assert answer.status == 503, (door, answer)
+        assert 1 <= int(answer.retry_after) <= 120
+    assert host.get("/readyz").status_code == 503
+
+
+def test_the_load_gate_killed_is_back_and_resident_models_go_on(host: Host) -> None:
+    """Within a second or two; other doors never notice."""
+    body = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+    pid = gate(host)
+    os.kill(pid, signal.SIGKILL)
+    predict = crowd(host.door("tensorflow", "/v1/models/resnet50:predict"), {"instances": [1]}, 1)
+    assert predict[0].status == 200
+    host.wait(lambda: gate(host) != pid, "another gate")
+    host.wait(
+        lambda: crowd(host.door("ollama", "/api/generate"), body, 1)[0].status == 200, "an answer"
+    )
+
+
+def gate(host: Host) -> int:
+    """Pid of the load gate."""
+    import json
+
+    return int(json.loads((host.home / "run/gateway/gate.pid.json").read_text())["pid"])
+
+
+def test_doors_and_gate_outlive_the_daemon(host: Host) -> None:
+    """SIGKILL of the daemon: traffic goes on; a load waits, then 503; the next daemon adopts."""
+    host.kill()
+    body = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+    for door, path, given in (
+        ("tensorflow", "/v1/models/resnet50:predict", {"instances": [1]}),
+        ("vllm", "/v1/chat/completions", CHAT),
+        ("ollama", "/api/generate", body),
+    ):
+        assert crowd(host.door(door, path), given, 1)[0].status == 200, door
+    pids = sorted(host.services())
+    host.start()
+    host.wait_ready()
+    assert sorted(host.services()) == pids
+    assert settle(lambda: sorted(host.services()) == pids, 1.0)
+
+
+def test_a_cold_model_is_loaded_once_for_a_crowd_and_over_the_cap_refused(host: Host) -> None:
+    """Single flight, granted by the daemon; 8B does not fit into 20 % of the card."""
+    from tests.gateway.conftest import write
+
+    models = 'models = ["qwen2.5:3b", "llama3.2:1b", "llama3.1:8b"]\n'
+    text = host.config.read_text().replace('models = ["qwen2.5:3b"]\n', models)
+    host.config.write_text(text)
+    del write
+    assert host.ctl("reload", "--wait=done").returncode == 0
+    host.wait_ready()
+    cold = {"model": "llama3.2:1b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+    answers = crowd(host.door("ollama", "/api/generate"), cold, 4)
+    assert [a.status for a in answers] == [200] * 4, [a.body[:200] for a in answers]
+    granted = [e for e in host.events("load_admitted", "ollama") if "llama3.2:1b" in e["MESSAGE"]]
+    assert len([e for e in granted if "expected" in e["MESSAGE"]]) == 1
+    huge = crowd(host.door("ollama", "/api/generate"), {**cold, "model": "llama3.1:8b"}, 1)[0]
+    assert huge.status == 503
+    assert "cap of ollama" in huge.body.decode()
+    assert host.events("load_refused", "ollama")
+
+
+def test_a_load_is_held_while_vllm_starts_and_uses_no_slot(host: Host) -> None:
+    """Resident models pass at once meanwhile."""
+    models = 'models = ["qwen2.5:3b", "llama3.2:1b"]\n'
+    text = host.config.read_text().replace('models = ["qwen2.5:3b"]\n', models)
+    text = text.replace(
+        'models = ["qwen2.5:3b", "llama3.2:1b"]\n', models + "max_loaded_models = 2\n"
+    )
+    text = text.replace(
+        'ollama = { gpu = 0, memory = "20%" }', 'ollama = { gpu = 0, memory = "24%" }'
+    )
+    text = text.replace(
+        'tensorflow = { gpu = 0, memory = "20%" }', 'tensorflow = { gpu = 0, memory = "15%" }'
+    )
+    text = text.replace("context_length", "#context_length")
+    text = text.replace("max_loaded_models = 2\n", "max_loaded_models = 2\ncontext_length = 1024\n")
+    host.config.write_text(text)
+    done = host.ctl("reload", "--wait=done")
+    assert done.returncode == 0, done.stderr
+    host.wait_ready()
+    host.fault("vllm", start_delay_s=2)
+    assert host.ctl("restart", "vllm").returncode == 0
+    host.wait_phase("vllm", "starting")
+    began = time.monotonic()
+    warm = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+    assert crowd(host.door("ollama", "/api/generate"), warm, 1)[0].status == 200
+    assert time.monotonic() - began < 1.0
+    cold = crowd(host.door("ollama", "/api/generate"), {**warm, "model": "llama3.2:1b"}, 1)[0]
+    assert cold.status in (200, 503), cold.body
+    assert host.events("load_held", "ollama")
+    if cold.status == 503:
+        assert "vllm is starting" in cold.body.decode()
+        assert cold.retry_after
