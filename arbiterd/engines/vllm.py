@@ -24,6 +24,7 @@ OVERHEAD_DATACENTRE = 800 * MIB
 OVERHEAD_PER_RANK = 400 * MIB
 SPIKE_MIN = 256 * MIB
 SPIKE_FRACTION = 0.02
+ENGINE_QUEUE = 1024  # requests
 QUEUE_LIMIT_SINCE = (0, 30)  # --max-num-queued-reqs: present in 0.30, absent in 0.28
 UUID_SINCE = (0, 25)  # a GPU uuid in CUDA_VISIBLE_DEVICES kills 0.21 (vllm #51677)
 _CONSUMER = re.compile(r"GeForce|RTX \d{4}(?! Ada)|TITAN", re.IGNORECASE)
@@ -210,7 +211,10 @@ class VllmEngine:
         argv += ["--shutdown-timeout", str(round(backend.drain_timeout_s))]
         version = parse_version(context.version)
         if version is None or version >= QUEUE_LIMIT_SINCE:
-            argv += ["--max-num-queued-reqs", str(max(1, backend.max_queue))]
+            # Behind the gateway its door bounds the queue, live; the engine's bound is a net far below.
+            behind = context.port != backend.port
+            most = max(ENGINE_QUEUE, backend.max_in_flight) if behind else backend.max_queue
+            argv += ["--max-num-queued-reqs", str(max(1, most))]
         if backend.vllm.max_model_len is not None:
             argv += ["--max-model-len", str(backend.vllm.max_model_len)]
         if backend.vllm.max_num_seqs is not None:

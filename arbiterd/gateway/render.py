@@ -91,6 +91,9 @@ def _open(layout: Layout, name: str, bind: str, api: str) -> list[str]:
     lines.append(
         "http-request set-priority-class int(-10) if { req.hdr(x-arbiter-priority) -m str high }"
     )
+    # engines say 503 or 429 without it (docs/facts/engines.md), and clients obey it
+    again = "http-response set-header Retry-After %[var(txn.rf)] if { status 429 503 }"
+    lines.append(f"{again} !{{ res.hdr(retry-after) -m found }}")
     head = [
         f"frontend {name}",
         f"    bind {bind}",
@@ -117,7 +120,7 @@ def _door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     if one.inner:
         lines += rules.model(paths)
     if one.standin:
-        lines += rules.substitute(one.name, paths)
+        lines += rules.substitute(one, paths)
     if one.gated:
         # The gate's own way in (the inner door) counts, queues and refuses; only shed is told here.
         gated = f"{{ path -m str {' '.join((*one.routes.loads, *one.routes.listed))} }}"
@@ -215,7 +218,7 @@ def _llm_door(layout: Layout, door: Door, paths: Paths) -> str:
                 f"http-request return status 404 {error} if {{ var(txn.say) -m found }}",
             ]
         if one.standin:
-            lines += rules.substitute(one.name, paths)
+            lines += rules.substitute(one, paths)
         guarded = rules.admit(one, paths) if not one.gated else rules.shed_only(one, paths)
         lines += [rules.guard(line, mine) for line in guarded]
         if one.gated:

@@ -154,12 +154,14 @@ def model(paths: Paths) -> list[str]:
     ]
 
 
-def substitute(name: str, paths: Paths) -> list[str]:
+def substitute(one: Behind, paths: Paths) -> list[str]:
     """Failover, before the first byte: to whom the live map says, through the gate."""
-    live = paths.live
+    live, name = paths.live, one.name
     dead = f"!{{ srv_is_up({backend_of(name)}/engine) }}"
     found = "{ var(txn.fo) -m found }"
     mine = f"{{ var(txn.b) -m str {name} }}"
+    if one.gated:  # nobody else speaks Ollama's own API
+        mine += " { path_beg /v1/ }"
     return [
         f"http-request set-var(txn.fo) str(fo:{name}:),concat(,txn.model),map({live}) if {mine} {{ var(txn.model) -m found }}",
         f"http-request set-var(txn.fo) str(fo:{name}:*),map({live}) if {mine} !{{ var(txn.model) -m found }} {{ var(txn.big) -m found }}",

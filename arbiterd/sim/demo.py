@@ -63,8 +63,8 @@ class Demo:
         self.config = self.home / "gpu-arbiter.toml"
         self.ports = dict(
             zip(
-                ("LISTEN", "TF_PORT", "TF_GRPC_PORT", "VLLM_PORT", "OLLAMA_PORT"),
-                free_ports(5),
+                ("LISTEN", "TF_PORT", "TF_GRPC_PORT", "VLLM_PORT", "OLLAMA_PORT", "LLM_PORT"),
+                free_ports(6),
                 strict=True,
             )
         )
@@ -144,7 +144,8 @@ class Demo:
             f"""
   page      {self.url}/
   API       {self.url}/v1/status   {self.url}/metrics   {self.url}/openapi.json
-  engines   TensorFlow :{self.ports["TF_PORT"]}  vLLM :{vllm}  Ollama :{ollama}   (stand-ins)
+  doors     TensorFlow :{self.ports["TF_PORT"]}  vLLM :{vllm}  Ollama :{ollama}  every LLM :{self.ports["LLM_PORT"]}
+            real HAProxy in front of stand-in engines
 
   try, in another terminal:
     {ctl} --config {self.config} status
@@ -153,6 +154,8 @@ class Demo:
          -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'
     echo '{{"hang": true}}' > {home}/faults/vllm.json    # hung, yet /health says 200: watch it go
     pkill -KILL -f 'arbiterd.sim.engines.vllm serve'  # its orphan is found, its memory awaited
+    curl -si 127.0.0.1:{vllm}/v1/completions -H 'Content-Type: application/json' \\
+         -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'   # Ollama answers for it
     {sim} hold 0 3GiB    # a stranger takes memory
     {sim} lose 0         # the card falls off the bus (restore 0)
     sed -i 's/^mode = "A"/mode = "B"/' {self.config}

@@ -303,6 +303,8 @@ class World:
             self.outcomes, self.requests, self.dones = [], [], []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]
+            settled = {a.id for a in self.decision.loads if a.verdict is not LoadVerdict.WAIT}
+            self.asks = [a for a in self.asks if a.id not in settled]
             for action in self.decision.actions:
                 self._obey(action)
         assert self.decision is not None
@@ -402,10 +404,7 @@ class World:
             self.asks.append(ask)
         self.tick()
         assert self.decision is not None
-        answer = next(one for one in self.decision.loads if one.id == ask.id)
-        if answer.verdict is not LoadVerdict.WAIT:
-            self.asks.remove(ask)
-        return answer
+        return next(one for one in self.decision.loads if one.id == ask.id)
 
     def told(self, name: EventName, backend_: str = "") -> int:
         """How often an event was told."""

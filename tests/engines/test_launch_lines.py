@@ -57,7 +57,10 @@ def test_vllm_before_0_25_is_given_an_index_and_no_queue_limit() -> None:
     spec = _spec(Kind.VLLM, CARD, version="0.21.0")
     assert spec.env["CUDA_VISIBLE_DEVICES"] == "1"
     assert "--max-num-queued-reqs" not in spec.argv
-    assert _flag(_spec(Kind.VLLM, CARD, version="0.33.0"), "--max-num-queued-reqs") == "32"
+    gated = _spec(Kind.VLLM, CARD, version="0.33.0")
+    assert _flag(gated, "--max-num-queued-reqs") == "1024", (
+        "behind the gateway its door is the bound"
+    )
 
 
 def test_vllm_on_two_cards_is_tensor_parallel() -> None:

@@ -238,7 +238,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
-    request_queue_size = 128
+    request_queue_size = 1024
 
     def __init__(self, address: tuple[str, int], handler: type[Handler], *, listen: bool) -> None:
         if ":" in address[0]:

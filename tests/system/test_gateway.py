@@ -1,0 +1,92 @@
+"""The doors under a real systemd: units and users of their own, repaired whoever restarts them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support import wait_until
+from tests.system.conftest import PYTHON, Box
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+GATEWAY, GATE = "gpu-arbiter-gateway.service", "gpu-arbiter-gate.service"
+
+ASK = """
+import json, sys, urllib.request
+url, body = sys.argv[1], sys.argv[2].encode() if len(sys.argv) > 2 else None
+request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+try:
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        print(json.dumps([reply.status, dict(reply.headers), reply.read().decode()]))
+except urllib.error.HTTPError as error:
+    print(json.dumps([error.code, dict(error.headers), error.read().decode()]))
+"""
+
+
+def ask(box: Box, url: str, body: object = None) -> tuple[int, dict[str, str], str]:
+    """One request inside the box."""
+    box.put("/tmp/ask.py", ASK)
+    given = [json.dumps(body)] if body is not None else []
+    done = box.run(PYTHON, "/tmp/ask.py", url, *given)
+    assert done.returncode == 0, done.stderr
+    status, headers, text = json.loads(done.stdout)
+    return int(status), headers, text
+
+
+CHAT = {"model": "Qwen/Qwen2.5-3B-Instruct", "prompt": "x", "max_tokens": 2}
+OLLAMA = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+
+
+def test_doors_and_gate_run_as_users_that_cannot_operate_the_daemon(box: Box) -> None:
+    """haproxy and gpu-arbiter-gate read the doors' files; admin.sock and state are not theirs."""
+    box.start()
+    for unit, user in ((GATEWAY, "haproxy"), (GATE, "gpu-arbiter-gate")):
+        assert box.show(unit, "ActiveState") == "active"
+        assert box.show(unit, "User") == user
+        assert box.show(unit, "Slice") != "gpu-arbiter.slice"
+        shut = box.run("setpriv", "--reuid", user, "--regid", "gpu-arbiter-gw", "--clear-groups",
+                       "test", "-w", "/run/gpu-arbiter/admin.sock")  # fmt: skip
+        assert shut.returncode != 0, user
+    assert box.sh("stat -c '%a %G' /run/gpu-arbiter/gateway/live.map") == "640 gpu-arbiter-gw"
+    assert ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200
+    assert ask(box, "http://127.0.0.1:11434/api/generate", OLLAMA)[0] == 200
+    assert ask(box, "http://127.0.0.1:8080/v1/completions", CHAT)[0] == 200
+    assert ask(box, "http://127.0.0.1:8000/health")[0] == 200
+
+
+def test_whoever_restarts_or_reloads_the_gateway_it_comes_back_in_order(box: Box) -> None:
+    """By hand, by needrestart, by a crash: state and limits are there again."""
+    box.start()
+    for command in (
+        f"systemctl restart {GATEWAY}",
+        f"systemctl reload {GATEWAY}",
+        f"systemctl kill -s KILL {GATEWAY}",
+        f"systemctl kill -s KILL {GATE}",
+    ):
+        box.sh(command)
+        box.wait_ready()
+        wait_until(
+            lambda: ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200, 15, command
+        )
+        wait_until(
+            lambda: ask(box, "http://127.0.0.1:11434/api/generate", OLLAMA)[0] == 200, 15, command
+        )
+
+
+def test_the_doors_outlive_a_crash_of_the_daemon_and_end_with_a_stop(box: Box) -> None:
+    """Same HAProxy before and after; `systemctl stop` ends it last, also with a dead daemon."""
+    box.start()
+    before = box.show(GATEWAY, "MainPID"), box.show(GATE, "MainPID")
+    box.sh("systemctl kill -s KILL gpu-arbiter")
+    assert ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200
+    box.wait_ready()
+    assert (box.show(GATEWAY, "MainPID"), box.show(GATE, "MainPID")) == before
+    box.sh("systemctl stop gpu-arbiter")
+    for unit in (GATEWAY, GATE):
+        assert box.show(unit, "ActiveState") == "inactive"
+    box.start()
+    box.sh("systemctl kill -s KILL gpu-arbiter; systemctl stop gpu-arbiter")
+    for unit in (GATEWAY, GATE):
+        wait_until(lambda unit=unit: box.show(unit, "ActiveState") == "inactive", 10, unit)  # type: ignore[misc]
+    assert box.pids() == {}
