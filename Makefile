@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-real test-device bench install uninstall clean
+.PHONY: help setup run test check test-real test-device bench bench-gateway install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,11 @@ test-device: ## real NVML and PyTorch (skipped with its reason where there is no
 bench: ## footprint, tick cost, exit latency (figures: docs/benchmarks.md)
 	@scripts/setup dev
 	$(PY) -m tests.bench
+
+bench-gateway: ## the doors beside nginx (and LiteLLM, where LITELLM=its command): needs nginx and wrk
+	@scripts/setup dev
+	@command -v nginx wrk >/dev/null || { echo "please install: apt-get install nginx-light wrk" >&2; exit 1; }
+	$(PY) -m tests.bench.gateway
 
 install: ## venv, units, users, config, journal catalogue (PREFIX and DESTDIR honoured)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

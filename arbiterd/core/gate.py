@@ -80,6 +80,8 @@ def _host(desk: Desk, name: str) -> Blocked | None:
             why = f"the GPUs cannot be read: {desk.seen.nvml}"
         return Blocked(why, HOST)
     facts = desk.seen.host
+    if not facts.looked:
+        return Blocked("the host is being looked at: versions, commands, ports", HOST)
     for found in (facts.missing_commands.get(name), facts.taken_ports.get(name)):
         if found:
             return Blocked(found, HOST)

@@ -26,7 +26,9 @@ def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     for one in layout.backends:
         if one.inner:
             parts.append(_inner(layout, one, paths, systemd=systemd))
-        parts += _backends(one, paths)
+        parts += [*_backends(one, paths), rules.refusal(one, paths)]
+        if one.grpc_port:
+            parts.append(rules.refusal(one, paths, grpc=True))
     parts.append(_gate(layout, paths))
     return "\n".join(parts)
 
@@ -75,31 +77,30 @@ defaults
 """
 
 
-def _open(layout: Layout, name: str, bind: str, api: str) -> list[str]:
-    """The beginning of every frontend."""
+def _open(layout: Layout, name: str, bind: str, api: str, paths: Paths, *, llm: bool) -> list[str]:
+    """The beginning of every frontend. ``llm``: bodies are read, and our own headers mean something."""
     lines = ["http-request lua.settle unless { var(proc.settled) -m found }", *rules.shape(api)]
-    if not name.startswith("in-"):
-        if layout.trust_priority:
-            lines.append(
-                "http-request set-var(txn.high) int(1) if { req.hdr(x-priority) -m str high }"
-            )
+    if not name.startswith("in-") and layout.trust_priority:
+        lines.append("http-request set-var(txn.high) int(1) if { req.hdr(x-priority) -m str high }")
+    if not name.startswith("in-") and llm:
         lines.append("http-request del-header x-arbiter- -m beg")
         if layout.trust_priority:
             lines.append(
                 "http-request set-header x-arbiter-priority high if { var(txn.high) -m found }"
             )
-    lines.append(
-        "http-request set-priority-class int(-10) if { req.hdr(x-arbiter-priority) -m str high }"
-    )
+    if layout.trust_priority:
+        lines.append("http-request set-priority-class int(-10) if { var(txn.high) -m found }")
+        if name.startswith("in-"):
+            lines.append(
+                "http-request set-priority-class int(-10) if { req.hdr(x-arbiter-priority) -m str high }"
+            )
     # engines say 503 or 429 without it (docs/facts/engines.md), and clients obey it
-    again = "http-response set-header Retry-After %[var(txn.rf)] if { status 429 503 }"
+    again = (
+        f"http-response set-header Retry-After {rules.retry_full(paths)} if {{ status 429 503 }}"
+    )
     lines.append(f"{again} !{{ res.hdr(retry-after) -m found }}")
-    head = [
-        f"frontend {name}",
-        f"    bind {bind}",
-        "    option http-buffer-request",
-        rules.errors(),
-    ]
+    option = "    option http-buffer-request" if llm else "    # no body is read here"
+    head = [f"frontend {name}", f"    bind {bind}", option, rules.errors(api, paths)]
     return [*head, *(f"    {line}" for line in lines)]
 
 
@@ -116,26 +117,23 @@ def _door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
         *rules.health(one, paths),
         *rules.forbid(one, door.name),
     ]
-    lines.append(f"http-request set-header x-arbiter-door {one.name}")
     if one.inner:
+        lines.append(f"http-request set-header x-arbiter-door {one.name}")
         lines += rules.model(paths)
     if one.standin:
         lines += rules.substitute(one, paths)
+        lines.append("use_backend gate if { var(txn.why) -m str failover }")
     if one.gated:
         # The gate's own way in (the inner door) counts, queues and refuses; only shed is told here.
         gated = f"{{ path -m str {' '.join((*one.routes.loads, *one.routes.listed))} }}"
+        lines += rules.shed_only(one, paths, gated)
         lines += [
-            f"http-request set-var(txn.why) str(shed) if {{ var(txn.st) -m str shed }} "
-            f"!{{ var(txn.why) -m found }} {gated}",
-            *rules.refuse(paths, name=one.name),
             f"http-request set-header x-arbiter-want {one.name} if {gated} !{{ var(txn.why) -m str failover }}",
             f"use_backend gate if {gated}",
         ]
-    if one.standin:
-        lines.append("use_backend gate if { var(txn.why) -m str failover }")
     lines += rules.admit(one, paths)
-    head = _open(layout, f"door-{door.name}", _bind(layout, door), one.routes.api)
-    # rules of one kind run in order, but HAProxy wants use_backend behind all of http-request
+    bind = _bind(layout, door)
+    head = _open(layout, f"door-{door.name}", bind, one.routes.api, paths, llm=one.inner)
     return _text(head, lines, rules.backend_of(one.name))
 
 
@@ -153,7 +151,7 @@ def _inner(layout: Layout, one: Behind, paths: Paths, *, systemd: bool) -> str:
     """The gate's way to an LLM: here its limit, queue and state hold."""
     group = f" group {GROUP}" if systemd else ""
     bind = f"unix@{paths.inner(one.name)} mode 660{group}"
-    head = _open(layout, f"in-{one.name}", bind, one.routes.api)
+    head = _open(layout, f"in-{one.name}", bind, one.routes.api, paths, llm=True)
     return _text(
         head, [*rules.about(one.name, paths), *rules.admit(one, paths)], rules.backend_of(one.name)
     )
@@ -170,8 +168,7 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     # a `return` with an empty body carries no content type of its own, and Go's client wants one
     typed = "http-after-response set-header content-type application/grpc if { status 200 }"
     lines = [*rules.about(one.name, paths), denied, *rules.admit(one, paths, grpc=True), typed]
-    head = _open(layout, f"door-{door.name}", _bind(layout, door), "plain")
-    head[2] = "    # no body is read here: gRPC streams it"
+    head = _open(layout, f"door-{door.name}", _bind(layout, door), "plain", paths, llm=False)
     return _text(head, lines, rules.backend_of(one.name, grpc=True))
 
 
@@ -185,7 +182,6 @@ def _llm_door(layout: Layout, door: Door, paths: Paths) -> str:
     error = f"{rules.JSON} lf-string '%[var(txn.e1)]%[var(txn.say)]%[var(txn.e4)]'"
     listed = "{ path -m str /v1/models /api/tags }"
     lines = [
-        "http-request set-var(txn.rf) int(5)",
         "http-request set-header x-arbiter-door llm",
         f"http-request set-var-fmt(txn.say) '%[path] is no inference route' unless {{ path -m str /health /v1/models /api/tags {' '.join(allowed)} }}",
         f"http-request return status 403 {error} if {{ var(txn.say) -m found }}",
@@ -207,7 +203,6 @@ def _llm_door(layout: Layout, door: Door, paths: Paths) -> str:
         "http-request set-var-fmt(txn.say) 'no backend has the model %[var(txn.model),json(utf8s)]' if !{ var(txn.b) -m found } !{ var(txn.sniff) -m found }",
         f"http-request return status 404 {error} if {{ var(txn.say) -m found }}",
         f"http-request set-var(txn.st) str(st:),concat(,txn.b),map({live},shed) if {{ var(txn.b) -m found }}",
-        f"http-request set-var(txn.rf) str(rf:),concat(,txn.b),map({live},5) if {{ var(txn.b) -m found }}",
     ]
     uses = ["use_backend gate if { var(txn.sniff) -m found }"]
     for one in llms:
@@ -230,7 +225,8 @@ def _llm_door(layout: Layout, door: Door, paths: Paths) -> str:
         f"use_backend {'gate' if one.gated else rules.backend_of(one.name)} if {{ var(txn.b) -m str {one.name} }}"
         for one in llms
     ]
-    head = _open(layout, f"door-{door.name}", _bind(layout, door), "openai_below_v1")
+    bind = _bind(layout, door)
+    head = _open(layout, f"door-{door.name}", bind, "openai_below_v1", paths, llm=True)
     return _text(head, [*lines, *uses], "")
 
 
@@ -243,6 +239,8 @@ def _backends(one: Behind, paths: Paths) -> list[str]:
         f"backend {rules.backend_of(one.name)}",
         f"    timeout server {rules.duration_ms(one.request_timeout_s)}",
         f"    timeout queue {rules.duration_ms(one.queue_timeout_s)}",
+        # also the pause before the retry; else a full backlog of the engine may take a second SYN
+        f"    timeout connect {rules.CONNECT_MS if one.standin else rules.PATIENT_MS}ms",
         "    http-request del-header x-arbiter- -m beg" if not one.standin else "",
         f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check}{pool}",
     ]

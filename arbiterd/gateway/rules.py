@@ -8,6 +8,7 @@ from arbiterd.model.settings import Kind
 
 BUFFER_BYTES = 65536  # larger ones cost CPU per request and per token; 32 MiB broke streaming
 CONNECT_MS = 200  # loopback; also the pause before the retry that finds the substitute
+PATIENT_MS = 3000  # where nobody stands in: a SYN that the engine dropped is sent again after 1 s
 MAX_CONNECTIONS = 4000
 
 # the beginning of an error, its end when we cannot (5xx), its end when the client must not (4xx)
@@ -35,16 +36,19 @@ def backend_of(name: str, *, grpc: bool = False) -> str:
     return f"be-{name}-grpc" if grpc else f"be-{name}"
 
 
-def errors() -> str:
-    """Errors that HAProxy makes itself, in the shape of the door (txn.e1, txn.e2)."""
+def errors(api: str, paths: Paths) -> str:
+    """Errors that HAProxy makes itself, in the shape of the door."""
     texts = {
         502: "%[var(txn.b)]: the engine broke off before it answered",
         503: "%[var(txn.b)]: no place became free in time, or the engine is not there",
         504: "%[var(txn.b)]: the engine did not answer within its request_timeout",
     }
-    retry = 'hdr Retry-After "%[var(txn.rf)]"'
+    first, last = {"openai": _OPENAI[:2], "plain": _PLAIN[:2]}.get(
+        api, ("%[var(txn.e1)]", "%[var(txn.e2)]")
+    )
+    retry = f'hdr Retry-After "{retry_full(paths)}"'
     lines = [
-        f"    http-error status {status} {JSON} lf-string '%[var(txn.e1)]{text}%[var(txn.e2)]' {retry}"
+        f"    http-error status {status} {JSON} lf-string '{first}{text}{last}' {retry}"
         for status, text in texts.items()
     ]
     plain = {
@@ -60,86 +64,98 @@ def errors() -> str:
     return "\n".join(lines)
 
 
+def retry_full(paths: Paths) -> str:
+    """When a place should be free, for the backend of this request. Looked up only when it is told."""
+    return f"%[str(rf:),concat(,txn.b),map({paths.live},5)]"
+
+
 def shape(api: str) -> list[str]:
-    """Both ends of the error body."""
-
-    def both(shape: tuple[str, str, str], cond: str = "") -> list[str]:
-        return [
-            f"http-request set-var-fmt(txn.e1) '{shape[0]}'{cond}",
-            f"http-request set-var-fmt(txn.e2) '{shape[1]}'{cond}",
-            f"http-request set-var-fmt(txn.e4) '{shape[2]}'{cond}",
+    """Both ends of an error's body, where the door speaks two dialects; else they stand in the text."""
+    if api != "openai_below_v1":
+        return []
+    lines = []
+    for ends, cond in ((_PLAIN, ""), (_OPENAI, " if { path_beg /v1/ }")):
+        names = ("txn.e1", "txn.e2", "txn.e4")
+        lines += [
+            f"http-request set-var-fmt({name}) '{end}'{cond}"
+            for name, end in zip(names, ends, strict=True)
         ]
-
-    if api == "openai":
-        return both(_OPENAI)
-    lines = both(_PLAIN)
-    if api == "openai_below_v1":
-        lines += both(_OPENAI, " if { path_beg /v1/ }")
     return lines
 
 
 def about(name: str, paths: Paths) -> list[str]:
     """Which backend this request is for, and what the map says of it."""
-    live = paths.live
     return [
         f"http-request set-var(txn.b) str({name})",
-        f"http-request set-var(txn.st) str(st:{name}),map({live},shed)",
-        f"http-request set-var(txn.rf) str(rf:{name}),map({live},5)",
+        f"http-request set-var(txn.st) str(st:{name}),map({paths.live},shed)",
     ]
 
 
-def refuse(paths: Paths, *, name: str, grpc: bool = False) -> list[str]:
-    """503 with its reason while ``txn.why`` is set."""
-    live = paths.live
+def refusal_of(name: str, *, grpc: bool = False) -> str:
+    """Name of the backend that says no."""
+    return f"no-{name}-grpc" if grpc else f"no-{name}"
+
+
+def refusal(one: Behind, paths: Paths, *, grpc: bool = False) -> str:
+    """A backend without a server: only refused requests pay for finding the words."""
+    live, name, here = paths.live, one.name, backend_of(one.name, grpc=grpc)
+    shed, full = "{ var(txn.why) -m str shed }", "{ var(txn.why) -m str full }"
     lines = [
-        f"http-request set-var(txn.ra) str(ra:{name}),map({live},30) if {{ var(txn.why) -m str shed }}",
-        "http-request set-var(txn.ra) var(txn.rf) unless { var(txn.ra) -m found }",
-        f"http-request set-var(txn.say) str(why:{name}),map({live},stopped) if {{ var(txn.why) -m str shed }}",
-        f"http-request set-var-fmt(txn.say) '{name} is full: %[srv_conn({backend_of(name)}/engine)] in flight, "
-        f"%[queue({backend_of(name)})] queued' if {{ var(txn.why) -m str full }}",
-        f"http-request set-var(txn.adv) str(adv:{name}),map({live})",
+        f"backend {refusal_of(name, grpc=grpc)}",
+        f"http-request set-var(txn.ra) str(ra:{name}),map({live},30) if {shed}",
+        f"http-request set-var(txn.say) str(why:{name}),map({live},stopped) if {shed}",
+        f"http-request set-var(txn.ra) str(rf:{name}),map({live},5) if {full}",
+        f"http-request set-var-fmt(txn.say) '{name} is full: %[srv_conn({here}/engine)] in flight, %[queue({here})] queued' if {full}",
     ]
     if grpc:
         lines.append(
             "http-request return status 200 hdr grpc-status 14 "
             'hdr grpc-message "%[var(txn.say)]; retry after %[var(txn.ra)] s" hdr Retry-After "%[var(txn.ra)]" '
-            f"file {paths.files / 'empty'} if {{ var(txn.why) -m str shed full }}"
+            f"file {paths.files / 'empty'}"
         )
-        return lines
-    advice = 'hdr X-Arbiter-Advice "%[var(txn.adv)]"'
-    body = "lf-string '%[var(txn.e1)]%[var(txn.say)]%[var(txn.e2)]'"
+        return "\n    ".join(lines) + "\n"
     again = f'http-request return status 503 {JSON} hdr Retry-After "%[var(txn.ra)]"'
-    why = "{ var(txn.why) -m str shed full }"
+    shapes = {"openai": [(_OPENAI, "")], "plain": [(_PLAIN, "")]}.get(
+        one.routes.api, [(_OPENAI, " if { path_beg /v1/ }"), (_PLAIN, "")]
+    )
     lines += [
-        f"{again} {advice} {body} if {why} {{ var(txn.adv) -m found }}",
-        f"{again} {body} if {why}",
+        f"{again} lf-string '{ends[0]}%[var(txn.say)]{ends[1]}'{cond}" for ends, cond in shapes
     ]
-    return lines
+    advice = f"str(adv:{name}),map({live})"
+    lines.append(
+        f"http-after-response set-header X-Arbiter-Advice %[{advice}] if {{ {advice} -m found }}"
+    )
+    return "\n    ".join(lines) + "\n"
 
 
 def admit(one: Behind, paths: Paths, *, grpc: bool = False) -> list[str]:
-    """Hold, shed, or refuse because the queue is full; else the request goes on."""
+    """Hold, shed, or refuse because the queue is full; else the request goes on.
+
+    The numbers are looked up only while somebody waits: an idle door costs next to nothing.
+    """
     live, name = paths.live, one.name
     here = backend_of(name, grpc=grpc)
     hold_ms = round(one.queue_timeout_s * 1000)
-    idle = "!{ var(txn.why) -m found }"
+    idle, busy = "!{ var(txn.why) -m found }", f"busy-{name}"
     lines = [
+        f"acl {busy} queue({here}) gt 0" if one.max_queue else f"acl {busy} always_true",
         f"http-request lua.hold {name} {max(1, one.max_queue)} {hold_ms} if {{ var(txn.st) -m str hold }} {idle}",
         f"http-request set-var(txn.st) str(st:{name}),map({live},shed) if {{ var(txn.st) -m str hold }}",
         f"http-request set-var(txn.why) str(shed) if {{ var(txn.st) -m str shed hold }} {idle}",
-        f"http-request set-var(txn.q) str(q:{name}),map({live},0),add(0)",
-        f"http-request set-var(txn.lim) str(lim:{here}),map({live},{one.max_in_flight}),add(0)",
+        f"http-request set-var(txn.q) str(q:{name}),map({live},0),add(0) if {busy}",
+        f"http-request set-var(txn.lim) str(lim:{here}),map({live},{one.max_in_flight}),add(0) if {busy}",
     ]
     waiting = f"queue({here}),sub(txn.q) ge 0"
     if one.grpc_port:
         other = backend_of(name, grpc=not grpc)
-        lines.append(f"http-request set-var(txn.q2) queue({other})")
+        lines.append(f"acl {busy} queue({other}) gt 0")
+        lines.append(f"http-request set-var(txn.q2) queue({other}) if {busy}")
         waiting = f"queue({here}),add(txn.q2),sub(txn.q) ge 0"
-    lines.append(
-        f"http-request set-var(txn.why) str(full) if !{{ var(txn.why) -m found }} {{ {waiting} }} "
-        f"{{ srv_conn({here}/engine),sub(txn.lim) ge 0 }}"
-    )
-    return [*lines, *refuse(paths, name=name, grpc=grpc)]
+    lines += [
+        f"http-request set-var(txn.why) str(full) if {busy} {idle} {{ {waiting} }} {{ srv_conn({here}/engine),sub(txn.lim) ge 0 }}",
+        f"use_backend {refusal_of(name, grpc=grpc)} if {{ var(txn.why) -m str shed full }}",
+    ]
+    return lines
 
 
 def model(paths: Paths) -> list[str]:
@@ -213,29 +229,34 @@ def forbid(one: Behind, door: str) -> list[str]:
     if one.routes.everything:
         return []
     text = f"%[path] is no route that the door of {door} lets through; see allow_admin_paths"
-    refuse = f"http-request return status 403 {JSON} lf-string '%[var(txn.e1)]{text}%[var(txn.e4)]'"
+    cond = "!allowed"
+    lines = []
     if one.routes.local:
-        return [
-            "http-request set-var(txn.local) int(1) if local-only from-here",
-            f"{refuse} if !allowed !{{ var(txn.local) -m found }}",
-        ]
-    return [f"{refuse} unless allowed"]
-
-
-def shed_only(one: Behind, paths: Paths) -> list[str]:
-    """Refuse while it is shed; limit and queue are the inner door's."""
-    shed = (
-        "http-request set-var(txn.why) str(shed) if { var(txn.st) -m str shed } "
-        "!{ var(txn.why) -m found }"
+        lines.append("http-request set-var(txn.local) int(1) if local-only from-here")
+        cond += " !{ var(txn.local) -m found }"
+    shapes = {"openai": [(_OPENAI, "")], "plain": [(_PLAIN, "")]}.get(
+        one.routes.api, [(_OPENAI, " { path_beg /v1/ }"), (_PLAIN, "")]
     )
-    return [shed, *refuse(paths, name=one.name)]
+    lines += [
+        f"http-request return status 403 {JSON} lf-string '{ends[0]}{text}{ends[2]}' if {cond}{more}"
+        for ends, more in shapes
+    ]
+    return lines
+
+
+def shed_only(one: Behind, paths: Paths, only: str = "") -> list[str]:
+    """Refuse while it is shed; limit and queue are the inner door's."""
+    del paths
+    return [
+        f"http-request set-var(txn.why) str(shed) if {{ var(txn.st) -m str shed }} !{{ var(txn.why) -m found }} {only}".rstrip(),
+        f"use_backend {refusal_of(one.name)} if {{ var(txn.why) -m str shed }}",
+    ]
 
 
 def guard(line: str, condition: str) -> str:
     """The same rule, for one backend of several."""
-    if " unless " in line:
-        line, _, cond = line.rpartition(" unless ")
-        return f"{line} if {condition} !{cond}"
+    if line.startswith("acl "):
+        return line
     if " if " in line:
         line, _, cond = line.rpartition(" if ")
         return f"{line} if {condition} {cond}"

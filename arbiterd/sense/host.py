@@ -37,7 +37,7 @@ class HostFactsSource:
     def __init__(self, owner_of: OwnerOf) -> None:
         self._holders = _Holders(owner_of)
         self._settings: Settings | None = None
-        self._facts = HostFacts()
+        self._facts = HostFacts(looked=False)
         self._wake = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None

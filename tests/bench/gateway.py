@@ -181,7 +181,8 @@ ollama = {{ gpu = 0, memory = "20%" }}
 
     def _spawn(self, name: str, argv: list[str]) -> None:
         log = (self.home / f"{name}.log").open("wb")
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # loopback only
+        env = {**os.environ, **keyless, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         self.processes[name] = subprocess.Popen(
             argv, stdout=log, stderr=log, env=env, cwd=self.home
         )
