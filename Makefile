@@ -33,9 +33,10 @@ check: ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
 	@echo "check: ruff, mypy --strict and the import contracts are content"
 
-test-real: ## a real vLLM on the CPU under the daemon (downloads about 600 MB once)
+test-real: ## a real vLLM and a real llama.cpp on the CPU under the daemon (downloads about 700 MB once)
 	@scripts/setup dev
 	@scripts/setup-vllm
+	@scripts/setup-llama
 	$(PY) -m pytest -q -s -p no:randomly -m real tests/real_engines
 
 test-device: ## real NVML and PyTorch (skipped with its reason where there is no GPU)

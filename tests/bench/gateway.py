@@ -32,8 +32,11 @@ from arbiterd.config import load
 from arbiterd.gateway.paths import paths
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Settings
+from arbiterd.sim.gpu import build
 from tests.bench.gateway_engine import MODEL, TOKENS
 from tests.support import free_port, wait_until
+from tests.support.host import MODEL as CHAT_MODEL
+from tests.support.host import SHARED, Host, running
 
 ROUNDS = 3
 SECONDS = 4
@@ -45,7 +48,9 @@ class Bench:
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="gpua-bench-", dir="/tmp"))
-        self.ports = {name: free_port() for name in (*NAMES, "grpc", "nginx", "litellm", "llm")}
+        self.ports = {
+            name: free_port() for name in (*NAMES, "grpc", "nginx", "nginx+log", "litellm", "llm")
+        }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.settings = self._settings()
         self.paths = paths(str(self.home / "run"), systemd=False)
@@ -107,7 +112,7 @@ ollama = {{ gpu = 0, memory = "20%" }}
         self._nginx(
             "engine",
             f"""
-            server {{ listen 127.0.0.1:{backends["tensorflow"].engine_port} reuseport backlog=4096;
+            access_log off; server {{ listen 127.0.0.1:{backends["tensorflow"].engine_port} reuseport backlog=4096;
                 location / {{ default_type application/json; return 200 '{{"predictions":[[0.1,0.9]]}}'; }} }}""",
         )
         for name in ("vllm", "ollama"):
@@ -120,16 +125,18 @@ ollama = {{ gpu = 0, memory = "20%" }}
                     str(backends[name].engine_port),
                 ],
             )
-        self._nginx(
-            "nginx",
-            f"""
+        for rival, log in (("nginx", "off"), ("nginx+log", f"{self.home}/access.log")):
+            self._nginx(
+                rival,
+                f"""
+            access_log {log};
             upstream tf {{ server 127.0.0.1:{backends["tensorflow"].engine_port}; keepalive 64; }}
             upstream llm {{ server 127.0.0.1:{backends["vllm"].engine_port}; keepalive 64; }}
-            server {{ listen 127.0.0.1:{self.ports["nginx"]} backlog=4096; proxy_http_version 1.1;
+            server {{ listen 127.0.0.1:{self.ports[rival]} backlog=4096; proxy_http_version 1.1;
                 proxy_set_header Connection ""; proxy_buffering off;
                 location /v1/models/ {{ proxy_pass http://tf; }}
                 location / {{ proxy_pass http://llm; }} }}""",
-        )
+            )
         if os.environ.get("LITELLM"):
             self._litellm(os.environ["LITELLM"])
         self.keeper.start()
@@ -149,7 +156,7 @@ ollama = {{ gpu = 0, memory = "20%" }}
         path = self.home / f"{name}.conf"
         path.write_text(f"""daemon off; worker_processes 1; pid {self.home}/{name}.pid; error_log /dev/null;
             events {{ worker_connections 8192; }}
-            http {{ access_log off; keepalive_requests 100000000; {servers} }}""")
+            http {{ keepalive_requests 100000000; {servers} }}""")
         self._spawn(name, ["/usr/sbin/nginx", "-c", str(path), "-p", str(self.home)])
 
     def _litellm(self, command: str) -> None:
@@ -191,8 +198,7 @@ ollama = {{ gpu = 0, memory = "20%" }}
     def cpu_s(self, what: str) -> float:
         """CPU seconds so far of a proxy and its children."""
         roots = {
-            "nginx": [self.processes["nginx"].pid],
-            "litellm": [self.processes["litellm"].pid] if "litellm" in self.processes else [],
+            n: [p.pid] for n, p in self.processes.items() if n.startswith(("nginx", "litellm"))
         }
         if what in roots:
             pids = roots[what]
@@ -263,6 +269,7 @@ def small_json(bench: Bench) -> None:
         "direct": bench.settings.active.backends["tensorflow"].engine_port,
         "door": bench.ports["tensorflow"],
         "nginx": bench.ports["nginx"],
+        "nginx+log": bench.ports["nginx+log"],
     }
     rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ports}
     for _ in range(ROUNDS):
@@ -276,10 +283,9 @@ def small_json(bench: Bench) -> None:
     for name, found in rows.items():
         rate, half, cpu = (statistics.median(column) for column in zip(*found, strict=True))
         print(f"| {name} | {rate:,.0f} | {half:.2f} | {cpu:.2f} |")
-    best = statistics.median(r[0] for r in rows["door"]) / statistics.median(
-        r[0] for r in rows["nginx"]
-    )
-    print(f"door / nginx = {best:.2f}")
+    middle = {name: statistics.median(r[0] for r in found) for name, found in rows.items()}
+    for rival in ("nginx", "nginx+log"):
+        print(f"door / {rival} = {middle['door'] / middle[rival]:.2f}")
 
 
 def chat(bench: Bench) -> None:
@@ -409,6 +415,47 @@ def shed(bench: Bench, rounds: int = 200) -> None:
     )
 
 
+# -- Retry-After ---------------------------------------------------------------------------------
+def honesty(rounds: int = 3) -> None:
+    """What the first 503 promised, and when the door really answered 200 again (stand-ins)."""
+    home = Path(tempfile.mkdtemp(prefix="gpua-bench-", dir="/tmp"))
+    host = Host(
+        home, build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-{os.getuid()}"), gateway=True
+    )
+    host.write(SHARED)
+    asked = {
+        "tensorflow": ("/v1/models/resnet50:predict", {"instances": [1]}),
+        "vllm": ("/v1/completions", {"model": CHAT_MODEL, "prompt": "x", "max_tokens": 1}),
+        "ollama": (
+            "/api/generate",
+            {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 1}},
+        ),
+    }
+    print("\nRetry-After against the truth: backend killed, starts made 6 s long (stand-ins)")
+    print("| backend | promised s | real s |\n| --- | --- | --- |")
+    with running(host):
+        host.wait_ready()
+        for name in asked:
+            host.fault(name, start_delay_s=6)
+        for name in [*asked, *(list(asked) * (rounds - 1))]:
+            path, body = asked[name]
+            os.kill(host.backend(name)["pids"][0], 9)
+            promised, told = 0, 0.0
+            while True:
+                try:
+                    reply = host.session.post(host.door(name, path), json=body, timeout=30)
+                except requests.ConnectionError:  # it was in the engine that was killed
+                    continue
+                if reply.status_code == 503 and not told:
+                    promised, told = int(reply.headers["Retry-After"]), time.monotonic()
+                if reply.status_code == 200 and told:
+                    break
+                time.sleep(0.02)
+            print(f"| {name} | {promised} | {time.monotonic() - told:.1f} |")
+            host.wait_ready()
+    shutil.rmtree(home, ignore_errors=True)
+
+
 def main() -> None:
     """All of it."""
     bench = Bench()
@@ -420,6 +467,7 @@ def main() -> None:
             lambda: streams(bench, 64),
             lambda: streams(bench, 256),
             lambda: shed(bench),
+            honesty,
         ]
         for step in steps:
             step()

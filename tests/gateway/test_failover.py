@@ -7,6 +7,8 @@ import signal
 import socket
 import time
 
+import requests
+
 from tests.gateway.client import crowd
 from tests.support import wait_until
 from tests.support.host import MODEL, Host, settle
@@ -58,6 +60,25 @@ def test_ollamas_v1_goes_to_vllm_when_ollama_is_out(host: Host) -> None:
     native = crowd(host.door("ollama", "/api/chat"), body, 1)[0]
     assert native.status == 503
     assert native.retry_after
+
+
+def test_only_requests_in_a_killed_engine_go_without_an_answer(host: Host) -> None:
+    """On a kept-alive connection HAProxy closes those like the engine itself would; the next one on a
+    new connection has its answer.
+    """
+    url, rows = host.door("tensorflow", "/v1/models/resnet50:predict"), {"instances": [1]}
+    assert host.session.post(url, json=rows, timeout=10).status_code == 200
+    kill(host, "tensorflow")
+    silent = 0
+    for _ in range(30):
+        try:
+            reply = host.session.post(url, json=rows, timeout=10)
+        except requests.ConnectionError:
+            silent += 1
+            continue
+        assert reply.status_code in (200, 502, 503)
+        assert reply.status_code == 200 or reply.headers["Retry-After"]
+    assert silent <= 1
 
 
 def test_all_out_means_503_at_every_door_and_no_token(host: Host) -> None:

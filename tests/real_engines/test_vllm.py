@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from arbiterd import procfs
+from tests.gateway.client import Answer, crowd
 from tests.support import wait_until
 from tests.support.host import Host
 
@@ -39,7 +40,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, sim_lib: Path) -> Iterator[Ho
         check=True,
         timeout=300,
     )
-    one = Host(home, sim_lib)
+    one = Host(home, sim_lib, gateway=True)
     backend = f"""
 [backends.vllm]
 command = ["{PYTHON}", "-m", "vllm.entrypoints.openai.api_server", "--model", "{home}/tiny", "--load-format", "dummy", "--enforce-eager", "--dtype", "bfloat16"]
@@ -68,6 +69,16 @@ def _complete(host: Host, tokens: int = 8) -> requests.Response:
             "ignore_eos": True,
         }
         return session.post(url, json=body, timeout=60)
+
+
+def _streams(url: str, host: Host, count: int) -> list[Answer]:
+    body = {
+        "model": f"{host.home}/tiny",
+        "prompt": "the quick",
+        "max_tokens": 48,
+        "ignore_eos": True,
+    }
+    return crowd(url, {**body, "stream": True}, count)
 
 
 def _pid(host: Host, part: str) -> int:
@@ -106,6 +117,22 @@ def test_it_stays_accepting_while_idle_and_while_busy(host: Host) -> None:
         assert host.backend("vllm")["accepting"], host.backend("vllm")["reason"]
         assert _complete(host, 64).status_code == 200
     assert host.incidents("vllm") == []
+
+
+def test_its_tokens_pass_the_doors_unbuffered(host: Host) -> None:
+    """Direct, through its door and the unified port: as many chunks, to [DONE]; latency is printed."""
+    engine = host.ports["vllm"] + 10000
+    ways = {
+        "direct": f"http://127.0.0.1:{engine}/v1/completions",
+        "door": host.door("vllm", "/v1/completions"),
+        "unified port": host.door("llm", "/v1/completions"),
+    }
+    for name, url in ways.items():
+        answers = _streams(url, host, 4)
+        assert {a.status for a in answers} == {200}, answers[0].body[:300]
+        assert all(a.body.rstrip().endswith(b"data: [DONE]") for a in answers)
+        assert all(len(a.chunks) > 24 for a in answers), name
+        _figure(f"48 tokens, 4 streams, {name}: the slowest", max(a.took_s for a in answers))
 
 
 def test_a_killed_api_server_leaves_no_orphan_and_comes_back(host: Host) -> None:
