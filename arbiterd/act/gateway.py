@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arbiterd import ports
+from arbiterd import ports, procfs
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
@@ -27,6 +27,7 @@ from arbiterd.gateway.layout import Door, Layout, doors_of, layout
 from arbiterd.gateway.limits import split
 from arbiterd.gateway.paths import Paths
 from arbiterd.gateway.reading import line_of, traffic_of
+from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
@@ -51,6 +52,7 @@ class _Seen:
     refused: str = ""
     old: tuple[int, ...] = ()
     start_at: float = 0.0
+    worker: ProcessRef | None = None
     doors_at: float = 0.0
     gate_at: float = 0.0
     taken: dict[str, str] = field(default_factory=dict)
@@ -173,6 +175,8 @@ class GatewayKeeper:
         if door.name in self._bound_now() or ports.can_bind(bind, door.port):
             return ""
         pid = ports.listener(door.port)
+        if pid and str(self._paths.config) in procfs.command(pid):
+            return ""  # our own HAProxy, whose socket does not answer now
         return f"port {door.port} is taken by {ports.describe(pid)}"
 
     def _bound_now(self) -> frozenset[str]:
@@ -250,6 +254,10 @@ class GatewayKeeper:
     def _begin(self, why: str, now: float) -> str:
         """HAProxy is not there: start it, at most once a second."""
         seen = self._seen
+        if seen.worker is not None and procfs.alive(seen.worker):
+            # Doors and streams go on as they were told last; only a restart makes a new socket (a reload
+            # inherits the old one), and whether streams may be cut is not ours to say.
+            return f"HAProxy runs but does not obey: {why}; systemctl restart gpu-arbiter-gateway"
         seen.pid = 0
         if seen.refused:
             return seen.refused
@@ -308,6 +316,8 @@ class GatewayKeeper:
         if commands:
             runtime.tell(where.runtime, commands)
         seen.pid = look.pid
+        if fresh:
+            seen.worker = procfs.ref(look.pid)
         if fresh:
             self._on_change()
         return {

@@ -30,6 +30,9 @@ _WORDS = (
 )
 
 
+OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+
 class GenericEngine:
     """The generic kind."""
 
@@ -76,9 +79,9 @@ class GenericEngine:
         return backend.models
 
     def routes(self, backend: BackendSettings) -> Routes:
-        """Nothing is known of it: every route passes."""
+        """Nothing is known of it: every route passes; below the unified port OpenAI's usual ones."""
         del backend
-        return Routes("openai_below_v1", everything=True)
+        return Routes("openai_below_v1", exact=OPENAI_ROUTES, everything=True)
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """The health path of the file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arbiterd.gateway.layout import LLM_KINDS, models
+from arbiterd.gateway.layout import is_llm, models
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind, Settings
 
@@ -44,6 +44,6 @@ def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
                 "gated": one.kind is Kind.OLLAMA,
             }
             for one in active.values()
-            if one.kind in LLM_KINDS
+            if is_llm(one)
         },
     }

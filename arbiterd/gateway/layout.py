@@ -80,6 +80,11 @@ def doors_of(settings: Settings) -> tuple[Door, ...]:
     return tuple(out)
 
 
+def is_llm(one: BackendSettings) -> bool:
+    """Whether the unified port and the gate know it: a generic server counts when it names models."""
+    return one.kind in LLM_KINDS or (one.kind is Kind.GENERIC and bool(one.models))
+
+
 def _behind(settings: Settings, one: BackendSettings) -> Behind:
     return Behind(
         name=one.name,
@@ -93,7 +98,7 @@ def _behind(settings: Settings, one: BackendSettings) -> Behind:
         routes=engine_of(one.kind).routes(one),
         admin_paths=one.allow_admin_paths,
         gated=one.kind is Kind.OLLAMA,
-        inner=one.kind in LLM_KINDS,
+        inner=is_llm(one),
         standin=any(rule.from_backend == one.name for rule in settings.failover),
     )
 

@@ -175,7 +175,7 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
 def _llm_door(layout: Layout, door: Door, paths: Paths) -> str:
     """One port for every LLM: the model named by the body picks the backend."""
     live = paths.live
-    llms = [one for one in layout.backends if one.kind is not Kind.TENSORFLOW]
+    llms = [one for one in layout.backends if one.inner]
     allowed = sorted(
         {p for one in llms for p in (*one.routes.exact, *one.routes.loads)} - {"/", "/version"}
     )

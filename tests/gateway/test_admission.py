@@ -192,6 +192,51 @@ def test_a_hand_at_the_runtime_socket_is_put_right_within_a_tick(host: Host) -> 
     host.wait(repaired, "the repair", 5)
 
 
+def test_a_runtime_socket_that_is_gone_is_an_incident_and_cuts_nothing(host: Host) -> None:
+    """Somebody cleans up /run: the doors go on as they were told last, and the operator is told what to do."""
+    socket = host.home / "run/gateway/runtime.sock"
+    socket.unlink()
+    told = host.wait_event("gateway_down")["MESSAGE"]
+    assert "restart gpu-arbiter-gateway" in told
+    assert crowd(host.door("tensorflow", PREDICT), ROWS, 1)[0].status == 200
+    assert not host.events("port_taken")
+    os.kill(master(host), signal.SIGTERM)  # what a restart does
+    host.wait_ready()
+    assert crowd(host.door("tensorflow", PREDICT), ROWS, 1)[0].status == 200
+
+
+def test_a_held_request_waits_for_its_backend(host: Host) -> None:
+    """TensorFlow restarts within a second or two: its clients wait instead of getting 503."""
+    assert host.ctl("restart", "tensorflow").returncode == 0
+    live = host.home / "run/gateway/live.map"
+    host.wait(lambda: "st:tensorflow hold" in live.read_text(), "hold", 10)
+    answer = crowd(host.door("tensorflow", PREDICT), ROWS, 2, 30)
+    assert [a.status for a in answer] == [200, 200], answer
+
+
+def test_high_priority_overtakes_the_queue_when_it_is_trusted(host: Host) -> None:
+    """X-Priority: high behind eight others is served before them."""
+    text = host.config.read_text().replace("[gateway]\n", "[gateway]\ntrust_priority = true\n")
+    host.config.write_text(text)
+    assert host.ctl("reload", "--wait=done").returncode == 0
+    host.wait_ready()
+    host.fault("tensorflow", predict_s=0.5)
+
+    async def run() -> tuple[float, list[float]]:
+        url = host.door("tensorflow", PREDICT)
+        async with session() as via:
+            low = [asyncio.create_task(one(via, url, ROWS)) for _ in range(6)]
+            await asyncio.sleep(0.2)
+            high = await one(via, url, ROWS, headers={"X-Priority": "high"})
+            done = time.monotonic()
+            others = [(await task, time.monotonic())[1] for task in low]
+            assert high.status == 200
+            return done, others
+
+    done, others = asyncio.run(run())
+    assert done < max(others)
+
+
 def test_a_taken_port_leaves_out_that_door_only(sim_lib: Path) -> None:
     """The others open, an incident names the holder, and the door opens when the port is free."""
     import shutil

@@ -16,8 +16,8 @@ from arbiterd.gateway.live import clean, live, parse, text
 from arbiterd.gateway.paths import paths
 from arbiterd.gateway.runtime import escape
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
-from arbiterd.model.settings import Failover, Settings
-from tests.core.world import settings
+from arbiterd.model.settings import Failover, Kind, Settings
+from tests.core.world import backend, settings
 from tests.gateway.conftest import FAILOVER, make, write
 from tests.support import free_port, wait_until
 from tests.support.host import MODEL, Host
@@ -94,6 +94,23 @@ def test_a_mode_with_one_backend_opens_its_doors_only() -> None:
     mode = replace(base.active, backends={"vllm": base.active.backends["vllm"]})
     one = replace(base, modes={"A": mode})
     assert [door.name for door in doors_of(one)] == ["vllm", "llm"]
+
+
+def test_haproxy_is_content_with_generic_servers_alone(tmp_path: Path) -> None:
+    """With models it is an LLM behind the unified port, without it has its own door only."""
+    base = made()
+    one = backend("llama", Kind.GENERIC, health="/health")
+    for models, doors in ((("tiny",), ["llama", "llm"]), ((), ["llama"])):
+        mode = replace(base.active, backends={"llama": replace(one, models=models)})
+        alone = replace(base, modes={"A": mode}, failover=())
+        assert [door.name for door in doors_of(alone)] == doors
+        where = paths(str(tmp_path), systemd=False)
+        where.files.mkdir(exist_ok=True)
+        where.config.write_text(render.render(layout(alone), where, systemd=False))
+        where.lua.write_text(render.lua(where))
+        where.live.write_text("st:llama up\n")
+        (where.files / "empty").write_text("")
+        assert check(where.config) == ""
 
 
 def wish(admit: Admit, why: str = "") -> GatewayWish:

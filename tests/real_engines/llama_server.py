@@ -68,7 +68,7 @@ def main() -> None:
         write(model)
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
-    params.hostname = "127.0.0.1"
+    params.hostnames = ["127.0.0.1"]
     params.port = port
     params.n_ctx = CONTEXT
     params.n_parallel = 4
