@@ -127,16 +127,14 @@ def test_its_tokens_pass_the_doors_unbuffered(host: Host) -> None:
         "door": host.door("vllm", "/v1/completions"),
         "unified port": host.door("llm", "/v1/completions"),
     }
-    fewest = 0
     for name, url in ways.items():
         answers = _streams(url, host, 4)
         assert {a.status for a in answers} == {200}, answers[0].body[:300]
         assert all(a.body.rstrip().endswith(b"data: [DONE]") for a in answers)
         assert all(a.body.count(b"data: ") > 48 for a in answers)
-        # a tiny model is fast: several tokens may share a read, through a door no more than direct
-        chunks = min(len(a.chunks) for a in answers)
-        fewest = fewest or chunks
-        assert chunks >= fewest / 2, (name, chunks, fewest)
+        # A tiny model is fast: many tokens share a read. None waits for the end of the answer.
+        assert all(len(a.chunks) > 4 for a in answers), name
+        assert all(a.chunks[0][0] < a.took_s * 0.7 for a in answers), name
         _figure(f"48 tokens, 4 streams, {name}: the slowest", max(a.took_s for a in answers))
 
 
