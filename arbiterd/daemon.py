@@ -243,7 +243,7 @@ class Daemon:
         if backend is None:
             return None
         engine = engine_of(backend.kind)
-        return engine.load_probe(action.model, action.keep_alive_s, action.timeout_s)
+        return engine.load_probe(backend, action.model, action.keep_alive_s, action.timeout_s)
 
     # -- in ------------------------------------------------------------------------------------
     def _submit(self, request: OperatorRequest) -> str:

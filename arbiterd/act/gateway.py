@@ -8,16 +8,14 @@ within milliseconds. What it reads back (``latest``) is the evidence from traffi
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from arbiterd import ports, procfs
+from arbiterd.act.gateway_files import check, give, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
@@ -47,7 +45,8 @@ class _Seen:
     layout: Layout | None = None
     settings: Settings | None = None
     config: str = ""
-    gate_config: str = ""
+    gate_settings: Settings | None = None
+    rendered: Layout | None = None
     live: dict[str, str] = field(default_factory=dict)
     refused: str = ""
     old: tuple[int, ...] = ()
@@ -75,7 +74,6 @@ class GatewayKeeper:
         self._order: tuple[GatewayWish, Settings] | None = None
         self._latest = GatewayObservation(enabled=True, problem="not looked at yet")
         self._seen = _Seen()
-        self.looks = 0
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
     def start(self) -> None:
@@ -83,7 +81,7 @@ class GatewayKeeper:
         folder = self._paths.files
         folder.mkdir(parents=True, exist_ok=True)
         if self._systemd:
-            _give(folder, 0o750)
+            give(folder, 0o750)
         self._thread.start()
 
     def order(self, wish: GatewayWish, settings: Settings) -> None:
@@ -131,7 +129,6 @@ class GatewayKeeper:
             except Exception as error:  # noqa: BLE001 - a thread root: the keeper must not die
                 text = f"{type(error).__name__}: {error}"
                 self._latest = replace(before, problem=text)
-            self.looks += 1
             after = self._latest
             if (before.problem, before.gate_problem) != (after.problem, after.gate_problem):
                 self._on_change()
@@ -208,7 +205,7 @@ class GatewayKeeper:
                 runtime.tell(self._paths.runtime, commands)
 
     def _put_live(self, entries: dict[str, str]) -> None:
-        self._write(self._paths.live, live_map.text(entries))
+        put(self._paths.live, live_map.text(entries), shared=self._systemd)
         self._seen.live = entries
 
     def _set(self, key: str, value: str, *, known: bool) -> str:
@@ -216,14 +213,17 @@ class GatewayKeeper:
         return f"{verb} map {self._paths.live} {key} {runtime.escape(value)}"
 
     def _write_gate(self, settings: Settings) -> None:
-        text = json.dumps(gate_config(settings, self._paths), indent=1)
-        if text != self._seen.gate_config:
-            self._write(self._paths.gate_config, text)
-            self._seen.gate_config = text
+        if self._seen.gate_settings is not settings:
+            text = json.dumps(gate_config(settings, self._paths), indent=1)
+            put(self._paths.gate_config, text, shared=self._systemd)
+            self._seen.gate_settings = settings
 
     def _write_config(self, made: Layout) -> str:
         """A new configuration needs a reload; one that HAProxy refuses changes nothing."""
         seen, where = self._seen, self._paths
+        if seen.rendered is made:
+            return seen.refused
+        seen.rendered = made
         text = render.render(made, where, systemd=self._systemd)
         if text == seen.config:
             return seen.refused
@@ -231,10 +231,10 @@ class GatewayKeeper:
         seen.config = text
         if first:
             return ""
-        self._write(where.lua, render.lua(where))
-        self._write(where.files / "empty", "")
+        put(where.lua, render.lua(where), shared=self._systemd)
+        put(where.files / "empty", "", shared=self._systemd)
         draft = where.config.with_suffix(".new")
-        self._write(draft, text)
+        put(draft, text, shared=self._systemd)
         seen.refused = check(draft)
         if seen.refused:
             return seen.refused
@@ -242,13 +242,6 @@ class GatewayKeeper:
         if seen.pid:
             self._services.reload(GATEWAY)
         return ""
-
-    def _write(self, path: Path, text: str) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text)
-        if self._systemd:
-            _give(temporary, 0o640)
-        temporary.replace(path)
 
     # -- processes -----------------------------------------------------------------------------
     def _begin(self, why: str, now: float) -> str:
@@ -383,32 +376,3 @@ def _states(wish: GatewayWish, made: Layout, changed: Mapping[str, str]) -> list
             name = rules.engine(one, grpc=grpc)
             out.append(f"set server {name} state {'maint' if down else 'ready'}")
     return out
-
-
-def check(config: Path) -> str:
-    """What ``haproxy -c`` holds against it, "" when it is content."""
-    try:
-        done = subprocess.run(
-            ["/usr/sbin/haproxy", "-c", "-f", str(config)],
-            capture_output=True,
-            text=True,
-            timeout=_CHECK_S,
-            check=False,
-        )
-    except OSError as error:
-        return f"/usr/sbin/haproxy: {error.strerror}; apt-get install haproxy"
-    except subprocess.TimeoutExpired:
-        return "haproxy -c did not end"
-    alerts = [line for line in done.stderr.splitlines() if "ALERT" in line]
-    return "" if done.returncode == 0 else f"haproxy refuses {config}: {' '.join(alerts)[:500]}"
-
-
-def _give(path: Path, mode: int) -> None:
-    """Readable for HAProxy and the gate, by their common group; nobody else."""
-    import grp  # noqa: PLC0415 - not there on every system, and only systemd hosts need it
-
-    from arbiterd.gateway.paths import GROUP  # noqa: PLC0415
-
-    with suppress(KeyError, OSError):
-        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
-    os.chmod(path, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from arbiterd.config.parse import KeyPath, Report
@@ -11,6 +12,7 @@ from arbiterd.engines.vllm import model_of
 from arbiterd.model.settings import BackendSettings, Kind, Mode
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 5.0
+_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 SOCKET_MAX = 107  # sun_path of unix(7), without its final zero
 
 
@@ -49,6 +51,10 @@ def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None
             report.add((*at, "health"), "a generic backend needs one", 'write health = "/path"')
         if not backend.port:
             report.add((*at, "port"), "a generic backend needs one", "write port = 9000")
+    for path in backend.allow_admin_paths:
+        if not _PATH.fullmatch(path):
+            wrong = f"{path!r} is no path of a route"
+            report.add((*at, "allow_admin_paths"), wrong, 'write exact paths, like "/metrics"')
     if backend.grpc_port and backend.max_in_flight < 2:
         report.add(
             (*at, "max_in_flight"),

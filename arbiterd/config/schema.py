@@ -5,6 +5,7 @@ A validator's message reads "what is wrong; what would be right".
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -63,6 +64,14 @@ def _listen(value: object) -> str:
     raise ValueError(msg)
 
 
+def _address(value: object) -> str:
+    try:
+        return str(ipaddress.ip_address(str(value)))
+    except ValueError:
+        msg = f'{value!r} is no IP address; write "127.0.0.1", or "0.0.0.0" for every network'
+        raise ValueError(msg) from None
+
+
 def _absolute(value: object) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
@@ -101,7 +110,7 @@ class GatewayTable(_Table):
     """``[gateway]``."""
 
     enabled: bool = True
-    bind: str = "127.0.0.1"
+    bind: Annotated[str, BeforeValidator(_address)] = "127.0.0.1"
     llm_port: PortOrOff = 8080
     advertise: str = ""
     trust_priority: bool = False

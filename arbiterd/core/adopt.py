@@ -62,6 +62,7 @@ def adopt(desk: Desk) -> None:
         now = desk.seen.now
         changed = replace(
             backend,
+            adopted=True,
             intent=unit.intent,
             invocation=unit.invocation,
             deadline=now + wanted.start_timeout_s,

@@ -10,7 +10,13 @@ from dataclasses import replace
 
 from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import traffic
-from arbiterd.core.limits import FAILBACK_S, GATEWAY_DOWN_S, HOLD_MAX_S, RETRY_AFTER_MAX_S
+from arbiterd.core.limits import (
+    ADOPTED_S,
+    FAILBACK_S,
+    GATEWAY_DOWN_S,
+    HOLD_MAX_S,
+    RETRY_AFTER_MAX_S,
+)
 from arbiterd.core.state import BackendState, DoorState
 from arbiterd.core.views import not_accepting, retry_after_s
 from arbiterd.model.backend import Phase
@@ -53,7 +59,12 @@ def _door(
     """The next state of this door, told when it changes."""
     now, old = desk.seen.now, desk.doors.get(backend.name, DoorState())
     why = not_accepting(desk, backend)
-    if why:
+    unheard = backend.adopted and now - backend.since < ADOPTED_S
+    if unheard and backend.phase is Phase.STARTING:
+        new = replace(
+            old, admit=Admit.UP
+        )  # it ran before we came: HAProxy's own check guards the door
+    elif why:
         # The substitute is asked at once; without one, a short wait is better than an error.
         soon = backend.phase in _SOON and not backend.held and not desk.seen.stopping
         short = retry_after_s(desk, backend) <= min(wanted.queue_timeout_s, HOLD_MAX_S)

@@ -204,6 +204,7 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
         backend,
         deadline=None,
         hard_deadline=None,
+        adopted=False,
         ready_at=now,
         start_took_s=took,
         vitals=judge.fresh(now),

@@ -54,6 +54,7 @@ TIGHT_S: Final = 2.0  # solvency under half the headroom for so long
 CALM_S: Final = 20.0  # and over nine tenths of it for so long
 
 # -- doors ---------------------------------------------------------------------------------------
+ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until it is heard from
 FAILBACK_S: Final = (
     5.0  # well for so long before its requests come back: a flapping engine must not
 )

@@ -58,6 +58,7 @@ class BackendState:
 
     ``pending``: id of the action in flight for it, "" for none. ``held``: an operator drained it.
     ``parked``: an operator stopped it by hand; it stays so until resume.
+    ``adopted``: taken over from an earlier run, not heard from yet.
     ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
     last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``gone_at``:
     its last process was gone; from then on its bytes must come back.
@@ -92,6 +93,7 @@ class BackendState:
     spare_then: Mapping[str, int] = field(default_factory=dict)
     gone_at: float | None = None
     release_slow_said: bool = False
+    adopted: bool = False
     warm_done: bool = False
     warm_failures: int = 0
     warm_not_before: float = 0.0

@@ -175,7 +175,9 @@ class Engine(Protocol):
     def warm_model(self, backend: BackendSettings) -> str:
         """The model to load after ready and keep warm, "" for none."""
 
-    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+    def load_probe(
+        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+    ) -> HttpProbe | None:
         """The request that loads ``model`` and keeps it ``keep_alive_s`` (negative: for ever)."""
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:

@@ -129,9 +129,11 @@ class GenericEngine:
         del backend
         return ""
 
-    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+    def load_probe(
+        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+    ) -> HttpProbe | None:
         """None."""
-        del model, keep_alive_s, timeout_s
+        del backend, model, keep_alive_s, timeout_s
         return None
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:

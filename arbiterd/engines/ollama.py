@@ -68,6 +68,13 @@ def margin_env(context: LaunchContext) -> tuple[str, str]:
     return "LLAMA_ARG_FIT_TARGET", str(-(-margin // MIB))
 
 
+def runner_options(backend: BackendSettings) -> dict[str, int]:
+    """What sizes a runner, the same as the load gate writes into every body: other values would make
+    Ollama load the model anew. A Modelfile's own num_ctx is stronger than OLLAMA_CONTEXT_LENGTH.
+    """
+    return {"num_ctx": backend.ollama.context_length, "num_gpu": -1}
+
+
 class OllamaEngine:
     """The ollama kind."""
 
@@ -165,7 +172,7 @@ class OllamaEngine:
             "prompt": "1",
             "stream": False,
             "keep_alive": keep,
-            "options": {"num_predict": 1},
+            "options": {"num_predict": 1, **runner_options(backend)},
         }
         return HttpProbe("POST", "/api/generate", json.dumps(body), self.canary_timeout_s)
 
@@ -212,10 +219,13 @@ class OllamaEngine:
         """The first of the allow-list."""
         return backend.models[0] if backend.models else ""
 
-    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+    def load_probe(
+        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+    ) -> HttpProbe | None:
         """Load only: no prompt. A client that goes away aborts the load, so the timeout is long."""
         keep: int | str = -1 if keep_alive_s < 0 else f"{round(keep_alive_s)}s"
-        body = json.dumps({"model": model, "keep_alive": keep, "stream": False})
+        options = runner_options(backend)
+        body = json.dumps({"model": model, "keep_alive": keep, "stream": False, "options": options})
         return HttpProbe("POST", "/api/generate", body, timeout_s)
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:

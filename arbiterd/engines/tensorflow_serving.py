@@ -154,7 +154,11 @@ class TensorflowServingEngine:
     def routes(self, backend: BackendSettings) -> Routes:
         """Predictions, status and metadata; a reload of its configuration is ours to do."""
         version = "(/versions/[0-9]+|/labels/[^/:]+)?"
-        own = tuple(f"/v1/models/{name}/status" for name in self.served_models(backend))
+        own = tuple(
+            f"/v1/models/{name}/status"
+            for name in self.served_models(backend)
+            if re.fullmatch(r"[\w.-]+", name)
+        )
         return Routes(
             "plain",
             patterns=(f"^/v1/models/[^/:]+{version}(:(predict|classify|regress)|/metadata)?$",),
@@ -230,9 +234,11 @@ class TensorflowServingEngine:
         del backend
         return ""
 
-    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+    def load_probe(
+        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+    ) -> HttpProbe | None:
         """None."""
-        del model, keep_alive_s, timeout_s
+        del backend, model, keep_alive_s, timeout_s
         return None
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:

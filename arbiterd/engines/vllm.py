@@ -330,9 +330,11 @@ class VllmEngine:
         del backend
         return ""
 
-    def load_probe(self, model: str, keep_alive_s: float, timeout_s: float) -> HttpProbe | None:
+    def load_probe(
+        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+    ) -> HttpProbe | None:
         """VLLM loads nothing at run time."""
-        del model, keep_alive_s, timeout_s
+        del backend, model, keep_alive_s, timeout_s
         return None
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> CauseOf:

@@ -122,7 +122,7 @@ class Gate:
         clamp = loads.clamp()
         v1 = request.path.startswith("/v1/")
         sent = bodies.clamped(body, clamp, v1=v1, model=model)
-        await loads.admit(model)
+        await loads.admit(model, v1=v1)
         return await self._relay(request, name, sent)
 
     def _target(self, model: str, door: str, want: str) -> str:

@@ -7,6 +7,7 @@ Ollama abort it (docs/facts/engines.md), and a held load must use up no in-fligh
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import uuid
@@ -97,7 +98,7 @@ class Loads:
         return next((a["source"] for a in self._config["aliases"] if a["name"] == model), "")
 
     # -- admission -----------------------------------------------------------------------------
-    async def admit(self, model: str) -> None:
+    async def admit(self, model: str, *, v1: bool = False) -> None:
         """Return when the model is resident; hold the load until it fits, within a bound.
 
         Raises:
@@ -108,6 +109,8 @@ class Loads:
         source = self._source(model)
         if source and model not in self._copied:
             await self._copy(source, model)
+        if v1:
+            await self._fits_v1(source or model, key)
         if await self._is_resident(key):
             return
         if self._held >= self._config["max_queue"]:
@@ -225,6 +228,34 @@ class Loads:
     # -- Ollama --------------------------------------------------------------------------------
     async def _predict(self, model: str, key: str) -> tuple[int, str]:
         """Bytes it will take, and the route that loads it."""
+        _, shape, capabilities, _ = await self._about(model, key)
+        predicted = fit.predicted_bytes(
+            shape, self._config["context_length"], self._config["parallel"]
+        )
+        embeds = bool(capabilities) and "completion" not in capabilities
+        return predicted, "/api/embed" if embeds else "/api/generate"
+
+    async def _fits_v1(self, model: str, key: str) -> None:
+        """Below /v1 a body takes no options: there a Modelfile's own num_ctx would size the runner.
+
+        Raises:
+            Refused: it asks for more than the configured context.
+
+        """
+        known = self._shapes.get(key)
+        if known is None:
+            with suppress(aiohttp.ClientError, TimeoutError):
+                known = await self._about(model, key)
+        limit = self._config["context_length"]
+        if known is not None and known[3] > limit:
+            msg = (
+                f"{model}: its Modelfile asks for num_ctx {known[3]}, context_length is {limit}, and "
+                "routes below /v1 cannot change that: use /api/chat, or a Modelfile without it"
+            )
+            raise Refused(msg, status=400)
+
+    async def _about(self, model: str, key: str) -> tuple[str, fit.Shape, list[str], int]:
+        """(digest, shape, capabilities, the Modelfile's num_ctx), asked once per digest."""
         tags = await self._get("/api/tags", 5.0)
         row = next(
             (o for o in tags.get("models") or [] if bodies.full_name(str(o["name"])) == key), None
@@ -241,12 +272,7 @@ class Loads:
             own = int(found[1]) if found else 0
             known = (digest, shape, list(show.get("capabilities") or ()), own)
             self._shapes[key] = known
-        _, shape, capabilities, _own = known
-        predicted = fit.predicted_bytes(
-            shape, self._config["context_length"], self._config["parallel"]
-        )
-        embeds = bool(capabilities) and "completion" not in capabilities
-        return predicted, "/api/embed" if embeds else "/api/generate"
+        return known
 
     async def _do_load(self, model: str, route: str) -> str:
         """Load with exactly the clamped options; returns what went wrong."""
@@ -294,16 +320,10 @@ class Loads:
         ):
             text = await reply.text()
             with suppress(ValueError):
-                found = _json(text)
+                found = json.loads(text)
                 if isinstance(found, dict):
                     return found
             return {} if reply.status == 200 else {"error": f"HTTP {reply.status}: {text[:200]}"}
-
-
-def _json(text: str) -> Any:
-    import json  # noqa: PLC0415 - one use
-
-    return json.loads(text)
 
 
 def _left(expires_at: str) -> float:

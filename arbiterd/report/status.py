@@ -23,7 +23,7 @@ def status(published: Published, asked_host: str) -> Json:
         "sharing": _sharing(published),
         "dry_run": settings.arbiter.dry_run,
         "launcher": loop.launcher,
-        "gateway": {"enabled": settings.gateway.enabled},
+        "gateway": _gateway(published),
         "config": {
             "path": settings.source.path,
             "sha256": settings.source.sha256,
@@ -42,6 +42,17 @@ def status(published: Published, asked_host: str) -> Json:
         "gpus": gpus(published),
         "backends": backends(published, asked_host),
         "incidents_open": [shape.incident(one) for one in shape.open_incidents(published)],
+    }
+
+
+def _gateway(published: Published) -> Json:
+    """The doors; what is wrong with them in one sentence, "" while they serve."""
+    seen = published.observation.gateway
+    return {
+        "enabled": published.settings.gateway.enabled,
+        "problem": seen.problem,
+        "gate_problem": seen.gate_problem,
+        "taken_doors": dict(seen.taken_doors),
     }
 
 

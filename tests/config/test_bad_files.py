@@ -56,6 +56,8 @@ BROKEN = [
     ("owned when the key is set", *_vllm("max_num_seqs = 4", command='"vllm", "serve", "M", "--max-num-seqs=9"'), 5, "backends.vllm.command", "--max-num-seqs is set", "set max_num_seqs"),
     ("no model", *_vllm(command='"vllm", "serve"'), 5, "backends.vllm.command", "names no model", '"MODEL"'),
     ("docker", *_vllm(command='"docker", "run", "--rm", "img:1", "--x"'), 5, "backends.vllm.command", "docker cannot be the command", 'image = "img:1", container = "docker", command = ["--x"]'),
+    ("a path with a space", *_vllm('allow_admin_paths = ["/a b"]'), 5, "backends.vllm.allow_admin_paths", "is no path", "/metrics"),
+    ("no address", END, END + '[gateway]\nbind = "lan"\n', 18, "gateway.bind", "is no IP address", "127.0.0.1"),
     ("an image", VLLM, 'vllm = { image = "img:1" }', 5, "backends.vllm.image", "cannot run images yet", "write command"),
     ("a port twice", *_vllm("port = 8501"), 5, "backends.vllm.port", "port 8501 is used by backends.tensorflow.port", "another port"),
     ("the daemon's port", *_vllm("port = 9480"), 5, "backends.vllm.port", "arbiter.listen", "another port"),

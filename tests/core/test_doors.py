@@ -8,6 +8,7 @@ import pytest
 
 from arbiterd.core.doors import full_retry_after_s
 from arbiterd.core.limits import FAILBACK_S
+from arbiterd.core.state import State
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import Admit, Traffic
@@ -164,3 +165,15 @@ def test_a_gateway_that_is_away_for_seconds_is_an_incident() -> None:
     world.tick(2)
     assert world.view("vllm").accepting
     assert world.told(EventName.RECOVERED) == 1
+
+
+def test_doors_stay_open_while_an_adopted_engine_has_not_been_heard_from() -> None:
+    """A restart of the daemon is no reason to refuse anybody; an engine that stays silent is."""
+    world = World(settings()).up()
+    for engine in world.engines.values():
+        engine.ready_after = world.now + 3600
+    world.state = State(run="next")
+    world.tick()
+    assert {world.door(n).admit for n in ("tensorflow", "vllm", "ollama")} == {Admit.UP}
+    world.tick(round(11 / TICK_S))
+    assert world.door("vllm").admit is Admit.SHED

@@ -61,7 +61,6 @@ def test_a_crowd_gets_200_or_503_with_retry_after_and_the_limit_holds(host: Host
     answers: list[Answer] = []
     with Watch(host, "be-vllm") as watch:
         for _ in range(5):
-            answers += crowd(host.door("vllm", "/v1/embeddings"), body, 0)
             answers += crowd(host.door("vllm", "/v1/completions"), body, 100)
     assert set(statuses(answers)) == {200, 503}, statuses(answers)
     assert all(1 <= int(a.retry_after) <= 120 for a in answers if a.status == 503)
@@ -100,10 +99,6 @@ def test_drain_sheds_at_once_and_cuts_no_stream(host: Host) -> None:
 
     async def run() -> tuple[Answer, Answer]:
         async with session() as via:
-            url = host.door("ollama", "/v1/completions")
-            del url
-            stream = asyncio.create_task(one(via, host.door("tensorflow", PREDICT), ROWS))
-            await stream
             stream = asyncio.create_task(one(via, host.door("vllm", "/v1/completions"), body))
             await asyncio.sleep(0.5)
             done = await asyncio.to_thread(host.ctl, "drain", "tensorflow")
@@ -117,6 +112,8 @@ def test_drain_sheds_at_once_and_cuts_no_stream(host: Host) -> None:
     assert stream.body.rstrip().endswith(b"data: [DONE]")
     assert refused.status == 503
     assert "drained" in refused.body.decode()
+    again = host.session.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=5)
+    assert again.headers["X-Arbiter-Advice"] == "llm-only: vllm, ollama"
     health = host.session.get(host.door("tensorflow", "/v1/models"), timeout=5)
     assert health.status_code == 503
     assert int(health.headers["Retry-After"]) >= 1
@@ -190,6 +187,14 @@ def test_a_hand_at_the_runtime_socket_is_put_right_within_a_tick(host: Host) -> 
         )
 
     host.wait(repaired, "the repair", 5)
+    assert (
+        crowd(
+            host.door("vllm", "/v1/completions"),
+            {"model": MODEL, "prompt": "x", "max_tokens": 1},
+            1,
+        )[0].status
+        == 200
+    )
 
 
 def test_a_runtime_socket_that_is_gone_is_an_incident_and_cuts_nothing(host: Host) -> None:

@@ -119,3 +119,4 @@ def test_traffic_is_counted_at_the_doors(shared_host: Host) -> None:
         )
 
     shared_host.wait(counted, "metrics of the door")
+    assert shared_host.status()["gateway"]["problem"] == ""

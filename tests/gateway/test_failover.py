@@ -139,12 +139,9 @@ def test_doors_and_gate_outlive_the_daemon(host: Host) -> None:
 
 def test_a_cold_model_is_loaded_once_for_a_crowd_and_over_the_cap_refused(host: Host) -> None:
     """Single flight, granted by the daemon; 8B does not fit into 20 % of the card."""
-    from tests.gateway.conftest import write
-
     models = 'models = ["qwen2.5:3b", "llama3.2:1b", "llama3.1:8b"]\n'
     text = host.config.read_text().replace('models = ["qwen2.5:3b"]\n', models)
     host.config.write_text(text)
-    del write
     assert host.ctl("reload", "--wait=done").returncode == 0
     host.wait_ready()
     cold = {"model": "llama3.2:1b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
@@ -156,6 +153,16 @@ def test_a_cold_model_is_loaded_once_for_a_crowd_and_over_the_cap_refused(host: 
     assert huge.status == 503
     assert "cap of ollama" in huge.body.decode()
     assert host.events("load_refused", "ollama")
+
+
+def test_below_v1_a_modelfile_cannot_ask_for_more_context_than_configured(host: Host) -> None:
+    """/v1 takes no options, so its own num_ctx would size the runner: refused, with the way out."""
+    host.fault("ollama", parameters="num_ctx                        131072")
+    body = {**CHAT, "model": "qwen2.5:3b"}
+    answer = crowd(host.door("ollama", "/v1/chat/completions"), body, 1)[0]
+    assert answer.status == 400
+    assert "num_ctx 131072" in answer.body.decode()
+    assert crowd(host.door("ollama", "/api/chat"), {**body, "stream": False}, 1)[0].status == 200
 
 
 def test_a_load_is_held_while_vllm_starts_and_uses_no_slot(host: Host) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.gateway import check
+from arbiterd.act.gateway_files import check
 from arbiterd.gateway import render
 from arbiterd.gateway.layout import doors_of, layout
 from arbiterd.gateway.live import clean, live, parse, text

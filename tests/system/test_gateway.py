@@ -69,6 +69,7 @@ def test_whoever_restarts_or_reloads_the_gateway_it_comes_back_in_order(box: Box
         wait_until(
             lambda: ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200, 15, command
         )
+        assert box.show(GATEWAY, "ActiveState") == "active"
         wait_until(
             lambda: ask(box, "http://127.0.0.1:11434/api/generate", OLLAMA)[0] == 200, 15, command
         )

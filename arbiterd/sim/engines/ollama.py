@@ -69,7 +69,14 @@ class Api(Handler):
             "sim.attention.key_length": 128,
             "sim.attention.value_length": 128,
         }
-        self.reply(200, {"model_info": info, "capabilities": ["completion"], "parameters": ""})
+        self.reply(
+            200,
+            {
+                "model_info": info,
+                "capabilities": ["completion"],
+                "parameters": str(self.state.faults.get("parameters", "")),
+            },
+        )
 
     def embed(self) -> None:
         """A vector; loads like any other."""
