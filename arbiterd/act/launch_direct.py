@@ -331,6 +331,20 @@ class DirectLauncher:
             self._units.pop(backend, None)
         (self._dir / f"{backend}.json").unlink(missing_ok=True)
 
+    @property
+    def can_freeze(self) -> bool:
+        """No cgroup of its own: freeze is not offered."""
+        return False
+
+    def freeze(self, backend: str, for_s: float) -> None:
+        """Refused."""
+        del for_s
+        msg = f"cannot freeze {backend}: the direct launcher has no cgroup for it"
+        raise LaunchError(msg)
+
+    def thaw(self, backend: str) -> None:
+        """Nothing is ever frozen."""
+
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity."""
         for ref in refs:

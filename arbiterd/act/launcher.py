@@ -51,6 +51,22 @@ class Launcher(Protocol):
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity; a process that is gone already is fine."""
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether freeze is offered (facts/systemd.md; the direct launcher does not)."""
+
+    def freeze(self, backend: str, for_s: float) -> None:
+        """Arm a timer outside of this process that thaws, freeze the whole cgroup, thaw after
+        ``for_s`` seconds; returns when it is thawed.
+
+        Raises:
+            LaunchError: it cannot be frozen (no unit, no freezer), or does not thaw.
+
+        """
+
+    def thaw(self, backend: str) -> None:
+        """Thaw now; without a frozen unit: success."""
+
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """(backend, unit) of a process of ours, leftovers included; None: foreign."""
 

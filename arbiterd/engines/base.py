@@ -180,5 +180,19 @@ class Engine(Protocol):
     ) -> HttpProbe | None:
         """The request that loads ``model`` and keeps it ``keep_alive_s`` (negative: for ever)."""
 
+    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
+        """The requests that make it give ``model`` back, () when it cannot."""
+
+    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """Pause, then sleep, () when it cannot (vLLM with ``sleep = true`` only)."""
+
+    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """Wake, then go on, () when it cannot."""
+
+    def grows(self, backend: BackendSettings) -> bool:
+        """Whether new requests can make it take more device memory: an engine with a fixed pool
+        does not, so that holding its requests frees nothing.
+        """
+
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """Class of a failure from the engine's last lines (oldest first); first match wins."""

@@ -136,6 +136,26 @@ class GenericEngine:
         del backend, model, keep_alive_s, timeout_s
         return None
 
+    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
+        """None."""
+        del backend, model
+        return ()
+
+    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """It cannot."""
+        del backend
+        return ()
+
+    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """It cannot."""
+        del backend
+        return ()
+
+    def grows(self, backend: BackendSettings) -> bool:
+        """Nothing is known of it, so: yes."""
+        del backend
+        return True
+
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """CUDA's own words."""
         found = classify(lines, exit_, _WORDS)

@@ -31,6 +31,8 @@ LOAD_ROUTES = (
     "/v1/messages",
 )
 
+UNLOAD_TIMEOUT_S = 6.0  # its scheduler may hold its lock for 5 s while a runner ends
+
 _BENIGN = re.compile(r"retrying without pipeline parallelism")
 _WORDS = (
     word(
@@ -227,6 +229,27 @@ class OllamaEngine:
         options = runner_options(backend)
         body = json.dumps({"model": model, "keep_alive": keep, "stream": False, "options": options})
         return HttpProbe("POST", "/api/generate", body, timeout_s)
+
+    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
+        """keep_alive 0: asynchronous, interrupts nothing, re-armed by a request that comes meanwhile."""
+        del backend
+        body = json.dumps({"model": model, "keep_alive": 0, "stream": False})
+        return (HttpProbe("POST", "/api/generate", body, UNLOAD_TIMEOUT_S),)
+
+    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """It cannot: idle models are unloaded instead."""
+        del backend
+        return ()
+
+    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """It cannot."""
+        del backend
+        return ()
+
+    def grows(self, backend: BackendSettings) -> bool:
+        """Each model that is loaded."""
+        del backend
+        return True
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """Its dying words."""

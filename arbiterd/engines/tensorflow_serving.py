@@ -241,6 +241,25 @@ class TensorflowServingEngine:
         del backend, model, keep_alive_s, timeout_s
         return None
 
+    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
+        """None: unloading a model frees nothing, only the process's end does (serving #1572)."""
+        del backend, model
+        return ()
+
+    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """It cannot."""
+        del backend
+        return ()
+
+    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """It cannot."""
+        del backend
+        return ()
+
+    def grows(self, backend: BackendSettings) -> bool:
+        """Only with memory_growth: else the whole pool is taken at the first load."""
+        return backend.tensorflow.memory_growth
+
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """Its dying words; the benign allocator line is skipped."""
         del was_ready

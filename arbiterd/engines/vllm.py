@@ -25,6 +25,7 @@ OVERHEAD_PER_RANK = 400 * MIB
 SPIKE_MIN = 256 * MIB
 SPIKE_FRACTION = 0.02
 ENGINE_QUEUE = 1024  # requests
+SLEEP_TIMEOUT_S = 120.0  # weights go through pinned host memory: tens of GB at a few GB/s
 QUEUE_LIMIT_SINCE = (0, 30)  # --max-num-queued-reqs: present in 0.30, absent in 0.28
 UUID_SINCE = (0, 25)  # a GPU uuid in CUDA_VISIBLE_DEVICES kills 0.21 (vllm #51677)
 _CONSUMER = re.compile(r"GeForce|RTX \d{4}(?! Ada)|TITAN", re.IGNORECASE)
@@ -336,6 +337,33 @@ class VllmEngine:
         """VLLM loads nothing at run time."""
         del backend, model, keep_alive_s, timeout_s
         return None
+
+    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
+        """None: its one model leaves by sleep or by its end."""
+        del backend, model
+        return ()
+
+    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """Pause first, or requests that come while it sleeps hang; then level 1. A version without
+        /pause answers 404, which only counts for the last request.
+        """
+        if not backend.vllm.sleep:
+            return ()
+        return (
+            HttpProbe("POST", "/pause?mode=wait", timeout_s=backend.drain_timeout_s + 5.0),
+            HttpProbe("POST", "/sleep?level=1", timeout_s=SLEEP_TIMEOUT_S),
+        )
+
+    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
+        """All tags; it resumes the paused scheduler as well."""
+        if not backend.vllm.sleep:
+            return ()
+        return (HttpProbe("POST", "/wake_up", timeout_s=SLEEP_TIMEOUT_S),)
+
+    def grows(self, backend: BackendSettings) -> bool:
+        """Its KV cache is reserved at start: shedding requests lowers nothing (facts/engines.md)."""
+        del backend
+        return False
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> CauseOf:
         """Root causes first; the 'initialization failed' wrapper only without one."""

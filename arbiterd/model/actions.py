@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from arbiterd.model.devices import ProcessRef
+from arbiterd.model.health import HttpProbe
 from arbiterd.model.launch import LaunchSpec
 
 
@@ -62,7 +63,81 @@ class LoadModel:
     timeout_s: float
 
 
-Action: TypeAlias = StartBackend | StopBackend | KillProcesses | LoadModel
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """Ask an engine to give a model's memory back (``requests``, in order). The engine does so when it
+    pleases: the outcome says that it has heard, /api/ps and NVML say whether the bytes are back.
+    """
+
+    id: str
+    backend: str
+    gpu: str
+    reason: str
+    url: str
+    model: str
+    requests: tuple[HttpProbe, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SleepBackend:
+    """Pause the engine, then put it to sleep (``requests``, in order; the first failure ends it).
+    A sleep that failed leaves the engine in no known state: it must be restarted (facts/engines.md).
+    """
+
+    id: str
+    backend: str
+    gpu: str
+    reason: str
+    url: str
+    requests: tuple[HttpProbe, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WakeBackend:
+    """Wake the engine and let it go on (``requests``, in order). Whether it computes is for a canary."""
+
+    id: str
+    backend: str
+    gpu: str
+    reason: str
+    url: str
+    requests: tuple[HttpProbe, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeBackend:
+    """Freeze the whole cgroup for ``for_s`` seconds. What thaws it is armed before, outside of the
+    daemon; the outcome comes after the thaw.
+    """
+
+    id: str
+    backend: str
+    gpu: str
+    reason: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ThawBackend:
+    """Thaw the cgroup now: before a stop, and at adoption. Thawing what is not frozen is fine."""
+
+    id: str
+    backend: str
+    gpu: str
+    reason: str
+
+
+Action: TypeAlias = (
+    StartBackend
+    | StopBackend
+    | KillProcesses
+    | LoadModel
+    | UnloadModel
+    | SleepBackend
+    | WakeBackend
+    | FreezeBackend
+    | ThawBackend
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +158,9 @@ class Verb(StrEnum):
     RESUME = "resume"
     RESTART = "restart"
     STOP_ALL = "stop-all"
+    SLEEP = "sleep"
+    WAKE = "wake"
+    RESET_CAP = "reset-cap"
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class UnitObservation:
     ``vanished``: the unit disappeared without our stop: a person stopped it by hand.
     ``cpu_s``: CPU seconds used by the whole cgroup, a sign of progress; 0 when not readable.
     ``log_bytes``: size of output so far where cheap to know (direct), else 0.
+    ``frozen``: its cgroup is frozen. ``host_oom``: the kernel's OOM killer ended a process of it.
     """
 
     backend: str
@@ -94,6 +95,8 @@ class UnitObservation:
     log_bytes: int = 0
     started_wall: float = 0.0
     last_lines: tuple[str, ...] = field(default=())
+    frozen: bool = False
+    host_oom: bool = False
 
 
 ABSENT = UnitObservation(backend="", state=UnitState.ABSENT, since=0.0)

@@ -32,7 +32,7 @@ class Observation:
     ``now``: monotonic seconds. ``wall``: epoch seconds, for display only. ``jitter``: 0 <= j < 1,
     drawn anew each tick. ``devices``: every device NVML ever listed, lost ones included, by uuid.
     ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
-    ``stopping``: the host or the daemon is on its way down.
+    ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
     """
 
     now: float
@@ -50,3 +50,4 @@ class Observation:
     gateway: GatewayObservation = GatewayObservation()
     load_asks: tuple[LoadAsk, ...] = ()
     load_dones: tuple[LoadDone, ...] = ()
+    can_freeze: bool = False
