@@ -129,7 +129,7 @@ class Loop:
         # Before it is carried out: who comes after us must know what was begun.
         if decision.actions or decision.events or began - self._kept_at >= KEEP_EVERY_S:
             self._kept_at = began
-            parts.keep(pack(self._state.backends, self._state.devices))
+            parts.keep(pack(self._state))
         parts.executor.apply(decision.actions)
         parts.prober.order(decision.probes, self.settings)
         if parts.gateway is not None:

@@ -15,6 +15,8 @@ from arbiterd.model.devices import Pressure
 from arbiterd.model.events import Incident
 from arbiterd.model.gateway import Admit
 from arbiterd.model.pressure import Candidate, LearnedCap, Rung
+from arbiterd.model.settings import Settings
+from arbiterd.model.switch import Change
 
 T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
@@ -112,6 +114,7 @@ class BackendState:
     progress_log: int = 0
     not_before: float = 0.0
     failures: tuple[float, ...] = ()
+    failed_count: int = 0
     attempt: int = 0
     restarts: int = 0
     ready_at: float | None = None
@@ -243,11 +246,29 @@ class DeviceState:
 
 
 @dataclass(frozen=True, slots=True)
+class Switch:
+    """A switch under way. ``changes``: by backend. ``failures``: how often each had failed before.
+    ``rolling_back``: why the layout before comes back, "" in an ordinary switch.
+    """
+
+    from_mode: str
+    to_mode: str
+    began: float
+    began_wall: float
+    deadline: float
+    changes: Mapping[str, Change]
+    failures: Mapping[str, int]
+    rolling_back: str = ""
+    estimated_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Carry:
     """States without what a fresh daemon finds out by itself (core/carry.py)."""
 
     backends: Mapping[str, BackendState] = field(default_factory=dict)
     devices: Mapping[str, DeviceState] = field(default_factory=dict)
+    switch: Switch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +278,8 @@ class State:
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
     ``incidents``: newest first. ``held``: since when each load waits for room. ``learned``: what OOMs
     have taught, by ``learn.key``. ``carried``: what the daemon before us left, until the first tick.
-    ``refusals``: answers 429 counted so far, by backend.
+    ``refusals``: answers 429 counted so far, by backend. ``settings``: those of the last tick;
+    ``good``: the last that came through; ``rollback``: why those come back at the next tick.
     """
 
     run: str
@@ -277,3 +299,7 @@ class State:
     overheads: Mapping[str, int] = field(default_factory=dict)
     learned: Mapping[str, LearnedCap] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
+    settings: Settings | None = None
+    good: Settings | None = None
+    switch: Switch | None = None
+    rollback: str = ""

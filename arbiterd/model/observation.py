@@ -35,6 +35,7 @@ class Observation:
     drawn anew each tick. ``devices``: every device NVML ever listed, lost ones included, by uuid.
     ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
+    ``settings_queued``: a newer accepted file waits for the end of the switch under way.
     """
 
     now: float
@@ -53,3 +54,4 @@ class Observation:
     load_asks: tuple[LoadAsk, ...] = ()
     load_dones: tuple[LoadDone, ...] = ()
     can_freeze: bool = False
+    settings_queued: bool = False
