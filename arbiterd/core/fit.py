@@ -131,21 +131,22 @@ def _ollama_terms(
     """Weights, KV cache, the rest."""
     slots = max(1, parallel)
     kv = ollama_kv_bytes(shape.layers, context_length, slots)
-    text = f"{context_length} tokens x {slots} slot(s), {layers_text(shape.layers)}, f16"
+    text = f"{context_length} tokens x {slots} slot(s) x {layers_text(shape.layers)} x 2 B, f16"
     whole = f"{format_size(shape.weights_bytes)} x {WEIGHTS_FACTOR:g}"
     if weights_text:
         whole += f", {weights_text}"
     return (
         Term("weights", int(shape.weights_bytes * WEIGHTS_FACTOR), whole),
         Term("KV cache", kv, text),
-        Term("context, graph, buffers", FIXED_BYTES, "design, section 4"),
+        Term("context, graph, buffers", FIXED_BYTES, "flat"),
     )
 
 
 def layers_text(layers: Sequence[KvLayers]) -> str:
-    """'36 layers x 512 values', windows named."""
-    return " + ".join(
+    """'36 layers x 512 values', windows named; a sum is in brackets."""
+    text = " + ".join(
         f"{one.count} layers x {one.values} values"
         + (f" in a window of {one.window}" if one.window else "")
         for one in layers
     )
+    return f"({text})" if len(layers) > 1 else text

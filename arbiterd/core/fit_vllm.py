@@ -99,11 +99,11 @@ def vllm_fit(context: LaunchContext, argv: Sequence[str], facts: ModelFacts) -> 
         text = layers_text(facts.layers)
         split = f", over {plan.ranks} ranks" if plan.ranks > 1 else ""
         length = plan.max_len or VLLM_BLOCK
-        said = f"one request of {length} tokens ({plan.max_len_text}): {text}"
+        said = f"one request: {length} tokens ({plan.max_len_text}) x {text}"
         kv = Term(
             "KV cache",
             plan.kv(facts, length),
-            f"{said}, {plan.value_bytes:g} B each{split}",
+            f"{said} x {plan.value_bytes:g} B{split}",
         )
     every = (*terms, kv)
     need = fixed + kv.size_bytes

@@ -28,8 +28,9 @@ class ModelFacts:
     ``weight_bytes``: as the engine will hold them, ``weights_text`` says where they come from.
     ``quantised``: the files are. ``at_most``: why the weights may turn out smaller than that, "" when
     they cannot. ``layers`` empty: the shape is unknown. ``stateful_layers``: layers with a state of
-    fixed size per sequence instead of a cache (Mamba, linear attention). ``context``: tokens the model was made for, 0 unknown.
-    ``vocab``, ``hidden``, ``intermediate``: 0 unknown. ``kv_value_bytes``: of a cached value.
+    fixed size per sequence instead of a cache (Mamba, linear attention). ``context``: tokens the model was
+    made for, 0 unknown. ``vocab``, ``hidden``, ``intermediate``: 0 unknown. ``kv_value_bytes``: of one
+    cached value.
     """
 
     name: str

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def _weights(
         shards = plain or tensors
     if not shards:
         return _pickled(folder, names)
-    missing = [name for name in shards if not (folder / name).exists()]
+    missing = [name for name in shards if not os.path.exists(folder / name)]
     if missing:
         here = len(shards) - len(missing)
         raise NotHere(f"{here} of its {len(shards)} weight files are in {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_model(store: Path, name: str) -> ModelFacts:
     total = sum(size for _, _, size in layers)
     total += _row(config, path)[2] if isinstance(config, dict) else 0
     for _, blob, size in layers:
-        if not (store / "blobs" / blob).exists():
+        if not os.path.exists(store / "blobs" / blob):
             raise NotHere(f"{store}/blobs/{blob} is missing")
         have = size_of(store / "blobs" / blob)
         if have != size:
