@@ -140,7 +140,11 @@ def _plan(context: LaunchContext, argv: Sequence[str], facts: ModelFacts, total:
         if not max_len:
             text = "max_model_len is auto: the longest that fits"
     else:
-        max_len, text = facts.context, "the model's own length"
+        known = "the model's own length"
+        max_len, text = (
+            facts.context,
+            known if facts.context else "its length is unknown: one block",
+        )
     kind = value_of(argv, "kv-cache-dtype") or "auto"
     value_bytes = facts.kv_value_bytes
     if kind.startswith(("fp8", "int8")):
@@ -216,8 +220,8 @@ def _verdict(
         text = f"tight: activations and CUDA graphs would have to do with {spare}"
         return Verdict.CANNOT_TELL, text
     left = budget - (need - kv)
-    tokens = plan.longest(facts, left, MAX_CONTEXT)
     if not plan.max_len:
+        tokens = plan.longest(facts, left, facts.context or MAX_CONTEXT)
         return Verdict.FITS, f"{format_size(left)} of KV cache: requests of {tokens} tokens"
     many = left / kv if kv else 0.0
     return (

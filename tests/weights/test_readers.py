@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arbiterd.model.weights import KvLayers
 from arbiterd.weights.files import Unreadable, read_json
 from arbiterd.weights.gguf import read_metadata
 from arbiterd.weights.hf_config import read_config
@@ -217,7 +218,8 @@ def test_damaged_gguf_does_no_harm(tmp_path: Path, cut: int, flips: list[tuple[i
 )
 def test_any_config_does_no_harm(config: dict[str, Any]) -> None:
     """A count that is none is named; everything else comes out bounded."""
-    said, layers, context = "/x/config.json: ", (), 0
+    layers: tuple[KvLayers, ...] = ()
+    said, context = "/x/config.json: ", 0
     try:
         shape = read_config(config, Path("/x/config.json"))
         layers, context = shape.layers, shape.context
