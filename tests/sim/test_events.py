@@ -49,15 +49,18 @@ class Waiter:
         assert self.read() == "registered"
 
     def read(self) -> str:
+        """Its next line."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
     def order(self, ms: int) -> None:
+        """Let it wait so long."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{ms}\n")
         self._process.stdin.flush()
 
     def wait(self, ms: int = 20_000) -> tuple[list[object], float]:
+        """What it met, and how long it took."""
         self.order(ms)
         said, took = json.loads(self.read())
         return said, took
@@ -65,6 +68,7 @@ class Waiter:
 
 @contextmanager
 def waiting(env: dict[str, str]) -> Iterator[Waiter]:
+    """A waiter that ends with the block."""
     with subprocess.Popen(
         [sys.executable, "-c", WAIT],
         env=env,
@@ -78,7 +82,7 @@ def waiting(env: dict[str, str]) -> Iterator[Waiter]:
             process.kill()
 
 
-def _pynvml(env: dict[str, str], code: str) -> object:
+def _pynvml(env: dict[str, str], code: str) -> list[object]:
     done = subprocess.run(
         [sys.executable, "-c", "import pynvml as nv, json, os\nnv.nvmlInit()\n" + code],
         env=env,
@@ -88,7 +92,8 @@ def _pynvml(env: dict[str, str], code: str) -> object:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    said: list[object] = json.loads(done.stdout)
+    return said
 
 
 def test_structs_have_the_sizes_pynvml_expects(gpu: SimGpu) -> None:
@@ -158,7 +163,7 @@ def test_a_slices_event_names_its_instances(
             "try: nv.nvmlDeviceRegisterEvents(m, 8, nv.nvmlEventSetCreate())\n"
             "except nv.NVMLError as error: print(json.dumps([*ids, error.value]))\n"
         )
-        gi, ci, refused = _pynvml(sim_env, code)  # type: ignore[misc]
+        gi, ci, refused = _pynvml(sim_env, code)
         assert said[2:] == [94, gi, ci]
         assert refused == pynvml.NVML_ERROR_NOT_SUPPORTED
     finally:
