@@ -17,6 +17,7 @@ from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.sense.numbering import Numbering, Seen
 from arbiterd.sense.plausible import list_problem, memory_problem
 
+SAY_EVERY_S = 60.0  # implausible readings of a device: a storm is counted, not told
 Row = Mapping[str, Any]
 Processes = Reading[tuple[GpuProcess, ...]]
 
@@ -28,6 +29,7 @@ class _Kept:
     nvml_index: int
     total_bytes: int | None = None  # of this NVML session
     instance: tuple[int, int] | None = None
+    said_at: float = -SAY_EVERY_S
     processes: Processes | None = None
 
 
@@ -109,7 +111,9 @@ class Picture:
             index, device = self._kept[uuid].nvml_index, one.device
             if uuid not in told and not device.parent_uuid and index in elsewhere:
                 gpus.append(Seen(uuid, device.pci_bus_id, index, device.name, not _lost(one)))
-        holes = [row["i"] for row in rows if not row.get("uuid")]
+        known = {one.nvml_index for one in gpus}
+        nameless = {row["i"] for row in rows if not row.get("uuid")}
+        holes = nameless | (set(elsewhere) - known)
         self._numbers = self.numbering.number(gpus, holes)
         self._cuda = self.numbering.cuda(gpus)
 
@@ -140,7 +144,7 @@ class Picture:
         wrong = self._keep_processes(row, kept, memory, at)
         if wrong:
             dropped, detail = dropped + 1, f"implausible process list: {wrong}"
-            self._say(device, detail)
+            self._say(device, detail, now)
         return DeviceObservation(
             device,
             GpuState.OK,
@@ -155,7 +159,7 @@ class Picture:
         self, old: DeviceObservation | None, device: Device, why: str, now: float
     ) -> DeviceObservation:
         """This reading is none: the one before stays in force for a while, with its own time."""
-        self._say(device, why)
+        self._say(device, why, now)
         dropped = 1 + (old.dropped if old else 0)
         if old is None:
             unknown = Unknown(why, now)
@@ -166,8 +170,10 @@ class Picture:
         kept = old if good else self._without(old, GpuState.UNKNOWN, why, now)
         return replace(kept, dropped=dropped, detail=why)
 
-    def _say(self, device: Device, why: str) -> None:
-        if len(self.said) < 8:  # taken out with every tick; a storm is counted, not told
+    def _say(self, device: Device, why: str, now: float) -> None:
+        kept = self._kept[device.uuid]
+        if now - kept.said_at >= SAY_EVERY_S:
+            kept.said_at = now
             self.said.append(f"GPU {device.index} ({device.name}): {why}; thrown away")
 
     def _keep_processes(self, row: Row, kept: _Kept, memory: Memory, at: float) -> str:
