@@ -21,9 +21,13 @@ _STEADY_S = 60.0  # a follower that ran so long starts again without a longer pa
 
 
 def command() -> tuple[str, ...]:
-    """How the kernel log is followed here; () when it cannot be."""
-    journalctl = shutil.which("journalctl")
-    return (journalctl, *_FOLLOW) if journalctl else ()
+    """How the kernel log is followed here; () when it cannot be.
+
+    An idle journalctl does not notice that nobody reads it (252): setpriv of util-linux lets it die
+    with us, however we end.
+    """
+    journalctl, setpriv = shutil.which("journalctl"), shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL", journalctl, *_FOLLOW) if journalctl and setpriv else ()
 
 
 class KernelLog:

@@ -169,7 +169,11 @@ def test_at_most_three_workers_that_cannot_be_killed(
         monkeypatch.setattr(nvml, name, value)
     started: list[Child] = []
     real_kill = Child.kill
-    monkeypatch.setattr(Child, "kill", lambda child: started.append(child))
+
+    def unkillable(child: Child) -> None:
+        started.append(child)
+
+    monkeypatch.setattr(Child, "kill", unkillable)
     gpu.fault("nvmlInit", hang_ms=600_000)
     try:
         with watching(gpu, monkeypatch) as source:
@@ -196,10 +200,14 @@ def test_hung_cards_leave_room_for_the_healthy_ones_worker(
         monkeypatch.setattr(nvml, name, value)
     killed: list[Child] = []
     real_kill = Child.kill
+
+    def unkillable(child: Child) -> None:
+        killed.append(child)
+
     with watching(pair, monkeypatch) as source:
         until(source, lambda s: len(s.devices) == 2)
         pair.fault("nvmlDeviceGetMemoryInfo_v2", hang_ms=600_000, device=1)
-        monkeypatch.setattr(Child, "kill", lambda child: killed.append(child))
+        monkeypatch.setattr(Child, "kill", unkillable)
         try:
             until(source, lambda s: len(source._stuck) == nvml.MAX_STUCK - 1)
             source._hangs[1].retry_at = 0.0

@@ -27,6 +27,7 @@ class Bell:
         self._changed = threading.Condition()
 
     def __call__(self) -> None:
+        """Ring."""
         with self._changed:
             self.rung += 1
             self._changed.notify_all()

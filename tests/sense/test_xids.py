@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from arbiterd import procfs
 from arbiterd.model.devices import XidEvent
 from arbiterd.sense import kernel_log, xids
 from arbiterd.sense.kernel_log import KernelLog
@@ -291,6 +292,32 @@ def test_no_journalctl_no_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """NVML alone then."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert kernel_log.command() == ()
-    (tmp_path / "journalctl").write_text("#!/bin/sh\n")
-    (tmp_path / "journalctl").chmod(0o755)
-    assert kernel_log.command()[0] == str(tmp_path / "journalctl")
+    for name in ("journalctl", "setpriv"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert kernel_log.command()[:4] == (
+        str(tmp_path / "setpriv"),
+        "--pdeathsig",
+        "KILL",
+        str(tmp_path / "journalctl"),
+    )
+
+
+def test_the_real_follower_dies_with_its_owner() -> None:
+    """The daemon is killed: no journalctl is left behind."""
+    if not kernel_log.command():
+        pytest.skip("this machine has no journalctl or no setpriv")
+    code = (
+        "import time\n"
+        "from arbiterd.sense.kernel_log import KernelLog, command\n"
+        "log = KernelLog(command(), lambda t, a: None)\n"
+        "while log._process is None: time.sleep(0.01)\n"
+        "print(log._process.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        wait_until(lambda: "journalctl" in procfs.command(pid).split("--pdeathsig")[0], 10)
+        owner.kill()
+        wait_until(lambda: procfs.ref(pid) is None, 10, "the follower to be gone")
