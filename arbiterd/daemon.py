@@ -40,6 +40,7 @@ from arbiterd.report.journal import Journal, resolve_mode
 from arbiterd.report.notify import Notifier
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
+from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
@@ -94,7 +95,11 @@ class Daemon:
         settings = self._settings
         self._catch_signals()
         launcher = startup.make_launcher(settings, self.waker.wake)
-        nvml = NvmlSource(on_change=self.waker.wake)
+        nvml = NvmlSource(
+            on_change=self.waker.wake,
+            known=self._inventory.known(),
+            kernel_log=kernel_log_command(),
+        )
         nvml.start()
         host = HostFactsSource(launcher.owner_of)
         host.refresh(settings)
@@ -312,6 +317,8 @@ class Daemon:
         snapshot = nvml.latest(time.monotonic())
         if self._inventory.learn(seen.device for seen in snapshot.devices.values()):
             threading.Thread(target=self._inventory.save, daemon=True).start()
+        for event in nvml.said():
+            self._events.put(event)
 
     # -- signals -------------------------------------------------------------------------------
     def _catch_signals(self) -> None:

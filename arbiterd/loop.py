@@ -14,6 +14,8 @@ from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.launcher import Launcher
 from arbiterd.core.carry import pack
 from arbiterd.core.decide import decide
+from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import Carry, State
 from arbiterd.gateway.paths import Paths
 from arbiterd.last_words import LastWords
@@ -24,19 +26,16 @@ from arbiterd.model.events import Event
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, Published
-from arbiterd.model.reading import Known
 from arbiterd.model.settings import Settings
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
-from arbiterd.units import MIB
 from arbiterd.web.loads import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
 PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for
 KEEP_EVERY_S = 1.0
-JUMP_BYTES = 64 * MIB  # free memory moved: see at once who did it
 
 
 class Facts(Protocol):
@@ -110,8 +109,6 @@ class Loop:
         self._last_tick_ms = 0.0
         self._processes_at = -1e9
         self._kept_at = -1e9
-        self._free: dict[str, int] = {}
-        self._jumped = False
         self._busy = True
         self._seen: NvmlSnapshot | None = None
         self._devices: dict[str, DeviceObservation] = {}
@@ -163,7 +160,6 @@ class Loop:
         units = parts.launcher.observe(now)
         snapshot = parts.nvml.latest(now)
         self._attribute(snapshot)
-        self._watch_free()
         return Observation(
             now=now,
             wall=time.time(),
@@ -177,6 +173,7 @@ class Loop:
             requests=inbox.requests,
             logs=self._words.of(units),
             stopping=inbox.stopping,
+            xids=parts.nvml.xids(now),
             **self._gateway(now),
         )
 
@@ -200,22 +197,23 @@ class Loop:
             self._devices = attribute(snapshot, self._parts.launcher.owner_of)
         self._seen = snapshot
 
-    def _watch_free(self) -> None:
-        self._jumped = False
-        for uuid, seen in self._devices.items():
-            if isinstance(seen.memory, Known):
-                free = seen.memory.value.free_bytes
-                self._jumped |= abs(free - self._free.get(uuid, free)) > JUMP_BYTES
-                self._free[uuid] = free
-
     def _ask_nvml(self, now: float) -> None:
-        """Order the next sample; process lists only as often as somebody needs them."""
+        """Order the next sample; process lists only as often as somebody needs them, and, by the
+        worker itself, when free memory moves.
+        """
+        headroom = self.settings.arbiter.headroom_bytes
+        self._parts.nvml.watch(
+            {
+                uuid: critical_free_bytes(headroom_bytes(headroom, seen.device))
+                for uuid, seen in self._devices.items()
+            }
+        )
         quiet = ("ready", "stopped", "failed", "backoff")
         views = self.decision.backends.values() if self.decision else ()
         busy = any(view.phase.value not in quiet or not view.accepting for view in views)
         busy |= self.decision is not None and self.decision.lists_soon
         every = PROCESSES_SOON_S if busy else PROCESSES_EVERY_S
-        due = now - self._processes_at >= every or self._jumped
+        due = now - self._processes_at >= every
         if due:
             self._processes_at = now
         self._parts.nvml.request(now, processes=due)

@@ -48,6 +48,8 @@ class EventName(StrEnum):
     GPU_FAULT = "gpu_fault"
     DRIVER_HUNG = "driver_hung"
     DRIVER_BACK = "driver_back"
+    GPU_RENUMBERED = "gpu_renumbered"
+    READING_DROPPED = "reading_dropped"
     MODE_SWITCH = "mode_switch"
     RELOAD = "reload"
     CONFIG_PENDING = "config_pending"

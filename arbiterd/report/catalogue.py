@@ -56,6 +56,8 @@ CATALOGUE: Mapping[EventName, Entry] = {
     EventName.GPU_FAULT: Entry("A GPU reports a fault", "It is there but unusable until reset.", "nvidia-smi -q; nvidia-smi --gpu-reset, or a reboot."),
     EventName.DRIVER_HUNG: Entry("NVML does not answer", "Memory cannot be read. Nothing is started and nothing killed on stale numbers; traffic goes on.", "If it lasts: dmesg, nvidia-smi. A hung driver mostly needs a reboot."),
     EventName.DRIVER_BACK: Entry("NVML answers again", "Memory can be read.", _NOTHING),
+    EventName.GPU_RENUMBERED: Entry("A GPU has another number than its place", "CUDA and nvidia-smi count the GPUs that are there; one fell off, was added or was replaced. A number in the file means the card that first had it.", "Read the message. To number anew: stop the daemon, remove gpus.json from its state folder, start it."),
+    EventName.READING_DROPPED: Entry("A reading of NVML could not be true", "It was thrown away; the one before stays in force for up to 3 s, then memory is unknown.", "If it repeats: dmesg, the driver's version; nvidia-smi may show the same numbers."),
     EventName.MODE_SWITCH: Entry("The mode is switched", "Backends whose settings are equal in both modes keep running; the others are stopped, then started.", "arbiterctl status shows how far it is."),
     EventName.RELOAD: Entry("The configuration was reloaded", "The whole file was checked and is in force.", _NOTHING),
     EventName.CONFIG_PENDING: Entry("The configuration file was edited", "It is not in force yet.", "systemctl reload gpu-arbiter"),

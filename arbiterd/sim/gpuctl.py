@@ -27,6 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     hang = commands.add_parser("hang", help="NVML calls about this GPU hang")
     hang.add_argument("gpu", type=int)
     hang.add_argument("ms", type=int, nargs="?", default=600_000)
+    xid = commands.add_parser("xid", help="the driver reports an XID, like 79")
+    xid.add_argument("gpu", type=int)
+    xid.add_argument("code", type=int)
+    xid.add_argument("pid", type=int, nargs="?", default=0, help="whose; in the kernel log only")
+    action = commands.add_parser(
+        "recovery", help="what the driver wants: 0 none, 1 reset, 2 reboot"
+    )
+    action.add_argument("gpu", type=int)
+    action.add_argument("action", type=int)
     commands.add_parser("clear", help="end every hang and fault")
     given = parser.parse_args(argv)
     state = os.environ.get(STATE_ENV)
@@ -61,6 +70,10 @@ def _do(gpu: SimGpu, given: argparse.Namespace) -> None:
             gpu.restore(given.gpu)
         case "hang":
             gpu.fault("nvmlDevice", hang_ms=given.ms, device=given.gpu)
+        case "xid":
+            gpu.xid(given.gpu, given.code, pid=given.pid)
+        case "recovery":
+            gpu.recovery_action(given.gpu, given.action)
         case _:
             gpu.clear_faults()
 
