@@ -25,6 +25,7 @@ from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.inventory import Inventory
+from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
 from arbiterd.model.actions import LoadModel, OperatorRequest, Verb
@@ -79,6 +80,8 @@ class Daemon:
         self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
         self._carry = CarryStore(Path(self._arbiter.runtime_dir))
+        self._layouts = Layouts(Path(self._arbiter.runtime_dir))
+        self._reloader: Reloader | None = None
         self._notes: tuple[str, ...] = ()
         self._listening = False
         self._gateway: GatewayParts | None = None
@@ -121,12 +124,14 @@ class Daemon:
                 self._publish,
                 gateway=self._gateway,
                 keep=self._carry.save,
+                settled=self._settled,
             )
             # three random bytes: ids of different runs never meet in one journal
             state = State(
                 run=uuid.uuid4().hex[:6],
                 incidents=self._incidents.load(),
                 carried=self._carry.load(),
+                good=self._layouts.before(self._path, self._environ),
             )
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
@@ -150,6 +155,7 @@ class Daemon:
         reloader = Reloader(
             self._path, self._environ, self._settings, self._all_devices, self._take, self._refuse
         )
+        self._reloader = reloader
         admin = Admin(submit=self._submit, reload=reloader.reload)
         web = WebServer(
             self._holder,
@@ -249,7 +255,7 @@ class Daemon:
                 event = Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(problem))
                 self._journal.write(event, mode)
         else:
-            startup.keep_last_good(self._settings, self._start.loaded.text)
+            self._layouts.started(self._start.loaded.text)
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
@@ -278,13 +284,24 @@ class Daemon:
         return ""
 
     def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
-        startup.keep_last_good(loaded.settings, loaded.text)
+        self._layouts.accepted(loaded.text)
         for event in events:
             self._events.put(event)
         for warning in loaded.warnings:
             self._journal.say(Severity.WARNING, str(warning))
         self._accepted.put(loaded)
         self.waker.wake()
+
+    def _settled(self, settings: Settings, *, rolled_back: str) -> None:
+        """A switch has come through, or its layout goes and the one before is in force again."""
+        self._settings = settings
+        if not rolled_back:
+            self._layouts.settled()
+            return
+        self._layouts.rolled_back(rolled_back)
+        self._refused = (str(rolled_back_problem(self._path, rolled_back)),)
+        if self._reloader is not None:
+            self._reloader.in_force(settings)
 
     def _refuse(self, problems: tuple[Problem, ...], events: tuple[Event, ...]) -> None:
         self._refused = tuple(str(one) for one in problems)

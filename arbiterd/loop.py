@@ -45,6 +45,13 @@ class Facts(Protocol):
         """The newest facts."""
 
 
+class Settled(Protocol):
+    """Told when a switch has come through (``rolled_back`` ""), or why these settings come back."""
+
+    def __call__(self, settings: Settings, *, rolled_back: str) -> None:
+        """See the class."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the loop is wired to."""
@@ -55,7 +62,8 @@ class Parts:
     prober: Prober
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
-    keep: Callable[[Carry], None] = lambda _carry: None
+    keep: Callable[[Carry], None]
+    settled: Settled
     gateway: GatewayParts | None = None
 
 
@@ -110,6 +118,9 @@ class Loop:
         self._processes_at = -1e9
         self._kept_at = -1e9
         self._busy = True
+        self._queued: Settings | None = None
+        self._taken = False
+        self._switching = state.carried is not None and state.carried.switch is not None
         self._seen: NvmlSnapshot | None = None
         self._devices: dict[str, DeviceObservation] = {}
         self.decision: Decision | None = None
@@ -117,8 +128,7 @@ class Loop:
     def tick(self, inbox: Inbox) -> Published:
         """One tick. Returns what was published."""
         began = time.monotonic()
-        if inbox.settings is not None:
-            self.settings = inbox.settings
+        self._take(inbox.settings)
         observation = self._observe(began, inbox)
         decision, self._state = decide(observation, self._state, self.settings)
         self.decision = decision
@@ -153,7 +163,21 @@ class Loop:
             ),
         )
         self._parts.publish(published, (*inbox.events, *decision.events))
+        if decision.back_to is not None:
+            self.settings = decision.back_to
+            parts.settled(decision.back_to, rolled_back=self._state.rollback)
+        elif (self._switching or self._taken) and decision.switch is None:
+            parts.settled(self.settings, rolled_back="")
+        self._switching, self._taken = decision.switch is not None, False
         return published
+
+    def _take(self, settings: Settings | None) -> None:
+        """New settings wait for the end of a switch that is under way; of several the latest wins."""
+        if settings is not None:
+            self._queued = settings
+        if self._queued is not None and not self._switching:
+            self.settings, self._queued = self._queued, None
+            self._taken = True
 
     def _observe(self, now: float, inbox: Inbox) -> Observation:
         parts = self._parts
@@ -174,6 +198,8 @@ class Loop:
             logs=self._words.of(units),
             stopping=inbox.stopping,
             xids=parts.nvml.xids(now),
+            can_freeze=parts.launcher.can_freeze,
+            settings_queued=self._queued is not None,
             **self._gateway(now),
         )
 

@@ -15,6 +15,7 @@ from arbiterd.core.carry import devices_of
 from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.evidence import refusals
+from arbiterd.core.faults import judge_xids
 from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
@@ -57,6 +58,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     if carried is not None:
         desk.devices = devices_of(carried, observation.now)
     desk.devices = gpus.judge(desk, ledgers)
+    judge_xids(desk)
     settle_loads(desk)
     for name in _order(desk):
         step(desk, desk.backends[name])

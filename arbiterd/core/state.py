@@ -210,7 +210,8 @@ class DeviceState:
     left and that are not free yet, until ``releasing_until``. ``over_since``: who is over its cap,
     since when. ``alarms``: critical samples in a row. ``moved_at``: excess last moved.
     ``disruptive``, ``done``: when the ladder disturbed somebody, and each rung's last use.
-    ``fault``: the Xid that needs a reset, "" for none.
+    ``fault``: the Xid that needs a reset, "" for none; ``fault_seen``: the driver's recovery field has
+    confirmed it; ``fault_cleared``: an operator says that the card is well.
     """
 
     samples: int = 0
@@ -243,6 +244,8 @@ class DeviceState:
     foreign_calm_at: float | None = None
     fault: str = ""
     fault_code: int = 0
+    fault_seen: bool = False
+    fault_cleared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class EventName(StrEnum):
     FOREIGN_MEMORY = "foreign_memory"
     GPU_LOST = "gpu_lost"
     GPU_FAULT = "gpu_fault"
+    XID = "xid"
     DRIVER_HUNG = "driver_hung"
     DRIVER_BACK = "driver_back"
     GPU_RENUMBERED = "gpu_renumbered"

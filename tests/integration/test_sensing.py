@@ -96,7 +96,14 @@ def test_a_tick_sees_each_xid_once(
         with watching(gpu, monkeypatch) as source:
             until(source, events_on(source))
             parts = Parts(
-                launcher, executor, source, prober, facts, publish=lambda _seen, _events: None
+                launcher,
+                executor,
+                source,
+                prober,
+                facts,
+                publish=lambda _seen, _events: None,
+                keep=lambda _carry: None,
+                settled=lambda _settings, *, rolled_back: None,
             )
             loop = Loop(parts, settings, State(run="test"), lambda: None)
             uuid = gpu.uuids()[0]
