@@ -183,6 +183,8 @@ class World:
     unload_ignored: bool = False
     frozen: list[str] = field(default_factory=list)
     can_freeze: bool = True
+    ordered: list[Action] = field(default_factory=list)
+    sleep_frees: bool = True
 
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
@@ -317,6 +319,7 @@ class World:
             self.events += [(e.name, e.backend) for e in self.decision.events]
             settled = {a.id for a in self.decision.loads if a.verdict is not LoadVerdict.WAIT}
             self.asks = [a for a in self.asks if a.id not in settled]
+            self.ordered += self.decision.actions
             for action in self.decision.actions:
                 self._obey(action)
         assert self.decision is not None
@@ -349,7 +352,8 @@ class World:
                     engine.loaded = tuple(m for m in engine.loaded if m != action.model)
             case SleepBackend():
                 engine = self.engines[action.backend]
-                engine.awake, engine.held = engine.held, GIB
+                assert action.requests, "an engine that cannot sleep was told to"
+                engine.awake, engine.held = engine.held, GIB if self.sleep_frees else engine.held
             case WakeBackend():
                 engine = self.engines[action.backend]
                 engine.held = engine.awake
