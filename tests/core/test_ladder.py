@@ -319,8 +319,10 @@ def test_a_runaway_that_may_not_be_killed_is_frozen_once_a_minute() -> None:
     state = world.state.devices[GPU]
     full = replace(state, disruptive=(world.now,) * DISRUPTIVE_MAX)
     world.state = replace(world.state, devices={GPU: full})
-    grow_until_critical(world, "vllm", 150)
-    grow(world, "vllm", 150, 2)
+    while not world.frozen:
+        grow(world, "vllm", 150, 0.25)
+        assert world.used(GPU) < 24 * GIB, "it overflowed"
+    grow(world, "vllm", 10, 10)
     assert world.frozen == ["vllm"]
     assert actions(world, FreezeBackend) == 1
 
