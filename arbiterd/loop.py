@@ -169,6 +169,7 @@ class Loop:
             requests=inbox.requests,
             logs=self._words.of(units),
             stopping=inbox.stopping,
+            can_freeze=parts.launcher.can_freeze,
             **self._gateway(now),
         )
 
