@@ -178,7 +178,12 @@ def running(launcher: DirectLauncher, probe: HttpProbe | None = None) -> Iterato
 def ended(executor: Executor, count: int = 1, within_s: float = 10.0) -> list[Outcome]:
     """The next outcomes."""
     out: list[Outcome] = []
-    wait_until(lambda: out.extend(executor.outcomes()) or len(out) >= count, within_s)
+
+    def enough() -> bool:
+        out.extend(executor.outcomes())
+        return len(out) >= count
+
+    wait_until(enough, within_s)
     return out
 
 

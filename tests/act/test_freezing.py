@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -20,6 +21,7 @@ from arbiterd.act.systemd_bus import Bus
 from arbiterd.errors import LaunchError
 from arbiterd.model.actions import FreezeBackend, StopBackend
 from arbiterd.model.launch import UnitState
+from tests.act.test_executor import ended
 from tests.act.test_launcher_contract import FAMILY, IN_BOX, SLEEP, Bench, _family, bench
 from tests.support import wait_until
 
@@ -60,6 +62,10 @@ def _longest(bench: Bench, who: str) -> float:
     return float(path.read_text()) if path.exists() else 0.0
 
 
+def _paused(bench: Bench, who: str) -> bool:
+    return _longest(bench, who) >= 0.75
+
+
 def _beats(bench: Bench) -> None:
     bench.launcher.start(bench.spec(BEATS))
     wait_until(lambda: _longest(bench, "main") and _longest(bench, "child"), 10)
@@ -86,7 +92,7 @@ def test_a_freeze_stops_every_process_of_the_unit_for_so_long(bench: Bench) -> N
     assert 0.8 <= took < 1.6
     assert not _frozen(bench)
     for who in ("main", "child"):
-        wait_until(lambda who=who: _longest(bench, who) >= 0.75, 5, f"{who} to note the pause")
+        wait_until(partial(_paused, bench, who), 5, f"{who} to note the pause")
         assert _longest(bench, who) < took + 0.3
     wait_until(lambda: not _timers(), 3, "the timer to be taken back")
 
@@ -193,8 +199,7 @@ def test_a_freeze_holds_up_no_stop_of_its_card(bench: Bench) -> None:
     executor.apply([FreezeBackend("f", "probe", "GPU-1", "r", 2.0)])
     wait_until(lambda: _frozen(bench), 5, "the freeze")
     executor.apply([StopBackend("s", "other", "GPU-1", "r", 5.0)])
-    out = []
-    wait_until(lambda: out.extend(executor.outcomes()) or len(out) == 2, 10)
+    out = ended(executor, 2)
     executor.close()
     assert [one.action.id for one in out] == ["s", "f"]
     assert all(one.ok for one in out)
