@@ -15,6 +15,7 @@ from arbiterd.units import GIB, KIB, MIB
 
 STEP_S = 0.01
 IDLE_S = 0.02  # how soon a fault that is switched on takes effect
+_AGAIN_S = 0.1  # after a refusal; an engine does not say so a hundred times a second
 _CATCH_UP_S = 0.05  # a process that was frozen or starved goes on where it was, it does not jump
 
 
@@ -47,6 +48,7 @@ class Grower:
         self._handle = -1
         self.size = 0
         self.full = False
+        self._refused = False
 
     def start(self) -> None:
         """In a thread of its own, for ever."""
@@ -55,6 +57,8 @@ class Grower:
     def _run(self) -> None:
         last = time.monotonic()
         while True:
+            if self._refused:
+                time.sleep(_AGAIN_S)
             time.sleep(STEP_S if self._rate() > 0 else IDLE_S)
             now = time.monotonic()
             self.step(min(now - last, _CATCH_UP_S))
@@ -64,7 +68,7 @@ class Grower:
         """Grow by what the rate gives for so long."""
         wanted = self.size + int(max(0.0, self._rate()) * elapsed_s)
         size = int(min(wanted, self._most()))
-        self.full = wanted > size
+        self.full, self._refused = wanted > size, False
         if size <= self.size:
             return
         try:
@@ -74,11 +78,11 @@ class Grower:
                 self._card.resize(self._handle, size)
             self.size = size
         except OutOfMemory as error:
-            self.full = True
+            self.full = self._refused = True
             step = OutOfMemory(size - self.size, error.free_bytes, error.total_bytes)
             self._on_oom(step)
         except DeviceLost:
-            self.full = True
+            self.full = self._refused = True
 
 
 def leak(

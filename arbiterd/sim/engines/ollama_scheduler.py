@@ -203,7 +203,9 @@ class State:
             if runner is not None:
                 runner.keep_s = 0.0
                 if not runner.users:
-                    runner.expires_at = time.time() + float(self.faults.get("unload_delay_s", 0))
+                    delay_s = float(self.faults.get("unload_delay_s", 0))
+                    runner.expires_at = time.time() + delay_s
+                    runner.ending = runner.ending or not delay_s
 
     def _expire(self) -> None:
         """Ends what is due. With unload_ignored the runner stays although its time is over: that is
