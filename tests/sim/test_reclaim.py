@@ -19,6 +19,7 @@ from arbiterd import procfs
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import CauseClass
 from arbiterd.model.launch import Exit
+from arbiterd.model.settings import Kind
 from arbiterd.units import GIB, MIB
 from tests.sim.test_engines import Bench, _ended, _tensorflow, bench
 from tests.support import wait_until
@@ -153,7 +154,7 @@ def test_wake_without_room_fails_with_cudas_words(bench: Bench) -> None:
     bench.gpu.free(handle)
     process.send_signal(signal.SIGTERM)
     _, out = _ended(process)
-    found = engine_of("vllm").classify(out.splitlines(), Exit(code=0), was_ready=True)
+    found = engine_of(Kind.VLLM).classify(out.splitlines(), Exit(code=0), was_ready=True)
     assert found.cause is CauseClass.ENGINE_DEAD
 
 
@@ -277,7 +278,7 @@ def test_a_runner_that_grows_out_of_the_card_is_loaded_again_on_demand(bench: Be
     assert code == 0
     assert "cudaMalloc failed: out of memory" in out
     assert "runtime OOM detected; expiring loaded models" in out
-    found = engine_of("ollama").classify(out.splitlines(), None, was_ready=True)
+    found = engine_of(Kind.OLLAMA).classify(out.splitlines(), None, was_ready=True)
     assert found.cause in (CauseClass.OOM_RUNTIME, CauseClass.OOM_START)
 
 
@@ -305,7 +306,7 @@ def test_vllm_leaks_at_a_rate_and_dies_of_it_with_exit_code_zero(bench: Bench) -
     assert re.search(
         r"torch\.OutOfMemoryError: CUDA out of memory\. Tried .* of which [\d.]+ .iB is free", out
     )
-    found = engine_of("vllm").classify(out.splitlines(), Exit(code=0), was_ready=True)
+    found = engine_of(Kind.VLLM).classify(out.splitlines(), Exit(code=0), was_ready=True)
     assert found.cause is CauseClass.OOM_RUNTIME
 
 
@@ -354,7 +355,7 @@ def test_tensorflow_on_a_full_card_warns_or_crashes(bench: Bench, crash: str) ->
     assert "CUDA_ERROR_OUT_OF_MEMORY" in out
     assert code == (-signal.SIGABRT if crash else -signal.SIGKILL)
     if crash:
-        found = engine_of("tensorflow-serving").classify(
+        found = engine_of(Kind.TENSORFLOW).classify(
             out.splitlines(), Exit(signal=6), was_ready=True
         )
         assert found.cause is CauseClass.OOM_RUNTIME, found
