@@ -380,3 +380,21 @@ def test_gpuctl_ramps_like_a_notebook(bench: Bench) -> None:
     assert "grows by 1.00 GiB/s on GPU 0" in out
     assert "held 3.00 GiB" in out
     wait_until(lambda: _used(bench) == 0, 5)
+
+
+def test_gpuctl_ramps_to_the_cards_end_and_stays(bench: Bench) -> None:
+    """PyTorch's words, and the memory is kept, as a notebook's kernel keeps it."""
+    bench.gpu.alloc(0, 22 * GIB, pid=os.getpid())
+    argv = [sys.executable, "-m", "arbiterd.sim.gpuctl", "ramp", "0", "4096"]
+    with subprocess.Popen(argv, env=bench.env, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        assert "torch.OutOfMemoryError: CUDA out of memory. Tried" in one.stdout.readline()
+        assert one.poll() is None
+        assert dict(bench.gpu.processes(0))[one.pid] > GIB
+        one.kill()
+    wrong = subprocess.run(
+        [*argv[:-2], "7", "1"], env=bench.env, capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 1
+    assert "gpuctl: no device 7" in wrong.stderr

@@ -14,7 +14,7 @@ from arbiterd.sim.gpu import DeviceLost, OutOfMemory
 from arbiterd.units import GIB, KIB, MIB
 
 STEP_S = 0.01
-IDLE_S = 0.02  # how soon a fault that is switched on takes effect
+IDLE_S = 0.04  # how soon a fault that is switched on takes effect
 _AGAIN_S = 0.1  # after a refusal; an engine does not say so a hundred times a second
 _CATCH_UP_S = 0.05  # a process that was frozen or starved goes on where it was, it does not jump
 
