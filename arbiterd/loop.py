@@ -197,13 +197,9 @@ class Loop:
             requests=inbox.requests,
             logs=self._words.of(units),
             stopping=inbox.stopping,
-<<<<<<< HEAD
             xids=parts.nvml.xids(now),
             can_freeze=parts.launcher.can_freeze,
             settings_queued=self._queued is not None,
-=======
-            can_freeze=parts.launcher.can_freeze,
->>>>>>> act
             **self._gateway(now),
         )
 
