@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
@@ -41,7 +42,7 @@ def plan(
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
-        rows, fits = _rows(settings, devices)
+        rows, fits = plan_rows(settings, devices)
     if own.json:
         print_json(
             {
@@ -53,12 +54,15 @@ def plan(
             }
         )
     else:
-        _print(settings, devices, why, rows)
+        print_plan(console(), settings, devices, why, rows)
     if not fits:
         raise typer.Exit(EX_CONFIG)
 
 
-def _rows(settings: Settings, devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], bool]:
+def plan_rows(
+    settings: Settings, devices: tuple[Device, ...]
+) -> tuple[list[dict[str, object]], bool]:
+    """One row per backend of the active mode, and whether all of it fits."""
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     by_uuid = {device.uuid: device for device in devices}
     rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
@@ -133,10 +137,14 @@ def _gpu_row(
     }
 
 
-def _print(
-    settings: Settings, devices: tuple[Device, ...], why: str, rows: list[dict[str, object]]
+def print_plan(
+    out: Console,
+    settings: Settings,
+    devices: tuple[Device, ...],
+    why: str,
+    rows: list[dict[str, object]],
 ) -> None:
-    out = console()
+    """The plan for people."""
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     how = sharing(settings.active, placements)
     out.print(f"[bold]mode {escape(settings.mode)}[/bold] ({how})")
