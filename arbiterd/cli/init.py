@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
@@ -16,7 +15,8 @@ from arbiterd.act.files import replace_file
 from arbiterd.cli.common import console, globals_of, inventory, polite, say_problems
 from arbiterd.cli.doctor_print import print_findings
 from arbiterd.cli.plan import plan_rows, print_plan
-from arbiterd.config import Loaded, check_devices, load
+from arbiterd.cli.trial import trial
+from arbiterd.config import Loaded, check_devices
 from arbiterd.config.check import check_backend
 from arbiterd.config.lines import Lines
 from arbiterd.config.parse import Report
@@ -81,7 +81,7 @@ def _make(target: Path) -> _Made:
     devices, why = inventory(Path(ArbiterSettings().state_dir))
     seen = survey(devices, why)
     text = draft(seen, images_run=images_run()).text
-    loaded = _load(text, target)
+    loaded = trial(text, target, {})
     problems = (*loaded.warnings, *(check_devices(loaded, devices) if devices else ()))
     return _Made(text, seen, loaded, problems, tuple(findings(seen)))
 
@@ -100,26 +100,6 @@ def images_run() -> bool:
     report = Report("", Lines(""))
     check_backend(probe, ("backends", "tensorflow"), report)
     return not report.errors
-
-
-def _load(text: str, target: Path) -> Loaded:
-    """The text as the daemon would read it, without any environment that might change it.
-
-    Raises:
-        ConfigRefused: the draft is wrong; nothing is written then.
-
-    """
-    with tempfile.TemporaryDirectory(prefix="arbiterctl-init-") as folder:
-        path = Path(folder, "gpu-arbiter.toml")
-        path.write_text(text, encoding="utf-8")
-        loaded = load(path, {})
-    source = replace(loaded.settings.source, path=str(target))
-    return replace(
-        loaded,
-        settings=replace(loaded.settings, source=source),
-        report=replace(loaded.report, file=str(target)),
-        warnings=tuple(replace(one, file=str(target)) for one in loaded.warnings),
-    )
 
 
 def _write(target: Path, text: str) -> None:

@@ -1,0 +1,90 @@
+"""Real access checks: what stands in a user's way to a path, and the command that mends it."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_TIMEOUT_S = 20.0  # a folder on a network mount that hangs
+_WORDS = {"r": "read", "w": "write", "x": "enter", "?": "find"}
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """``need``: r, w or x that is missing at ``path``; "?": nothing is there."""
+
+    user: str
+    path: str
+    need: str
+
+    @property
+    def words(self) -> str:
+        """'user ollama may not enter /srv/private'."""
+        if self.need == "?":
+            return f"{self.path} is not there"
+        return f"user {self.user} may not {_WORDS[self.need]} {self.path}"
+
+
+def obstacles(
+    user: str, wants: Sequence[tuple[str, str]], *, bare: bool = False
+) -> list[Obstacle | None] | None:
+    """For each (path, "rwx"): what stands in the way, None for nothing. None for the whole: it cannot
+    be asked (no such user, or we are neither root nor that user). ``bare``: without capabilities.
+    """
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return None
+    me = os.geteuid()
+    if me not in (0, entry.pw_uid):
+        return None
+    asked = {
+        "uid": entry.pw_uid,
+        "gid": entry.pw_gid,
+        "groups": os.getgrouplist(user, entry.pw_gid),
+        "bare": bare and me == 0,
+        "wants": [list(one) for one in wants],
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "arbiterd.survey.access_worker"],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+        rows = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return [Obstacle(user, row[0], row[1]) if row else None for row in rows]
+
+
+def mend(one: Obstacle, *, whole: bool = False) -> str:
+    """The command that opens the way. ``whole``: the need is of everything below the path."""
+    path, user = shlex.quote(one.path), shlex.quote(one.user)
+    if one.need == "?":
+        return f"install -d -o {user} -g {group_of(one.user)} -m 0750 {path}"
+    deep = "-R " if whole else ""
+    if shutil.which("setfacl"):
+        right = {"r": "rX", "w": "rwX", "x": "x"}[one.need]
+        return f"setfacl {deep}-m u:{user}:{right} {path}"
+    if one.need == "w":
+        return f"chown {deep}{user} {path}"
+    return f"chmod {deep}o+{'rX' if one.need == 'r' else 'x'} {path}"
+
+
+def group_of(user: str) -> str:
+    """A user's own group, the user's name when it cannot be told."""
+    try:
+        return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    except KeyError:
+        return user
