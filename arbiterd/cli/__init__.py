@@ -20,6 +20,7 @@ _EPILOG = (
 def _app() -> typer.Typer:
     from arbiterd.cli.check import check  # noqa: PLC0415 - --version stays instant
     from arbiterd.cli.common import Globals  # noqa: PLC0415
+    from arbiterd.cli.doctor import doctor  # noqa: PLC0415
     from arbiterd.cli.init import init  # noqa: PLC0415
     from arbiterd.cli.operate import (  # noqa: PLC0415
         drain,
@@ -55,7 +56,7 @@ def _app() -> typer.Typer:
 
     for command in (check, plan, status, incidents, why, reload, drain, resume, restart):
         app.command(epilog=_EPILOG)(command)
-    for command in (init, takeover):
+    for command in (init, doctor, takeover):
         app.command(epilog=_EPILOG)(command)
     app.command("stop-all", epilog=_EPILOG)(stop_all)
     app.command("stop-post")(stop_post)

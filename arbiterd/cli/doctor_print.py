@@ -16,7 +16,8 @@ def print_findings(out: Console, found: Iterable[Finding]) -> None:
     """What, why, and the command that mends it, on lines that can be copied."""
     for one in found:
         colour = _COLOUR[one.level]
-        what = escape(one.what)
-        out.print(f"[{colour}]{one.level:<6}[/{colour}] {what}: {escape(one.why)}", soft_wrap=True)
+        out.print(f"[{colour}]{one.level:<6}[/{colour}] {escape(one.what)}", soft_wrap=True)
+        if one.why:
+            out.print(f"       {escape(one.why)}", soft_wrap=True)
         if one.mend:
-            out.print(f"       $ {escape(one.mend)}", soft_wrap=True)
+            out.print(f"       [bold]$ {escape(one.mend)}[/bold]", soft_wrap=True)

@@ -46,10 +46,13 @@ def obstacles(
     me = os.geteuid()
     if me not in (0, entry.pw_uid):
         return None
+    gid, groups = entry.pw_gid, os.getgrouplist(user, entry.pw_gid)
+    if bare:
+        gid, groups = _daemon_groups()
     asked = {
         "uid": entry.pw_uid,
-        "gid": entry.pw_gid,
-        "groups": os.getgrouplist(user, entry.pw_gid),
+        "gid": gid,
+        "groups": groups,
         "bare": bare and me == 0,
         "wants": [list(one) for one in wants],
     }
@@ -66,6 +69,17 @@ def obstacles(
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
     return [Obstacle(user, row[0], row[1]) if row else None for row in rows]
+
+
+def _daemon_groups() -> tuple[int, list[int]]:
+    """Group= and SupplementaryGroups= of gpu-arbiter.service; nobody's where it is not installed."""
+    found = []
+    for name in ("gpu-arbiter", "gpu-arbiter-gw"):
+        try:
+            found.append(grp.getgrnam(name).gr_gid)
+        except KeyError:
+            return 65534, []
+    return found[0], found
 
 
 def mend(one: Obstacle, *, whole: bool = False) -> str:
