@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def init(
     target = output or own.path
     shown = str(target) == "-"
     with polite():
-        if not shown and target.exists() and not force:
+        if not shown and os.path.exists(target) and not force:
             msg = (
                 f"{target} is there already; --output - shows what would be written, "
                 "--force replaces it and keeps the old one"
@@ -103,7 +104,7 @@ def images_run() -> bool:
 
 
 def _write(target: Path, text: str) -> None:
-    if target.exists():
+    if os.path.exists(target):
         replace_file(target.with_name(f"{target.name}.before-init"), target.read_bytes())
     replace_file(target, text.encode())
 

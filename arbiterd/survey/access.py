@@ -19,11 +19,14 @@ _WORDS = {"r": "read", "w": "write", "x": "enter", "?": "find"}
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """``need``: r, w or x that is missing at ``path``; "?": nothing is there."""
+    """``need``: r, w or x that is missing at ``path``; "?": nothing is there. ``wanted``: all that is
+    needed at this path, so that one command mends it.
+    """
 
     user: str
     path: str
     need: str
+    wanted: str = "x"
 
     @property
     def words(self) -> str:
@@ -68,7 +71,10 @@ def obstacles(
         rows = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    return [Obstacle(user, row[0], row[1]) if row else None for row in rows]
+    return [
+        Obstacle(user, row[0], row[1], needs if row[0] == path else "x") if row else None
+        for row, (path, needs) in zip(rows, wants, strict=True)
+    ]
 
 
 def _daemon_groups() -> tuple[int, list[int]]:
@@ -88,12 +94,13 @@ def mend(one: Obstacle, *, whole: bool = False) -> str:
     if one.need == "?":
         return f"install -d -o {user} -g {group_of(one.user)} -m 0750 {path}"
     deep = "-R " if whole else ""
+    enter = "X" if whole else "x"  # X: of folders only
+    right = one.wanted.replace("x", enter)
     if shutil.which("setfacl"):
-        right = {"r": "rX", "w": "rwX", "x": "x"}[one.need]
         return f"setfacl {deep}-m u:{user}:{right} {path}"
-    if one.need == "w":
+    if "w" in one.wanted:
         return f"chown {deep}{user} {path}"
-    return f"chmod {deep}o+{'rX' if one.need == 'r' else 'x'} {path}"
+    return f"chmod {deep}o+{right} {path}"
 
 
 def group_of(user: str) -> str:

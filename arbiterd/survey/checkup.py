@@ -147,13 +147,13 @@ def _missing_names() -> list[str]:
 
 def _space(path: str, what: str) -> Space:
     """Of the nearest folder above that is there already."""
-    there = Path(path)
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    mount = there.resolve()
+    there = path
+    while not os.path.exists(there) and there != "/":  # False also where we may not look
+        there = os.path.dirname(there)
+    mount = os.path.realpath(there)
     while not os.path.ismount(mount):
-        mount = mount.parent
-    return Space(path, what, shutil.disk_usage(there).free, str(mount))
+        mount = os.path.dirname(mount)
+    return Space(path, what, shutil.disk_usage(there).free, mount)
 
 
 def _holders() -> tuple[Holder, ...]:

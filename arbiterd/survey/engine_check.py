@@ -11,6 +11,7 @@ from glob import glob
 
 from arbiterd.engines.vllm import model_of
 from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.procfs import user_name
 from arbiterd.survey import access, models
 from arbiterd.survey.facts import Finding, Venv
 
@@ -65,8 +66,24 @@ def check(
             for want, one in pairs
             if one is not None and not (one.need == "?" and want.optional)
         ]
-    out += _prefetch(backend, user, home, venvs)
+    if backend.kind is Kind.VLLM and _hidden(hub_of(backend, home)):
+        unseen.append(f"{name}: whether its model is in {hub_of(backend, home)}")
+    else:
+        out += _prefetch(backend, user, home, venvs)
     return out, unseen
+
+
+def hub_of(backend: BackendSettings, home: str) -> str:
+    """The Hugging Face cache of this backend."""
+    return models.hub_folder(backend.env, backend.env.get("HOME") or home)
+
+
+def _hidden(path: str) -> bool:
+    """Whether we, not being root, may not look there."""
+    if os.geteuid() == 0:
+        return False
+    found = access.obstacles(user_name(os.geteuid()), [(path, "rx")])
+    return found is None or (found[0] is not None and found[0].need != "?")
 
 
 def _no_user(name: str, user: str) -> Finding:
@@ -127,8 +144,8 @@ def _prefetch(
     if not model or model.startswith("/") or backend.image:
         return
     env = backend.env
-    hub = models.hub_folder(env, env.get("HOME") or home)
-    if models.in_cache(hub, model) or not os.access(os.path.dirname(home), os.R_OK):
+    hub = hub_of(backend, home)
+    if models.in_cache(hub, model):
         return
     program = backend.command[0]
     venv = next((one for one in venvs if one.program == program and one.hf), None)

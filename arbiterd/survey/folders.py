@@ -35,7 +35,7 @@ class Found:
 
 def people() -> tuple[str, ...]:
     """Home folders of people, and root's."""
-    homes = sorted(str(p) for p in Path("/home").glob("*") if p.is_dir())
+    homes = sorted(str(p) for p in Path("/home").glob("*") if os.path.isdir(p))
     return (*homes, "/root")
 
 

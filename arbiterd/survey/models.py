@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -66,10 +67,7 @@ def cached_models(hub: str) -> Iterator[CachedModel]:
 
 def in_cache(hub: str, model: str) -> bool:
     """Whether weights of this model are there (a folder alone may be a download that broke off).
-
-    Raises:
-        OSError: the cache may not be read.
-
+    False, too, where the cache may not be read.
     """
     return snapshot_of(Path(hub, "models--" + model.replace("/", "--")))
 
@@ -78,7 +76,7 @@ def snapshot_of(folder: Path) -> bool:
     """Whether a snapshot with weights is there; links into blobs/ that lead nowhere do not count."""
     kinds = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
     return any(
-        path.exists()  # follows the link
+        os.path.exists(path)  # follows the link
         for kind in kinds
         for path in folder.glob(f"snapshots/*/{kind}")
     )

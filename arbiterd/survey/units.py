@@ -96,7 +96,8 @@ def of_people(homes: tuple[str, ...]) -> Iterator[UserUnit]:
                 if any(word in link.name for word in ("ollama", "vllm", "tensorflow")):
                     user = link.lstat().st_uid
                     name = _login(user)
-                    yield UserUnit(link.name, name, Path("/var/lib/systemd/linger", name).exists())
+                    linger = os.path.exists(f"/var/lib/systemd/linger/{name}")
+                    yield UserUnit(link.name, name, linger)
 
 
 def _login(uid: int) -> str:
