@@ -18,7 +18,6 @@ from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.errors import EX_REFUSED, ConfigRefused, LaunchError
 from arbiterd.model.settings import ArbiterSettings, Kind, Settings
 from arbiterd.sense.host import look
-from arbiterd.startup import use_systemd
 from arbiterd.survey import access, engine_check
 from arbiterd.survey.checkup import checkup, owner_of
 from arbiterd.survey.diagnosis import of_host, of_problems
@@ -149,7 +148,7 @@ def _engines(settings: Settings, seen: Survey) -> tuple[list[Finding], list[str]
         mend = right if right.startswith("chmod") else f"sudoedit {config}"
         why = right or "the backend waits until it is there"
         found.append(Finding("command", "blocks", f"{name}: {wrong}", why, mend))
-    if not use_systemd(settings) and settings.arbiter.launcher == "direct":
+    if settings.arbiter.launcher == "direct" or not os.path.isdir("/run/systemd/system"):
         return found, unseen  # engines run as the daemon's own user there
     for backend in settings.active.backends.values():
         more, dark = engine_check.check(backend, config, seen.venvs)

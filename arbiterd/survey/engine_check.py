@@ -62,7 +62,7 @@ def check(
             continue
         pairs = zip(mine, found, strict=True)
         out += [
-            _obstructed(name, want, one, home, config)
+            _obstructed(name, want, one, backend.env.get("HOME") or home, config)
             for want, one in pairs
             if one is not None and not (one.need == "?" and want.optional)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +34,10 @@ def survey(
 ) -> Survey:
     """Everything, with the GPUs the caller has read. ``roots``: folders to walk instead of the usual."""
     unseen: list[str] = []
-    units = _units(unseen)
+    heard = listeners.look(ports, runtime_dir)
+    serving = _vllm_processes()
+    holders = {one.unit for one in heard if not (one.of_user_manager or one.ours)}
+    units = _units({*holders, *(procfs.unit_of(pid) for pid in serving)}, unseen)
     homes = folders.people()
     found = folders.walk(roots or (*(h for h in homes if h != "/root"), *folders.ROOTS))
     images, running, unasked = containers.look()
@@ -49,23 +52,24 @@ def survey(
         user_units=tuple(of_people(homes)),
         programs=tuple(_programs()),
         venvs=tuple(found.venvs),
-        vllm_runs=tuple(_vllm_runs(units)),
+        vllm_runs=tuple(_vllm_runs(serving, units)),
         cached=tuple(one for home in _caches(homes) for one in models.cached_models(home)),
         stores=tuple(_stores(units, homes)),
         saved_models=tuple(found.saved_models.values()),
         images=images,
         containers=running,
-        listeners=listeners.look(ports, runtime_dir),
+        listeners=heard,
         unseen=(*unseen, *found.unseen, *unasked),
     )
 
 
-def _units(unseen: list[str]) -> tuple[UnitFacts, ...]:
+def _units(named: Iterable[str], unseen: list[str]) -> tuple[UnitFacts, ...]:
+    """Engines' units by their names' patterns, and those seen at work whatever their name."""
     if not os.path.isdir("/run/systemd/system"):
         return ()
     source = Units()
     try:
-        return source.of_engines()
+        return source.of_engines(named)
     except LaunchError as error:
         unseen.append(f"systemd's units: {error}")
         return ()
@@ -80,19 +84,28 @@ def _programs() -> Iterable[tuple[EngineName, str]]:
             yield engine, path
 
 
-def _vllm_runs(units: Sequence[UnitFacts]) -> Iterable[VllmRun]:
-    """vLLM's command lines in use: processes first, then units that stand still."""
+def _vllm_processes() -> dict[int, tuple[str, ...]]:
+    """`vllm serve` of others, by pid: the words from the program on."""
+    out: dict[int, tuple[str, ...]] = {}
     for pid in procfs.pids():
-        if procfs.unit_of(pid).startswith("gpu-arbiter"):
+        argv = _argv(pid)
+        start = next((i for i, w in enumerate(argv[:2]) if w.rsplit("/", 1)[-1] == "vllm"), None)
+        if start is None or argv[start + 1 : start + 2] != ["serve"]:
             continue
-        words = _argv(pid)
-        start = next((i for i, w in enumerate(words[:2]) if w.rsplit("/", 1)[-1] == "vllm"), None)
-        if start is not None and words[start + 1 : start + 2] == ["serve"]:
-            yield VllmRun(tuple(words[start:]), f"pid {pid}")
+        if not procfs.unit_of(pid).startswith("gpu-arbiter"):
+            out[pid] = tuple(argv[start:])
+    return out
+
+
+def _vllm_runs(
+    serving: Mapping[int, tuple[str, ...]], units: Sequence[UnitFacts]
+) -> Iterable[VllmRun]:
+    """vLLM's command lines in use: processes first, then units that stand still."""
+    for pid, argv in serving.items():
+        yield VllmRun(argv, f"pid {pid}")
     for unit in units:
-        words = list(unit.command)
-        if words and words[0].rsplit("/", 1)[-1] == "vllm":
-            yield VllmRun(tuple(words), unit.name)
+        if unit.command and unit.command[0].rsplit("/", 1)[-1] == "vllm":
+            yield VllmRun(unit.command, unit.name)
 
 
 def _argv(pid: int) -> list[str]:

@@ -6,7 +6,7 @@ Unit files are never parsed here: a drop-in, a generator or an alias changes wha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,13 @@ class Units:
             main_pid=int(service.get("MainPID", 0)),
         )
 
-    def of_engines(self) -> tuple[UnitFacts, ...]:
-        """Foreign units that run a known engine, installed or loaded; ours are left out."""
+    def of_engines(self, named: Iterable[str] = ()) -> tuple[UnitFacts, ...]:
+        """Foreign units that run a known engine, installed or loaded; ours are left out. ``named``:
+        units to look at although their name says nothing.
+        """
         files = self._bus.call(_MANAGER, "ListUnitFilesByPatterns", "asas", ([], list(PATTERNS)))[0]
         names = {os.path.basename(str(path)) for path, _ in files}
+        names |= {one for one in named if one.endswith(".service")}
         for pattern in PATTERNS:
             names |= {name for name, _ in self._bus.list_units(pattern)}
         found: dict[str, UnitFacts] = {}

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from arbiterd import procfs
+from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.survey import access, folders, listeners, models
-from arbiterd.survey.facts import UnitFacts
+from arbiterd.survey import access, engine_check, folders, listeners, models
+from arbiterd.survey.facts import UnitFacts, Venv
 from arbiterd.survey.look import store_of
 from tests.support import free_port
 
@@ -164,6 +167,51 @@ def test_access_is_asked_as_that_user(open_folder: Path) -> None:
 def test_who_cannot_be_asked_for_is_no_answer() -> None:
     """None, not a guess."""
     assert access.obstacles("nobody-has-this-name", [("/", "r")]) is None
+
+
+@pytest.mark.parametrize("tool", ["hf", "huggingface-cli"])
+def test_a_model_that_is_not_fetched_comes_with_the_command(tmp_path: Path, tool: str) -> None:
+    """As the engine's user, into the cache that the engine will read, with the venv's own tool."""
+    _put(tmp_path / "v/bin/vllm").chmod(0o755)
+    argv = (f"{tmp_path}/v/bin/vllm", "serve", "org/name")
+    me = procfs.user_name(os.geteuid())
+    env = {"HF_HOME": f"{tmp_path}/hf home"}
+    backend = BackendSettings("vllm", Kind.VLLM, argv, 8000, 18000, user=me, env=env)
+    venv = Venv(f"{tmp_path}/v", argv[0], "0.33.0", me, hf=f"{tmp_path}/v/bin/{tool}")
+    found, _ = engine_check.check(backend, "/etc/x.toml", [venv])
+    (one,) = [row for row in found if row.code == "not_fetched"]
+    assert one.level == "advice"
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    assert one.mend == (
+        f"runuser -u {me} -- env HOME={home} 'HF_HOME={tmp_path}/hf home' "
+        f"{tmp_path}/v/bin/{tool} download org/name"
+    )
+    _put(tmp_path / "hf home/hub/models--org--name/snapshots/1/model.safetensors", "w")
+    found, _ = engine_check.check(backend, "/etc/x.toml", [venv])
+    assert [row for row in found if row.code == "not_fetched"] == []
+
+
+def test_a_backend_whose_user_or_files_are_missing_says_so(tmp_path: Path) -> None:
+    """Each once, with the command."""
+    backend = BackendSettings("tf", Kind.TENSORFLOW, ("x",), 8501, 18501, user="nobody-has-this")
+    (one,), _ = engine_check.check(backend, "/etc/x.toml", [])
+    assert one.mend == "useradd --system --create-home --shell /usr/sbin/nologin nobody-has-this"
+    me = procfs.user_name(os.geteuid())
+    mine = replace(
+        backend,
+        user=me,
+        env={"HOME": f"{tmp_path}/home"},
+        env_file=f"{tmp_path}/secrets",
+        model_paths={"resnet50": f"{tmp_path}/resnet50"},
+    )
+    found, _ = engine_check.check(mine, "/etc/x.toml", [])
+    assert {row.what: row.mend for row in found if str(tmp_path) in row.what} == {
+        f"tf: env_file {tmp_path}/secrets is not there": f"install -m 0600 /dev/null {tmp_path}/secrets",
+        f"tf: its home folder: {tmp_path}/home is not there": (
+            f"install -d -o {me} -g {access.group_of(me)} -m 0750 {tmp_path}/home"
+        ),
+        f"tf: model resnet50: {tmp_path}/resnet50 is not there": "sudoedit /etc/x.toml",
+    }
 
 
 def test_persistence_is_read_in_a_child(gpu: SimGpu, sim_env: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import wait_until
-from tests.system.conftest import Box
+from tests.system.conftest import PYTHON, Box
 from tests.system.existing import HOMES, MODEL, STORE, UNIT, VENV, Existing
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -65,6 +65,18 @@ def test_every_finding_of_doctor_is_mended_by_its_command(host: Existing) -> Non
     box = host.box
     assert host.ctl("init")[0] == 0
     _, _, pid = host.state()
+    box.put(
+        "/etc/systemd/system/squatter.service",
+        f"[Service]\nExecStart={PYTHON} -m http.server --bind 127.0.0.1 8080\n",
+    )
+    box.sh("systemctl daemon-reload; systemctl start squatter")
+    squatter = int(box.show("squatter", "MainPID"))
+    wait_until(
+        lambda: (
+            "8080" in box.sh("cut -c1-99 /proc/net/tcp | grep -io ':1F90 ' && echo 8080 || true")
+        ),
+        10,
+    )
     status, found = host.doctor()
     assert status == 1
     rows = {one["code"]: one for one in found["findings"]}
@@ -79,17 +91,33 @@ def test_every_finding_of_doctor_is_mended_by_its_command(host: Existing) -> Non
         in rows["access"]["what"]
     )
     assert rows["daemon"]["mend"] == "systemctl enable --now gpu-arbiter.service"
+    taken = rows["port_taken"]
+    assert f"port 8080 is taken by pid {squatter} of squatter.service" in taken["what"]
+    assert taken["mend"] == "systemctl disable --now squatter.service"
     for one in found["findings"]:
         if one["level"] == "blocks":
             box.sh(one["mend"])
     status, found = host.doctor()
     assert status == 0, found
+    box.sh("rm /etc/systemd/system/squatter.service; systemctl daemon-reload")
     box.sh("systemctl start gpu-arbiter")
     box.wait_ready()
     for name, user in (("ollama", "ollama"), ("vllm", "alice")):
         assert box.sh(f"stat -c %U /proc/{box.main_pid(name)}") == user
     status, found = host.doctor()
     assert (status, found["ok"]) == (0, True), found
+
+
+def test_a_venv_in_a_shut_home_is_a_sentence_for_the_daemon(host: Existing) -> None:
+    """It is root without capabilities: vLLM waits and says why, Ollama is served all the same."""
+    box = host.box
+    assert host.ctl("init")[0] == 0
+    assert host.ctl("takeover", "ollama")[0] == 0
+    box.sh("systemctl start gpu-arbiter")
+    wait_until(lambda: box.backends().get("ollama", {}).get("accepting"), 40, "Ollama to be ready")
+    found = box.backends()["vllm"]
+    assert found["phase"] == "waiting"
+    assert f"the arbiter may not enter a folder above {VENV}/bin/vllm" in found["reason"]
 
 
 def test_takeover_and_undo_are_exact(host: Existing) -> None:
