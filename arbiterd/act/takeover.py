@@ -112,15 +112,19 @@ def undo(record: Record, path: Path, restored: str) -> None:
 
     """
     config = Path(record.config)
-    if config.read_text(encoding="utf-8") != restored:
-        replace_file(config, restored.encode())
-    for line in commands(record, undo=True):
-        _systemctl(line)
-    if record.env_path:
-        Path(record.env_path).unlink(missing_ok=True)
-    if restored == record.original:
-        record.backup.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    try:
+        if config.read_text(encoding="utf-8") != restored:
+            replace_file(config, restored.encode())
+        for line in commands(record, undo=True):
+            _systemctl(line)
+        if record.env_path:
+            Path(record.env_path).unlink(missing_ok=True)
+        if restored == record.original:
+            record.backup.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        msg = f"cannot undo: {error}; when that is mended: arbiterctl takeover ollama --undo"
+        raise ArbiterError(msg) from None
 
 
 def _put_back(record: Record, path: Path) -> str:

@@ -105,7 +105,12 @@ def images_run() -> bool:
 
 def _write(target: Path, text: str) -> None:
     if os.path.exists(target):
-        replace_file(target.with_name(f"{target.name}.before-init"), target.read_bytes())
+        try:
+            old = target.read_bytes()
+        except OSError as error:
+            msg = f"cannot keep {target}: {error.strerror}; name another file by --output"
+            raise ArbiterError(msg) from None
+        replace_file(target.with_name(f"{target.name}.before-init"), old)
     replace_file(target, text.encode())
 
 

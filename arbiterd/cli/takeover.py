@@ -222,7 +222,11 @@ def _undo(own: Globals, units: Units, *, dry_run: bool) -> None:
             )
             raise ArbiterError(msg)
     target = Path(record.config)
-    text = target.read_text(encoding="utf-8")
+    try:
+        text = target.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"cannot read {target}: {error}; {record.backup} is the file as it was"
+        raise ArbiterError(msg) from None
     restored = record.original
     if text not in (record.written, record.original):  # edited since: only our keys go back
         restored = edit(text, record.backend, record.before)

@@ -19,6 +19,7 @@ from arbiterd.units import format_size
 DEFAULT_MODEL = "Qwen/Qwen2.5-3B-Instruct"
 MAX_MODELS = 16  # an allow-list that can still be read in one line
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EMBEDS = re.compile(r"embed|minilm|bge-", re.IGNORECASE)
 _SECRETS = (OwnedFlag("api-key", ""), OwnedFlag("hf-token", ""))
 
 
@@ -148,11 +149,11 @@ def _ollama(survey: Survey, *, images_run: bool) -> Entry | None:
 
 
 def with_models(survey: Survey, entry: Entry, cap_bytes: int | None) -> Entry:
-    """The allow-list: what fits the cap, newest first (the first is kept warm)."""
+    """The allow-list: what fits the cap, newest first (the first is kept warm), embedders last."""
     store = _best_store(survey)
     models = [one for one in store.models if one.name.isprintable()] if store is not None else []
     fits = [one for one in models if cap_bytes is None or one.size_bytes <= cap_bytes]
-    fits.sort(key=lambda one: -one.pulled_at)
+    fits.sort(key=lambda one: (bool(_EMBEDS.search(one.name)), -one.pulled_at))
     notes = list(entry.notes)
     large = [one for one in models if one not in fits]
     if large:

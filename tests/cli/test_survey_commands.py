@@ -64,6 +64,9 @@ def test_init_as_json_and_to_stdout(gpu: SimGpu, sim_env: dict[str, str]) -> Non
 
 def test_init_where_it_may_not_write_is_a_sentence(sim_env: dict[str, str]) -> None:
     """No traceback."""
+    done = _ctl(sim_env, "init", "--output", "/etc", "--force")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("arbiterctl: cannot keep /etc: Is a directory")
     done = _ctl(sim_env, "init", "--output", "/nowhere/x.toml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(

@@ -92,7 +92,7 @@ def test_everything_on_one_card_is_fifteen_lines_and_a_few_comments() -> None:
         },
         "ollama": {
             "command": ["/usr/local/bin/ollama", "serve"],
-            "models": ["nomic-embed-text:latest", "qwen2.5:3b"],
+            "models": ["qwen2.5:3b", "nomic-embed-text:latest"],
         },
     }
     assert table["modes"] == {

@@ -67,6 +67,7 @@ class Existing:
         box = self.box
         box.sh(
             "id ollama >/dev/null 2>&1 || useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama;"
+            "install -d -o ollama -g ollama /usr/share/ollama;"
             "id alice >/dev/null 2>&1 || useradd -m -s /bin/sh alice; rm -f /etc/gpu-arbiter.*"
         )
         for name, path in (("ollama", "/usr/local/bin/ollama"), ("vllm", f"{VENV}/bin/vllm")):
@@ -101,7 +102,7 @@ class Existing:
         self.box.sh(
             f"rm -rf {UNIT} {UNIT}.d {HOMES}/alice {STORE} /srv/models /usr/local/sbin/docker"
             " /usr/local/bin/ollama /etc/gpu-arbiter.* /var/lib/gpu-arbiter/takeover-ollama.json;"
-            " systemctl daemon-reload; userdel ollama; userdel alice; rm -rf /usr/share/ollama"
+            " systemctl daemon-reload; userdel -f ollama; userdel -f alice; rm -rf /usr/share/ollama"
         )
 
     def ctl(self, *argv: str, user: str = "") -> tuple[int, str, str]:

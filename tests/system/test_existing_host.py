@@ -199,6 +199,26 @@ def test_undo_keeps_what_was_edited_since(host: Existing) -> None:
     host.wait_serves()
 
 
+def test_a_takeover_that_was_killed_is_ended_by_undo(host: Existing) -> None:
+    """The record is written first: whatever was not done is left as it is, by the same process."""
+    box, record = host.box, "/var/lib/gpu-arbiter/takeover-ollama.json"
+    assert host.ctl("init")[0] == 0
+    before = host.read()
+    assert host.ctl("takeover", "ollama")[0] == 0
+    cut_off = json.dumps({**json.loads(host.read(record)), "done": False})
+    assert host.ctl("takeover", "ollama", "--undo")[0] == 0
+    host.wait_serves()
+    state = host.state()
+    box.put(record, cut_off)
+    status, _, err = host.ctl("takeover", "ollama")
+    assert status == 1
+    assert "ollama.service was half taken over at" in err
+    assert host.ctl("takeover", "ollama", "--undo")[0] == 0
+    assert host.read() == before
+    assert host.state() == state
+    assert box.run("test", "-e", record).returncode == 1
+
+
 def test_a_unit_that_will_not_stop_leaves_everything_as_it_was(host: Existing) -> None:
     """Disabling worked, stopping did not: enabled again, still running, file put back."""
     box = host.box
