@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd import containers, procfs
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch_direct import DirectLauncher
@@ -65,6 +65,8 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
 
 def engines_alive(runtime_dir: Path) -> bool:
     """Whether any backend recorded in this folder still runs (both launchers keep such records)."""
+    if containers.any_alive(runtime_dir / "backends"):
+        return True
     for path in sorted((runtime_dir / "backends").glob("*.json")):
         try:
             record = json.loads(path.read_text())

@@ -10,7 +10,6 @@ import json
 import os
 import pwd
 import signal
-import subprocess
 import threading
 import time
 from collections import OrderedDict
@@ -22,9 +21,12 @@ from typing import Any, Literal
 
 from arbiterd import procfs
 from arbiterd.act.cgroups import cpu_s_of, pids_of
-from arbiterd.act.launcher import resolve_command, write_files
+from arbiterd.act.containers import Containers, with_secrets
+from arbiterd.act.containers import exit_of as container_exit_of
+from arbiterd.act.launcher import resolve_command, signal_exactly, write_files
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of
+from arbiterd.act.tails import journal_tail
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
@@ -48,6 +50,7 @@ class _Record:
     invocation: str
     intent: str
     started_wall: float
+    container: str = ""
 
 
 class SystemdLauncher:
@@ -59,6 +62,7 @@ class SystemdLauncher:
         self._dir = runtime_dir / "backends"
         self._dir.mkdir(parents=True, exist_ok=True)
         self._on_change = on_change
+        self._containers = Containers(self._dir, podman=False)
         self._lock = threading.Lock()
         self._units: dict[str, Unit] = {}
         self._records: dict[str, _Record] = {}
@@ -177,7 +181,8 @@ class SystemdLauncher:
             threading.Thread(target=self._refresh_quietly, daemon=True).start()
         with self._lock:
             units = dict(self._units)
-        return {name: self._observe_one(unit) for name, unit in units.items()}
+        out = {name: self._observe_one(unit) for name, unit in units.items()}
+        return out | self._containers.unattended(out.keys(), now)
 
     def _refresh_quietly(self) -> None:
         with suppress(LaunchError):
@@ -186,7 +191,9 @@ class SystemdLauncher:
     def _observe_one(self, unit: Unit) -> UnitObservation:
         record = self._records.get(unit.backend)
         mine = record if record and record.invocation == unit.invocation else None
-        pids = pids_of(unit.cgroup)
+        containers = self._containers
+        pids = sorted({*pids_of(unit.cgroup), *containers.pids(unit.backend)})
+        ended = exit_of(unit)
         stats = [found for pid in pids if (found := procfs.stat(pid)) and found.alive]
         return UnitObservation(
             backend=unit.backend,
@@ -196,17 +203,32 @@ class SystemdLauncher:
             pids=tuple(one.pid for one in stats),
             invocation=unit.invocation,
             intent=mine.intent if mine else "",
-            exit=exit_of(unit),
-            cpu_s=cpu_s_of(unit.cgroup) or sum(one.cpu_s for one in stats),
+            exit=container_exit_of(ended) if mine and mine.container else ended,
+            cpu_s=self._cpu_s(unit) or sum(one.cpu_s for one in stats),
             started_wall=mine.started_wall if mine else 0.0,
         )
 
+    def _cpu_s(self, unit: Unit) -> float:
+        """Podman's container lies within the unit's cgroup, docker's beside it."""
+        own, inner = cpu_s_of(unit.cgroup), self._containers.cgroup(unit.backend)
+        return own if inner.startswith(f"{unit.cgroup}/") else own + cpu_s_of(inner)
+
+    def cgroups(self, backend: str) -> tuple[str, ...]:
+        """The unit's, and docker's beside it."""
+        with self._lock:
+            unit = self._units.get(backend)
+        own, inner = unit.cgroup if unit else "", self._containers.cgroup(backend)
+        if own and inner.startswith(f"{own}/"):
+            inner = ""
+        return tuple(path for path in (own, inner) if path)
+
     def owner_of(self, pid: int) -> tuple[str, str] | None:
-        """By cgroup: whatever an engine forks stays in its unit."""
+        """By cgroup: whatever an engine forks stays in its unit, or in its container."""
         unit = procfs.unit_of(pid)
         if unit.startswith(PREFIX) and unit.endswith(SUFFIX):
             return unit.removeprefix(PREFIX).removesuffix(SUFFIX), unit
-        return None
+        backend = self._containers.owner_of(pid)
+        return (backend, f"{PREFIX}{backend}{SUFFIX}") if backend else None
 
     # -- starting ------------------------------------------------------------------------------
     def start(self, spec: LaunchSpec) -> None:
@@ -224,6 +246,8 @@ class SystemdLauncher:
         if spec.env_file and not os.path.isfile(spec.env_file):
             msg = f"cannot read env_file {spec.env_file}: it is not there"
             raise LaunchError(msg)
+        self._containers.prepare(spec)
+        spec = with_secrets(spec, systemd=True)
         write_files(self._dir / spec.backend, spec.files)
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
         home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
@@ -268,6 +292,7 @@ class SystemdLauncher:
             found.invocation if found else "",
             spec.intent,
             time.time(),
+            spec.container.client if spec.container else "",
         )
         self._records[spec.backend] = record
         path = self._dir / f"{spec.backend}.json"
@@ -278,10 +303,14 @@ class SystemdLauncher:
 
     # -- stopping ------------------------------------------------------------------------------
     def stop(self, backend: str, grace_s: float) -> None:
-        """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace."""
+        """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace. A
+        container client hands the TERM on; where it is gone, docker is asked to stop the container.
+        """
         unit = f"{PREFIX}{backend}{SUFFIX}"
         try:
+            attended = self._active(unit)
             if grace_s <= 0:
+                self._containers.kill(backend)
                 self._kill_all(unit)
             self._bus.stop(unit)
         except BusError as error:
@@ -289,22 +318,37 @@ class SystemdLauncher:
                 msg = f"cannot stop {backend}: systemd says: {error}"
                 raise LaunchError(msg) from None
         deadline = time.monotonic() + max(0.0, grace_s)
-        while self._alive(unit) and time.monotonic() < deadline:
+        if grace_s > 0 and not attended:
+            self._containers.stop(backend, grace_s)
+        while self._alive(unit, backend) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         deadline = time.monotonic() + _DIE_S
-        while self._alive(unit):
+        while self._alive(unit, backend):
+            self._containers.kill(backend)
             self._kill_all(unit)
             if time.monotonic() >= deadline:
-                pids = ", ".join(str(pid) for pid in self._members(backend))
+                left = {*self._members(backend), *self._containers.pids(backend)}
+                pids = ", ".join(str(pid) for pid in sorted(left))
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
         self._bus.reset_failed(unit)
+        self._containers.remove(backend)
         self._forget(backend)
         self._refresh(unit)
 
-    def _alive(self, unit: str) -> bool:
-        """Whether the unit is on its way down or anything lives in its cgroup."""
+    def _active(self, unit: str) -> bool:
+        """Whether its main process can still be told to stop."""
+        try:
+            path = self._bus.unit_path(unit)
+            return bool(self._bus.get(path, SERVICE, "MainPID"))
+        except BusError:
+            return False
+
+    def _alive(self, unit: str, backend: str) -> bool:
+        """Whether the unit is on its way down or anything lives in its cgroup or container."""
+        if self._containers.pids(backend):
+            return True
         try:
             path = self._bus.unit_path(unit)
             active = str(self._bus.get(path, UNIT, "ActiveState"))
@@ -329,13 +373,7 @@ class SystemdLauncher:
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity, through a pidfd: between check and signal no pid can change hands."""
         for ref in refs:
-            with suppress(OSError):
-                fd = os.pidfd_open(ref.pid)
-                try:
-                    if procfs.alive(ref):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                finally:
-                    os.close(fd)
+            signal_exactly(ref, signal.SIGKILL)
 
     # -- output --------------------------------------------------------------------------------
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
@@ -344,22 +382,7 @@ class SystemdLauncher:
             unit = self._units.get(backend)
         if unit is None:
             return ()
-        subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=5)
-        done = subprocess.run(
-            [
-                "journalctl",
-                "--no-pager",
-                "-o",
-                "cat",
-                "-n",
-                str(lines),
-                f"_SYSTEMD_INVOCATION_ID={unit.invocation}",
-            ],
-            check=False,
-            capture_output=True,
-            timeout=10,
-        )
-        return tuple(done.stdout.decode(errors="replace").splitlines())
+        return journal_tail(unit.invocation, lines)
 
     def close(self) -> None:
         """Stop watching; engines go on."""

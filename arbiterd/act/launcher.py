@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from arbiterd import procfs
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
@@ -54,6 +56,11 @@ class Launcher(Protocol):
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """(backend, unit) of a process of ours, leftovers included; None: foreign."""
 
+    def cgroups(self, backend: str) -> tuple[str, ...]:
+        """Cgroup paths (as /proc/PID/cgroup writes them) that hold this backend's processes and
+        nobody else's; (): it has none of its own.
+        """
+
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
         """Last lines of the last invocation's output, oldest first. May block for a second."""
 
@@ -79,6 +86,25 @@ def resolve_command(argv: Sequence[str], path: str = BASE_PATH) -> str:
         msg = f"cannot start {program}: it {why}; write its full path in command"
         raise LaunchError(msg)
     return os.path.abspath(found)
+
+
+def signal_exactly(one: ProcessRef, number: signal.Signals) -> None:
+    """Signal this process and no other: between check and signal a pidfd's pid changes no hands. One
+    that is gone, or not ours to signal, is left.
+    """
+    if one.pid in (0, 1, os.getpid()):
+        return
+    try:
+        fd = os.pidfd_open(one.pid)
+    except OSError:
+        return
+    try:
+        if procfs.alive(one):
+            signal.pidfd_send_signal(fd, number)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
 
 
 def write_files(folder: Path, files: Sequence[FileSpec]) -> None:

@@ -13,6 +13,7 @@ from arbiterd import procfs
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.errors import EX_CONFIG, ConfigRefused, Problem
+from arbiterd.sense.containers import image_problem
 from arbiterd.sense.host import HostFactsSource
 
 HOST_WAIT_S = 8.0
@@ -79,8 +80,13 @@ def _facts(loaded: Loaded) -> list[Problem]:
     finally:
         source.close()
     out = []
+    for name, client in facts.containers.items():
+        text = image_problem(client, settings.active.backends[name].image)
+        if text:
+            key = f"backends.{name}.image"
+            out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     for backend, text in facts.missing_commands.items():
-        key = f"backends.{backend}.command"
+        key = f"backends.{backend}.{'image' if settings.active.backends[backend].image else 'command'}"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     for backend, text in facts.taken_ports.items():
         key = f"backends.{backend}.port"
