@@ -57,7 +57,8 @@ def owner_of(pid: int, containers: Iterable[Container]) -> str:
 
 
 def cgroup_of(container: Container) -> str:
-    """The path of its cgroup as /proc/PID/cgroup writes it, "" when it has none (any more).
+    """The path of its cgroup as /proc/PID/cgroup writes it, "" when it has none (any more). Podman's
+    conmon has one of its own beside it, which is not meant.
 
     Walks the cgroup tree (about 1 ms for 100 cgroups); callers remember the answer.
     """
@@ -66,7 +67,7 @@ def cgroup_of(container: Container) -> str:
             continue
         for where, folders, _ in os.walk(root):
             for name in folders:
-                if container.id in name:
+                if container.id in name and "conmon" not in name:
                     return os.path.join(where, name)[len(root) :]
     return ""
 

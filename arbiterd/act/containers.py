@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from arbiterd.act.cgroups import cpu_s_of, pids_of
 from arbiterd.act.launcher import BASE_PATH, read_env_file, signal_exactly
 from arbiterd.containers import Container
 from arbiterd.errors import LaunchError
-from arbiterd.model.container import Client, ContainerSpec, clients_own
+from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 
 SLICE = "gpu-arbiter.slice"
@@ -157,13 +158,16 @@ class Containers:
             if (ref := procfs.ref(pid)) is not None:
                 signal_exactly(ref, signal.SIGKILL)
 
-    def remove(self, backend: str) -> None:
-        """Remove what is left of it, and its id file. A client that does not answer now is asked again
-        before the next start.
+    def remove(self, backend: str, client: str) -> None:
+        """Remove what is left of it, also of one that was only being made, and its id file. ``client``:
+        "" for a plain command. One that does not answer now is asked again before the next start.
         """
         one = self.known().get(backend)
-        if one is not None:
-            self._run(one.client, "rm", "--force", one.id)
+        found = one.client if one else client
+        if found:
+            with suppress(LaunchError):
+                label = f"{LABEL}={self._folder / backend}"
+                self._remove("podman" if found == "podman" else "docker", label, backend)
         self.forget(backend)
 
     def forget(self, backend: str) -> None:

@@ -269,8 +269,8 @@ class DirectLauncher:
             if spec.backend in self._units:
                 msg = f"cannot start {spec.backend}: it is there already"
                 raise LaunchError(msg)
-        self._containers.prepare(spec)
         spec = with_secrets(spec, systemd=False)
+        self._containers.prepare(spec)
         env = self._environment(spec)
         program = resolve_command(spec.argv, env["PATH"])
         write_files(self._dir / spec.backend, spec.files)
@@ -363,7 +363,7 @@ class DirectLauncher:
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
-        self._containers.remove(backend)
+        self._containers.remove(backend, unit.record.container if unit else "")
         self._forget(backend)
 
     def _forget(self, backend: str) -> None:

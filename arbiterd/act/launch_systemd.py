@@ -246,10 +246,13 @@ class SystemdLauncher:
         if spec.env_file and not os.path.isfile(spec.env_file):
             msg = f"cannot read env_file {spec.env_file}: it is not there"
             raise LaunchError(msg)
-        self._containers.prepare(spec)
-        spec = with_secrets(spec, systemd=True)
-        write_files(self._dir / spec.backend, spec.files)
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
+        if spec.container is not None and self._active(unit):
+            msg = f"cannot start {spec.backend}: it is there already"
+            raise LaunchError(msg)
+        spec = with_secrets(spec, systemd=True)
+        self._containers.prepare(spec)
+        write_files(self._dir / spec.backend, spec.files)
         home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
         try:
             job = self._bus.start_transient(unit, properties(spec, program, user, home))
@@ -324,8 +327,9 @@ class SystemdLauncher:
             time.sleep(_POLL_S)
         deadline = time.monotonic() + _DIE_S
         while self._alive(unit, backend):
-            self._containers.kill(backend)
-            self._kill_all(unit)
+            if not self._tidying(unit, backend):
+                self._containers.kill(backend)
+                self._kill_all(unit)
             if time.monotonic() >= deadline:
                 left = {*self._members(backend), *self._containers.pids(backend)}
                 pids = ", ".join(str(pid) for pid in sorted(left))
@@ -333,7 +337,8 @@ class SystemdLauncher:
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
         self._bus.reset_failed(unit)
-        self._containers.remove(backend)
+        record = self._records.get(backend)
+        self._containers.remove(backend, record.container if record else "")
         self._forget(backend)
         self._refresh(unit)
 
@@ -344,6 +349,15 @@ class SystemdLauncher:
             return bool(self._bus.get(path, SERVICE, "MainPID"))
         except BusError:
             return False
+
+    def _tidying(self, unit: str, backend: str) -> bool:
+        """Whether all that is left of it is podman, removing the dead container (ExecStopPost=)."""
+        try:
+            path = self._bus.unit_path(unit)
+            last = str(self._bus.get(path, UNIT, "SubState")) == "stop-post"
+        except BusError:
+            return False
+        return last and not self._containers.pids(backend)
 
     def _alive(self, unit: str, backend: str) -> bool:
         """Whether the unit is on its way down or anything lives in its cgroup or container."""

@@ -15,11 +15,10 @@ from typing import Final
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.image import volume
 from arbiterd.engines.vllm import model_of
-from arbiterd.model.container import Client, ContainerSpec, clients_own
+from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
 
-LABEL: Final = "gpu-arbiter"
 INSIDE_HOST: Final = "0.0.0.0"  # the container's own network; only the port map reaches it
 
 # What the engines' own documentation mounts, so that models outlive the container.

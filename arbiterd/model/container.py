@@ -12,6 +12,7 @@ _CLIENTS_OWN: Final = re.compile(
     r"|REGISTRY_.*|NOTIFY_SOCKET|LISTEN_.*|.*_PROXY|.*_proxy"
 )
 
+LABEL: Final = "gpu-arbiter"
 Client = Literal["docker", "podman"]
 
 
