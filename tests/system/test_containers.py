@@ -171,14 +171,15 @@ def test_check_and_plan_speak_of_containers(ready: Box) -> None:
     """The whole run line is shown; an image that is not there is named with the line that mends it."""
     box = ready
     box.fresh()
-    box.config(CONFIG.format(client="podman"))
+    config = CONFIG.replace('gpu = 0, memory = "20%"', 'gpu = "cpu"')
+    box.config(config.format(client="podman"))
     plan = json.loads(box.sh("/opt/gpu-arbiter/bin/arbiterctl --json plan"))
     argv = plan["backends"][0]["argv"]
     assert argv[:3] == ["podman", "run", "--cgroups=split"]
     assert "localhost/gpu-arbiter-probe:1" in argv
     good = box.run("/opt/gpu-arbiter/bin/arbiterctl", "check")
     assert "engine" not in good.stderr, good.stderr
-    box.config(CONFIG.format(client="docker").replace("probe:1", "other:1"))
+    box.config(config.format(client="docker").replace("probe:1", "other:1"))
     told = box.run("/opt/gpu-arbiter/bin/arbiterctl", "check")
     assert told.returncode == 0
     assert (
