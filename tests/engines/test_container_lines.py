@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -29,7 +30,7 @@ OURS = ["--rm", "--init", "--pull=never", "--log-driver=none", "--security-opt=n
 
 
 def line(
-    given: dict[str, object], client: str = "docker", *devices: object, **over: object
+    given: Mapping[str, object], client: str = "docker", *devices: object, **over: object
 ) -> LaunchSpec:
     """The launch line of an image."""
     fields = {**given, **over}
@@ -67,7 +68,7 @@ def after(spec: LaunchSpec) -> list[str]:
 
 @pytest.mark.parametrize("client", ["docker", "podman"])
 @pytest.mark.parametrize("given", [TF, VLLM, OLLAMA], ids=["tensorflow", "vllm", "ollama"])
-def test_what_every_line_has(given: dict[str, object], client: str) -> None:
+def test_what_every_line_has(given: Mapping[str, object], client: str) -> None:
     """Identity, init, no pull, loopback ports, env by name, the client as root."""
     spec = line(given, client)
     words = options(spec)
@@ -154,7 +155,7 @@ def test_where_ollama_keeps_its_models(over: dict[str, object], mount: str | Non
     """The volume of its documentation, a folder named by OLLAMA_MODELS, or what volumes says; root's
     home is of no use to another user.
     """
-    spec = line(OLLAMA, **over)
+    spec = line({**OLLAMA, **over})
     assert [word for word in options(spec) if word.startswith("--mount")] == (
         [mount] if mount else []
     )

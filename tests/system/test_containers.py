@@ -1,6 +1,6 @@
 """Backends in containers, by the real docker and the real podman inside the box.
 
-`scripts/setup-containers` installs both (Debian's packages); without them these tests are skipped.
+`scripts/setup` installs both (Debian's packages) as root; without them these tests are skipped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,15 +18,25 @@ from tests.support import wait_until
 from tests.support.rootfs import make_root
 from tests.system.conftest import HERE, PYTHON, ROOT, Box, Json
 
-NEEDED = ("podman", "dockerd", "runc")
-MISSING = [name for name in NEEDED if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
+PROGRAMS = {"podman": ("podman", "runc", "catatonit"), "docker": ("dockerd", "runc", "docker-init")}
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 pytestmark = [
     pytest.mark.system,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"not here: {', '.join(MISSING)}; sudo scripts/setup-containers"
-    ),
 ]
+
+
+def _params() -> list[Any]:
+    """Each client, skipped with its reason where this machine does not have it."""
+    out = []
+    for client, programs in PROGRAMS.items():
+        missing = [name for name in programs if not shutil.which(name, path=PATH)]
+        why = f"{client} cannot be tried here: {', '.join(missing)} missing; apt-get install podman docker.io"
+        out.append(pytest.param(client, marks=pytest.mark.skipif(bool(missing), reason=why)))
+    return out
+
+
+CLIENTS = pytest.mark.parametrize("client", _params())
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,7 @@ def ready(installed: Box) -> Iterator[Box]:
     installed.run("systemctl", "stop", "docker.service", "docker.socket", "containerd.service")
 
 
-@pytest.mark.parametrize("client", ["podman", "docker"])
+@CLIENTS
 @pytest.mark.parametrize("launcher", ["systemd", "direct"])
 def test_both_launchers_keep_the_contract_with_both_clients(
     ready: Box, launcher: str, client: str
@@ -116,7 +127,7 @@ def _python(box: Box, pids: list[int]) -> int:
     return engines[0]
 
 
-@pytest.mark.parametrize("client", ["podman", "docker"])
+@CLIENTS
 def test_the_daemon_keeps_a_container_as_it_keeps_a_plain_engine(ready: Box, client: str) -> None:
     """Started on its GPU, in the ledger by name, adopted after a SIGKILL of the daemon, brought back
     after a SIGKILL of its own, gone after stop; all from within the daemon's sandbox.
@@ -167,22 +178,24 @@ def test_the_daemon_keeps_a_container_as_it_keeps_a_plain_engine(ready: Box, cli
     assert box.run("sh", "-c", f"kill -0 {second['pids'][0]}").returncode != 0
 
 
-def test_check_and_plan_speak_of_containers(ready: Box) -> None:
+@CLIENTS
+def test_check_and_plan_speak_of_containers(ready: Box, client: str) -> None:
     """The whole run line is shown; an image that is not there is named with the line that mends it."""
     box = ready
     box.fresh()
     config = CONFIG.replace('gpu = 0, memory = "20%"', 'gpu = "cpu"')
-    box.config(config.format(client="podman"))
+    box.config(config.format(client=client))
     plan = json.loads(box.sh("/opt/gpu-arbiter/bin/arbiterctl --json plan"))
     argv = plan["backends"][0]["argv"]
-    assert argv[:3] == ["podman", "run", "--cgroups=split"]
+    where = {"podman": "--cgroups=split", "docker": "--cgroup-parent=gpu-arbiter.slice"}
+    assert argv[:3] == [client, "run", where[client]]
     assert "localhost/gpu-arbiter-probe:1" in argv
     good = box.run("/opt/gpu-arbiter/bin/arbiterctl", "check")
     assert "engine" not in good.stderr, good.stderr
-    box.config(config.format(client="docker").replace("probe:1", "other:1"))
+    box.config(config.format(client=client).replace("probe:1", "other:1"))
     told = box.run("/opt/gpu-arbiter/bin/arbiterctl", "check")
     assert told.returncode == 0
     assert (
-        "backends.engine.image: docker does not have image localhost/gpu-arbiter-other:1; "
-        "docker pull localhost/gpu-arbiter-other:1" in told.stderr
+        f"backends.engine.image: {client} does not have image localhost/gpu-arbiter-other:1; "
+        f"{client} pull localhost/gpu-arbiter-other:1" in told.stderr
     )
