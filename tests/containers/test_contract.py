@@ -186,6 +186,27 @@ def test_every_process_of_the_container_is_the_backends(bench: Bench) -> None:
     assert {main, child} <= set(inside) <= set(found.pids)
 
 
+def test_its_cgroups_can_be_frozen_whole(bench: Bench) -> None:
+    """What cgroups() names is the handle for whoever freezes: the engine stands still, and goes on."""
+    main, child = bench.up()
+    folders = [Path(f"/sys/fs/cgroup{path}") for path in bench.launcher.cgroups("probe")]
+    assert folders
+    for folder in folders:
+        (folder / "cgroup.freeze").write_text("1")
+    for folder in folders:
+        wait_until(
+            lambda at=folder: "frozen 1" in (at / "cgroup.events").read_text(), 5, str(folder)
+        )
+    held = {
+        pid for folder in folders for pid in pids_of(str(folder).removeprefix("/sys/fs/cgroup"))
+    }
+    for folder in folders:
+        (folder / "cgroup.freeze").write_text("0")
+    assert {main, child} <= held
+    bench.launcher.stop("probe", 8.0)
+    assert (bench.home / "main").exists()
+
+
 def test_stop_reaches_the_main_process_and_leaves_nothing(bench: Bench) -> None:
     """TERM through the init to the engine alone; no process, no container, no id file is left."""
     main, child = bench.up()
