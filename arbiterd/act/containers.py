@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +26,9 @@ from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 
 SLICE = "gpu-arbiter.slice"
 _ASK_S = 15.0
+_MADE_S = 3.0
+_REMOVED_S = 10.0
+_POLL_S = 0.05
 _FIRST_SIGNAL = 129  # a client ends with 128 + the signal that ended the container's main process
 
 
@@ -158,16 +162,17 @@ class Containers:
             if (ref := procfs.ref(pid)) is not None:
                 signal_exactly(ref, signal.SIGKILL)
 
-    def remove(self, backend: str, client: str) -> None:
-        """Remove what is left of it, also of one that was only being made, and its id file. ``client``:
-        "" for a plain command. One that does not answer now is asked again before the next start.
+    def remove(self, backend: str, client: str, *, attended: bool) -> None:
+        """Remove what is left of it, and its id file. ``client``: "" for a plain command; ``attended``:
+        it ran until we stopped it, so without an id file its container may still be in the making. One that does not answer now is asked again before the next start.
         """
         one = self.known().get(backend)
         found = one.client if one else client
-        if found:
+        if found and (self._podman or found == "docker"):
             with suppress(LaunchError):
                 label = f"{LABEL}={self._folder / backend}"
-                self._remove("podman" if found == "podman" else "docker", label, backend)
+                which: Client = "podman" if found == "podman" else "docker"
+                self._remove(which, label, backend, making=attended and one is None)
         self.forget(backend)
 
     def forget(self, backend: str) -> None:
@@ -175,7 +180,27 @@ class Containers:
         for path in self._folder.glob(f"{backend}.*.cid"):
             path.unlink(missing_ok=True)
 
-    def _remove(self, client: Client, label: str, backend: str) -> None:
+    def _remove(self, client: Client, label: str, backend: str, *, making: bool = False) -> None:
+        """Remove what carries the label, until nothing does: one that --rm is removing already refuses,
+        and one whose client was ended while docker made it (``making``) shows up a moment later.
+        """
+        began = time.monotonic()
+        await_until = began + _MADE_S if making else began
+        while True:
+            ids = self._listed(client, label, backend)
+            now = time.monotonic()
+            if not ids and now >= await_until:
+                return
+            if ids:
+                await_until = now
+                gone = self._run(client, "rm", "--force", *ids)
+                if gone.returncode != 0 and now - began >= _REMOVED_S:
+                    said = (gone.stderr.strip().splitlines() or ["it says nothing"])[-1]
+                    msg = f"cannot start {backend}: {client} cannot remove {ids[0][:12]}: {said}"
+                    raise LaunchError(msg)
+            time.sleep(_POLL_S)
+
+    def _listed(self, client: Client, label: str, backend: str) -> list[str]:
         listed = self._run(
             client, "ps", "--all", "--quiet", "--no-trunc", f"--filter=label={label}"
         )
@@ -183,14 +208,7 @@ class Containers:
             said = (listed.stderr.strip().splitlines() or ["it says nothing"])[-1]
             msg = f"cannot start {backend}: {client} does not answer: {said}"
             raise LaunchError(msg)
-        ids = listed.stdout.split()
-        if not ids:
-            return
-        gone = self._run(client, "rm", "--force", *ids)
-        if gone.returncode != 0:
-            said = (gone.stderr.strip().splitlines() or ["it says nothing"])[-1]
-            msg = f"cannot start {backend}: {client} cannot remove {ids[0][:12]}: {said}"
-            raise LaunchError(msg)
+        return listed.stdout.split()
 
     def _run(
         self, client: Client, *words: str, more_s: float = 0.0

@@ -338,7 +338,8 @@ class DirectLauncher:
         """TERM, grace, KILL to everything with the tag or in the session, until nothing is left."""
         with self._lock:
             unit = self._units.get(backend)
-        if unit is not None and unit.exit is None and grace_s > 0:
+        attended = unit is not None and unit.exit is None
+        if unit is not None and attended and grace_s > 0:
             unit.stopping = True
             main = ProcessRef(unit.record.pid, unit.record.start_time)
             signal_exactly(main, signal.SIGTERM)
@@ -363,7 +364,8 @@ class DirectLauncher:
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
-        self._containers.remove(backend, unit.record.container if unit else "")
+        client = unit.record.container if unit else ""
+        self._containers.remove(backend, client, attended=attended)
         self._forget(backend)
 
     def _forget(self, backend: str) -> None:

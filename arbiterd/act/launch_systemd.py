@@ -310,8 +310,8 @@ class SystemdLauncher:
         container client hands the TERM on; where it is gone, docker is asked to stop the container.
         """
         unit = f"{PREFIX}{backend}{SUFFIX}"
+        attended = self._active(unit)
         try:
-            attended = self._active(unit)
             if grace_s <= 0:
                 self._containers.kill(backend)
                 self._kill_all(unit)
@@ -338,7 +338,8 @@ class SystemdLauncher:
             time.sleep(_POLL_S)
         self._bus.reset_failed(unit)
         record = self._records.get(backend)
-        self._containers.remove(backend, record.container if record else "")
+        client = record.container if record else ""
+        self._containers.remove(backend, client, attended=attended)
         self._forget(backend)
         self._refresh(unit)
 

@@ -193,10 +193,7 @@ def test_its_cgroups_can_be_frozen_whole(bench: Bench) -> None:
     assert folders
     for folder in folders:
         (folder / "cgroup.freeze").write_text("1")
-    for folder in folders:
-        wait_until(
-            lambda at=folder: "frozen 1" in (at / "cgroup.events").read_text(), 5, str(folder)
-        )
+    wait_until(lambda: all("frozen 1" in (one / "cgroup.events").read_text() for one in folders), 5)
     held = {
         pid for folder in folders for pid in pids_of(str(folder).removeprefix("/sys/fs/cgroup"))
     }
