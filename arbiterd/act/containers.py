@@ -164,7 +164,8 @@ class Containers:
 
     def remove(self, backend: str, client: str, *, attended: bool) -> None:
         """Remove what is left of it, and its id file. ``client``: "" for a plain command; ``attended``:
-        it ran until we stopped it, so without an id file its container may still be in the making. One that does not answer now is asked again before the next start.
+        it ran until we stopped it, so without an id file its container may still be in the
+        making. One that does not answer now is asked again before the next start.
         """
         one = self.known().get(backend)
         found = one.client if one else client

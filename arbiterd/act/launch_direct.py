@@ -189,7 +189,7 @@ class DirectLauncher:
             state = UnitState.EXITED
         elif unit.stopping:
             state = UnitState.STOPPING
-        log = self._log(record.backend)
+        log = self._logs / f"{record.backend}.log"
         return UnitObservation(
             backend=record.backend,
             state=state,
@@ -284,7 +284,7 @@ class DirectLauncher:
             time.time(),
             spec.container.client if spec.container else "",
         )
-        log = self._log(spec.backend)
+        log = self._logs / f"{spec.backend}.log"
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         user = spec.user if spec.user and os.geteuid() == 0 else None
@@ -379,12 +379,9 @@ class DirectLauncher:
             signal_exactly(ref, signal.SIGKILL)
 
     # -- output --------------------------------------------------------------------------------
-    def _log(self, backend: str) -> Path:
-        return self._logs / f"{backend}.log"
-
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
         """The end of its log file."""
-        return file_tail(self._log(backend), lines)
+        return file_tail(self._logs / f"{backend}.log", lines)
 
     def close(self) -> None:
         """Stop watching; engines go on."""

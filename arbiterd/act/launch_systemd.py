@@ -25,7 +25,7 @@ from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
 from arbiterd.act.launcher import resolve_command, signal_exactly, write_files
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
-from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of
+from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
@@ -271,12 +271,7 @@ class SystemdLauncher:
         with suppress(LaunchError):
             path = self._bus.unit_path(unit)
             status = int(self._bus.get(path, SERVICE, "ExecMainStatus"))
-            texts = {
-                203: "it cannot be executed",
-                217: "its user cannot be had",
-                200: "no such folder",
-            }
-            return texts.get(status, f"it ended at once with status {status}")
+            return why_failed(status)
         return ""
 
     def _wait_job(self, job: str) -> str:

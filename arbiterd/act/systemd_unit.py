@@ -87,6 +87,16 @@ def _client(spec: LaunchSpec, program: str) -> list[Property]:
     ]
 
 
+def why_failed(status: int) -> str:
+    """What systemd's own exit statuses say of a start job that failed."""
+    texts = {
+        203: "it cannot be executed",
+        217: "its user cannot be had",
+        200: "no such folder",
+    }
+    return texts.get(status, f"it ended at once with status {status}")
+
+
 def state_of(unit: Unit) -> UnitState:
     """Our word for systemd's state.
 
