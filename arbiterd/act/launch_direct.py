@@ -30,6 +30,7 @@ from arbiterd.act.launcher import (
     resolve_command,
     signal_exactly,
     write_files,
+    write_record,
 )
 from arbiterd.act.tails import file_tail
 from arbiterd.errors import LaunchError
@@ -328,10 +329,7 @@ class DirectLauncher:
         return {**base, **secrets, **spec.env, **tags}
 
     def _write_record(self, record: _Record) -> None:
-        path = self._dir / f"{record.backend}.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(record)))
-        temporary.replace(path)
+        write_record(self._dir / f"{record.backend}.json", asdict(record))
 
     # -- stopping ------------------------------------------------------------------------------
     def stop(self, backend: str, grace_s: float) -> None:

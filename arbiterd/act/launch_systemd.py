@@ -23,7 +23,7 @@ from arbiterd import procfs
 from arbiterd.act.cgroups import cpu_s_of, pids_of
 from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
-from arbiterd.act.launcher import resolve_command, signal_exactly, write_files
+from arbiterd.act.launcher import resolve_command, signal_exactly, write_files, write_record
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
@@ -293,10 +293,7 @@ class SystemdLauncher:
             spec.container.client if spec.container else "",
         )
         self._records[spec.backend] = record
-        path = self._dir / f"{spec.backend}.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(record)))
-        temporary.replace(path)
+        write_record(self._dir / f"{spec.backend}.json", asdict(record))
         self._on_change()
 
     # -- stopping ------------------------------------------------------------------------------

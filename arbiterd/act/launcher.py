@@ -4,10 +4,11 @@ contract test suite (tests/act/test_launcher_contract.py) holds for both.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -116,6 +117,13 @@ def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
         temporary.write_text(spec.content)
         temporary.chmod(0o644)
         temporary.replace(target)
+
+
+def write_record(path: Path, record: Mapping[str, object]) -> None:
+    """Write an adoption record: temporary name, then rename."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(path)
 
 
 def read_env_file(path: str) -> dict[str, str]:
