@@ -57,5 +57,6 @@ def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[st
         ledger = desk.ledgers[uuid]
         mine, rest = used_of(ledger, backend.name), used_of(ledger, UNATTRIBUTED)
         if mine is not None and rest is not None:
-            held[uuid], spare[uuid] = mine, rest
+            # Negative: memory is already lower than a list from before says; that is no baseline.
+            held[uuid], spare[uuid] = mine, max(0, rest)
     return held, spare
