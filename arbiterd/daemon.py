@@ -21,13 +21,14 @@ from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.unit_job import own_job
 from arbiterd.config import Loaded, check_devices
+from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.inventory import Inventory
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
-from arbiterd.model.actions import LoadModel, OperatorRequest, Verb
+from arbiterd.model.actions import LoadModel, OperatorRequest, Refusal
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.health import HttpProbe
@@ -36,6 +37,7 @@ from arbiterd.model.settings import Settings
 from arbiterd.reload import Reloader
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
+from arbiterd.report.learned import LearnedStore
 from arbiterd.report.notify import Notifier
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
@@ -76,6 +78,7 @@ class Daemon:
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
+        self._learned = LearnedStore(Path(self._arbiter.state_dir))
         self._notes: tuple[str, ...] = ()
         self._listening = False
         self._gateway: GatewayParts | None = None
@@ -107,7 +110,11 @@ class Daemon:
             self._greet(launcher)
             parts = Parts(launcher, executor, nvml, prober, host, self._publish, self._gateway)
             # three random bytes: ids of different runs never meet in one journal
-            state = State(run=uuid.uuid4().hex[:6], incidents=self._incidents.load())
+            state = State(
+                run=uuid.uuid4().hex[:6],
+                incidents=self._incidents.load(),
+                learned=self._learned.load(),
+            )
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
                 self._gateway.keeper.start()
@@ -122,6 +129,7 @@ class Daemon:
             executor.close()
             launcher.close()
             self._incidents.close()
+            self._learned.close()
             self._journal.close()
             self._lock.close()
 
@@ -232,7 +240,7 @@ class Daemon:
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._inventory.problems, *self._incidents.problems]
+        found = [*self._inventory.problems, *self._incidents.problems, *self._learned.problems]
         found += getattr(launcher, "problems", [])
         for text in found:
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
@@ -246,15 +254,15 @@ class Daemon:
         return engine.load_probe(backend, action.model, action.keep_alive_s, action.timeout_s)
 
     # -- in ------------------------------------------------------------------------------------
-    def _submit(self, request: OperatorRequest) -> str:
-        """Take an operator's request; returns why not, "" when taken."""
-        known = self._settings.active.backends
-        if request.verb is not Verb.STOP_ALL and request.backend not in known:
-            names = ", ".join(known) or "none"
-            return f"mode {self._settings.mode} has no backend {request.backend!r}; it has {names}"
-        self._requests.put(request)
-        self.waker.wake()
-        return ""
+    def _submit(self, request: OperatorRequest) -> Refusal | None:
+        """Take an operator's request, or say why not."""
+        published = self._holder.get()
+        decision = published.decision if published else None
+        refused = refusal(request, self._settings, decision)
+        if refused is None:
+            self._requests.put(request)
+            self.waker.wake()
+        return refused
 
     def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
         startup.keep_last_good(loaded.settings, loaded.text)
@@ -336,6 +344,7 @@ class Daemon:
         for event in events:
             self._journal.write(event, mode)
         self._incidents.save(published.decision.incidents)
+        self._learned.save(published.decision.learned)
 
     def _report(self, published: Published) -> None:
         """Feed the watchdog; STATUS= once a second."""

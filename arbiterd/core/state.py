@@ -16,6 +16,7 @@ from arbiterd.model.events import Incident
 from arbiterd.model.gateway import Admit
 from arbiterd.model.pressure import Candidate, LearnedCap, Rung
 
+DRAINED = "drained by an operator"  # the reason of a drain that ends only by resume
 T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
 

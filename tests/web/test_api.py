@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from arbiterd.core.asking import refusal
 from arbiterd.errors import ArbiterError, Problem
-from arbiterd.model.actions import OperatorRequest, Verb
+from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.model.published import LoopFacts, Published
 from arbiterd.model.settings import Degrade, Failover
 from arbiterd.reload import ReloadAnswer
@@ -87,9 +88,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
     port = free_port()
     one: Site
 
-    def submit(request: OperatorRequest) -> str:
+    def submit(request: OperatorRequest) -> Refusal | None:
         asked.append(request)
-        return "" if request.backend in ("", "vllm") else f"no backend {request.backend!r}"
+        published = holder.get()
+        assert published is not None
+        return refusal(request, published.settings, published.decision)
 
     admin = Admin(submit=submit, reload=lambda: one.answer)
     path = tmp_path / "admin.sock"
@@ -284,7 +287,7 @@ def test_admin_verbs_reach_the_daemon_with_the_peers_name(site: Site) -> None:
     assert site.admin("/v1/admin/stop-all")[0] == 202
     status, _, body = site.admin("/v1/admin/backends/nobody/restart")
     assert status == 404
-    assert "no backend 'nobody'" in body["error"]["message"]
+    assert "mode A has no backend 'nobody'; it has tensorflow, vllm, ollama" in body["error"]["message"]
     assert site.admin("/v1/admin/backends/vllm/fly")[0] == 404
 
 
@@ -310,7 +313,7 @@ def test_the_admin_socket_serves_the_read_api_too_and_is_closed_to_others(site: 
 def test_a_taken_port_is_an_error_and_can_be_tried_again(tmp_path: Path) -> None:
     """The socket is open meanwhile."""
     port = free_port()
-    admin = Admin(submit=lambda _r: "", reload=lambda: ReloadAnswer(accepted=True, mode="A"))
+    admin = Admin(submit=lambda _r: None, reload=lambda: ReloadAnswer(accepted=True, mode="A"))
     server = WebServer(
         Holder(), host="127.0.0.1", port=port, socket_path=tmp_path / "s", admin=admin
     )
