@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +14,18 @@ from rich.markup import escape
 
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
 from arbiterd.config import load
+from arbiterd.core import learn
 from arbiterd.core.placement import headroom_bytes, place, sharing
 from arbiterd.core.planning import launch_context, launch_spec
+from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
+from arbiterd.model.observation import HostFacts, Observation
+from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
+from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.host import version_of
 from arbiterd.units import format_size
 
@@ -41,7 +48,10 @@ def plan(
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
-        rows, fits = _rows(settings, devices)
+        learned, unread = LearnedStore(Path(settings.arbiter.state_dir)).look()
+        rows, fits = _rows(settings, devices, learned)
+    if unread:
+        print(f"warning: {unread}; configured caps are shown", file=sys.stderr)
     if own.json:
         print_json(
             {
@@ -58,10 +68,18 @@ def plan(
         raise typer.Exit(EX_CONFIG)
 
 
-def _rows(settings: Settings, devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], bool]:
-    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+def _rows(
+    settings: Settings, devices: tuple[Device, ...], learned: Mapping[str, LearnedCap]
+) -> tuple[list[dict[str, object]], bool]:
+    configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    versions = {n: b.version or version_of(b) for n, b in settings.active.backends.items()}
+    placements = _learned(settings, configured, versions, learned)
     by_uuid = {device.uuid: device for device in devices}
-    rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
+    rows = [
+        _row(settings, name, placements, by_uuid, versions[name])
+        | _lowered(settings, configured[name], placements[name], versions, learned)
+        for name in settings.active.shares
+    ]
     booked = {
         uuid: sum(p.cap_bytes for p in placements.values() if uuid in p.devices) for uuid in by_uuid
     }
@@ -74,11 +92,49 @@ def _rows(settings: Settings, devices: tuple[Device, ...]) -> tuple[list[dict[st
     return rows, fits
 
 
+def _learned(
+    settings: Settings,
+    configured: dict[str, Placement],
+    versions: Mapping[str, str],
+    learned: Mapping[str, LearnedCap],
+) -> dict[str, Placement]:
+    """What the daemon would start with: the same function that it uses."""
+    return learn.apply(configured, _seen(versions), State("plan", learned=learned), settings)
+
+
+def _seen(versions: Mapping[str, str]) -> Observation:
+    host = HostFacts(versions=versions)
+    return Observation(0.0, 0.0, 0.0, devices={}, nvml="", units={}, health={}, host=host)
+
+
+def _lowered(
+    settings: Settings,
+    configured: Placement,
+    placed: Placement,
+    versions: Mapping[str, str],
+    learned: Mapping[str, LearnedCap],
+) -> dict[str, object]:
+    """What was learned, and by how many OOMs."""
+    keys = (
+        learn.key(settings, _seen(versions), configured.backend, uuid)
+        for uuid in configured.devices
+    )
+    found = next((learned[one] for one in keys if one in learned), None)
+    less = configured.cap_bytes - placed.cap_bytes
+    return {
+        "configured_bytes": configured.cap_bytes,
+        "lowered_bytes": less,
+        "ooms": found.ooms if found else 0,
+        "learned": found.reason if found else "",
+    }
+
+
 def _row(
     settings: Settings,
     name: str,
     placements: dict[str, Placement],
     devices: dict[str, Device],
+    version: str,
 ) -> dict[str, object]:
     backend = settings.active.backends[name]
     placement = placements[name]
@@ -91,7 +147,6 @@ def _row(
     }
     if placement.problem:
         return {**row, "change": "waits"}
-    version = backend.version or version_of(backend)
     found = launch_context(settings, name, placements, devices, version=version)
     spec = launch_spec(found)
     return {
@@ -133,6 +188,19 @@ def _gpu_row(
     }
 
 
+def _how(settings: Settings, row: dict[str, object]) -> str:
+    """': 55 % = 12.93 GiB, 1.10 GiB less after 2 OOMs', "" for a cap as configured."""
+    size, less, ooms = row["configured_bytes"], row["lowered_bytes"], row["ooms"]
+    if not ooms or not isinstance(size, int) or not isinstance(less, int):
+        return ""
+    share = settings.active.shares[str(row["name"])]
+    part = f"{share.fraction:.0%} = ".replace("%", " %") if share.fraction is not None else ""
+    count = "1 OOM" if ooms == 1 else f"{ooms} OOMs"
+    what = f"{format_size(less)} less" if row["gpu"] else "on the CPU"
+    name = row["name"]
+    return f": {part}{format_size(size)}, {what} after {count}; undo: arbiterctl caps reset {name}"
+
+
 def _print(
     settings: Settings, devices: tuple[Device, ...], why: str, rows: list[dict[str, object]]
 ) -> None:
@@ -165,7 +233,10 @@ def _print(
             continue
         gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
         cap = row["cap_bytes"]
-        out.print(f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}")
+        out.print(
+            f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}"
+            f"{escape(_how(settings, row))}"
+        )
         knobs, argv, env = row["knobs"], row["argv"], row["env"]
         for knob in knobs if isinstance(knobs, list) else ():
             out.print(f"  {escape(knob[0])} {escape(knob[1])}")
