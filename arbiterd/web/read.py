@@ -138,7 +138,7 @@ class Read:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus."""
-        body = metrics.render(self._now(), self._holder.events())
+        body = metrics.render(self._now(), self._holder.counts())
         return web.Response(
             body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -97,9 +97,11 @@ def test_a_leak_is_told_with_its_growth_the_brakes_and_who_was_chosen() -> None:
     text = "\n".join(told)
     assert told[0].startswith("critical: "), text
     assert re.search(r"are held beyond what is granted, growing 400 MiB/s: full in ", text)
-    assert re.search(r"^vllm: \d+ MiB over its cap, growing 400 MiB/s$", text, re.MULTILINE)
+    assert re.search(r"^vllm: [\d.]+ GiB over its cap, growing 400 MiB/s$", text, re.MULTILINE)
     assert re.search(r"^vllm is braked: ", text, re.MULTILINE)
-    assert re.search(r"^reclaim in flight: restart of vllm, .* expected, 0 B back", text, re.M)
+    assert re.search(
+        r"^reclaim in flight: restart of vllm, .* expected, 0 B back", text, re.MULTILINE
+    )
     assert re.search(r"^chosen: restart of vllm, .*over its cap", text, re.MULTILINE)
     assert re.search(r"^candidate: restart of tensorflow, .*within its cap", text, re.MULTILINE)
     assert re.search(r"^no model may be loaded: GPU 0 is critical", text, re.MULTILINE)
@@ -148,8 +150,7 @@ BASE = PressureView(
         (
             Pressure.CRITICAL,
             {},
-            "memory that nobody granted was being taken; tight again once that has stopped for "
-            "2.0 s and 384 MiB are free",
+            "memory that nobody granted was being taken; tight again once that has stopped for 2.0 s and 384 MiB are free",
         ),
     ],
 )
