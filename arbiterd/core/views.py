@@ -104,7 +104,8 @@ def _reclaim_view(state: DeviceState) -> ReclaimView | None:
 def _braked(one: Braked) -> str:
     parts = [one.hold] if one.hold else []
     if one.limit is not None:
-        parts.append(f"throttled to {one.limit} requests at a time")
+        what = "1 request" if one.limit == 1 else f"{one.limit} requests"
+        parts.append(f"throttled to {what} at a time")
     if one.freezing:
         parts.append("frozen for a moment")
     return "; ".join(parts)

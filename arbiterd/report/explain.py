@@ -47,7 +47,7 @@ def sentences(view: DeviceView) -> list[str]:
     if detail.reclaim is not None:
         out.append(reclaim(detail.reclaim))
     out += [
-        f"{'chosen' if one.chosen else 'candidate'}: {one.rung.value} of {one.backend}, "
+        f"{'chosen' if one.chosen else 'considered'}: {one.rung.value} of {one.backend}, "
         f"{format_size(one.bytes_expected)}: {one.reason}"
         for one in detail.candidates
     ]

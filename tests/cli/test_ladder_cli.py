@@ -137,7 +137,7 @@ def test_a_tight_card_is_told_with_its_arithmetic(host: Host) -> None:
     for what in ("gpu0", host.gpu.uuids()[0], "ollama"):
         told = host.ctl("why", what).stdout
         assert "foreign beyond its allowance; tight below 482 MiB, calm above 867 MiB" in told
-        assert "candidate: restart of vllm" in told
+        assert "considered: restart of vllm" in told
         assert "never touched for a neighbour" in told
         assert "foreign_memory" in told, told
     found = json.loads(host.ctl("why", "ollama", "--json").stdout)

@@ -103,7 +103,7 @@ def test_a_leak_is_told_with_its_growth_the_brakes_and_who_was_chosen() -> None:
         r"^reclaim in flight: restart of vllm, .* expected, 0 B back", text, re.MULTILINE
     )
     assert re.search(r"^chosen: restart of vllm, .*over its cap", text, re.MULTILINE)
-    assert re.search(r"^candidate: restart of tensorflow, .*within its cap", text, re.MULTILINE)
+    assert re.search(r"^considered: restart of tensorflow, .*within its cap", text, re.MULTILINE)
     assert re.search(r"^no model may be loaded: GPU 0 is critical", text, re.MULTILINE)
     assert "1 of at most 6 interventions within 10 min" in told
 
