@@ -10,21 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
+from arbiterd.cli.plan_caps import applied, how_lowered, lowered
+from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
 from arbiterd.config import load
-from arbiterd.core import learn
+from arbiterd.config.fit import mode_fits
 from arbiterd.core.placement import headroom_bytes, place, sharing
 from arbiterd.core.planning import launch_context, launch_spec
-from arbiterd.core.state import State
+from arbiterd.core.weigh import walls
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
-from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
+from arbiterd.model.weights import Fit
 from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.host import version_of
 from arbiterd.units import format_size
@@ -34,7 +37,8 @@ def plan(
     context: typer.Context,
     mode: str = typer.Option("", "--mode", help="another mode than the one in force"),
 ) -> None:
-    """Show what a start or a switch would do: caps, argv, environment, keep or restart.
+    """Show what a start or a switch would do: caps, argv, environment, keep or restart; whether the
+    models fit, with the arithmetic; which wall holds each cap.
 
     Examples: arbiterctl plan · arbiterctl plan --mode B --json
     """
@@ -50,6 +54,12 @@ def plan(
         devices, why = inventory(Path(settings.arbiter.state_dir))
         learned, unread = LearnedStore(Path(settings.arbiter.state_dir)).look()
         rows, fits = _rows(settings, devices, learned)
+        models: dict[str, list[Fit]] = {}
+        for one in mode_fits(settings, devices):
+            models.setdefault(one.backend, []).append(one.fit)
+        for row in rows:
+            row["models"] = [fit_row(fit) for fit in models.get(str(row["name"]), [])]
+        placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     if unread:
         print(f"warning: {unread}; configured caps are shown", file=sys.stderr)
     if own.json:
@@ -58,12 +68,13 @@ def plan(
                 "mode": settings.mode,
                 "nvml": why,
                 "gpus": [_gpu_row(settings, device, rows) for device in devices],
+                "mig_slices": slice_rows(devices, placements),
                 "backends": rows,
                 "fits": fits,
             }
         )
     else:
-        _print(settings, devices, why, rows)
+        _print(settings, devices, why, rows, models)
     if not fits:
         raise typer.Exit(EX_CONFIG)
 
@@ -73,11 +84,11 @@ def _rows(
 ) -> tuple[list[dict[str, object]], bool]:
     configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
     versions = {n: b.version or version_of(b) for n, b in settings.active.backends.items()}
-    placements = _learned(settings, configured, versions, learned)
+    placements = applied(settings, configured, versions, learned)
     by_uuid = {device.uuid: device for device in devices}
     rows = [
         _row(settings, name, placements, by_uuid, versions[name])
-        | _lowered(settings, configured[name], placements[name], versions, learned)
+        | lowered(settings, configured[name], placements[name], versions, learned)
         for name in settings.active.shares
     ]
     booked = {
@@ -90,43 +101,6 @@ def _rows(
     )
     fits = not over and all(not p.problem for p in placements.values())
     return rows, fits
-
-
-def _learned(
-    settings: Settings,
-    configured: dict[str, Placement],
-    versions: Mapping[str, str],
-    learned: Mapping[str, LearnedCap],
-) -> dict[str, Placement]:
-    """What the daemon would start with: the same function that it uses."""
-    return learn.apply(configured, _seen(versions), State("plan", learned=learned), settings)
-
-
-def _seen(versions: Mapping[str, str]) -> Observation:
-    host = HostFacts(versions=versions)
-    return Observation(0.0, 0.0, 0.0, devices={}, nvml="", units={}, health={}, host=host)
-
-
-def _lowered(
-    settings: Settings,
-    configured: Placement,
-    placed: Placement,
-    versions: Mapping[str, str],
-    learned: Mapping[str, LearnedCap],
-) -> dict[str, object]:
-    """What was learned, and by how many OOMs."""
-    keys = (
-        learn.key(settings, _seen(versions), configured.backend, uuid)
-        for uuid in configured.devices
-    )
-    found = next((learned[one] for one in keys if one in learned), None)
-    less = configured.cap_bytes - placed.cap_bytes
-    return {
-        "configured_bytes": configured.cap_bytes,
-        "lowered_bytes": less,
-        "ooms": found.ooms if found else 0,
-        "learned": found.reason if found else "",
-    }
 
 
 def _row(
@@ -155,6 +129,7 @@ def _row(
         "argv": list(spec.argv),
         "env": dict(spec.env),
         "files": {one.name: one.content for one in spec.files},
+        "walls": wall_rows(walls(found)),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],
         "change": _change(settings, name, spec.intent),
     }
@@ -188,21 +163,12 @@ def _gpu_row(
     }
 
 
-def _how(settings: Settings, row: dict[str, object]) -> str:
-    """': 55 % = 12.93 GiB, 1.10 GiB less after 2 OOMs', "" for a cap as configured."""
-    size, less, ooms = row["configured_bytes"], row["lowered_bytes"], row["ooms"]
-    if not ooms or not isinstance(size, int) or not isinstance(less, int):
-        return ""
-    share = settings.active.shares[str(row["name"])]
-    part = f"{share.fraction:.0%} = ".replace("%", " %") if share.fraction is not None else ""
-    count = "1 OOM" if ooms == 1 else f"{ooms} OOMs"
-    what = f"{format_size(less)} less" if row["gpu"] else "on the CPU"
-    name = row["name"]
-    return f": {part}{format_size(size)}, {what} after {count}; undo: arbiterctl caps reset {name}"
-
-
 def _print(
-    settings: Settings, devices: tuple[Device, ...], why: str, rows: list[dict[str, object]]
+    settings: Settings,
+    devices: tuple[Device, ...],
+    why: str,
+    rows: list[dict[str, object]],
+    models: dict[str, list[Fit]],
 ) -> None:
     out = console()
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
@@ -226,22 +192,35 @@ def _print(
             f"GPU {device.index} {escape(device.name)}: {sums} = {format_size(booked)} of "
             f"{format_size(device.capacity_bytes)}: {sign}, {format_size(left)} left"
         )
+    for line in slice_lines(devices, placements):
+        out.print(escape(line))
     for row in rows:
         out.print(f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}")
         if row["problem"]:
             out.print(f"  [red]{escape(str(row['problem']))}[/red]")
             continue
-        gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
-        cap = row["cap_bytes"]
-        out.print(
-            f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}"
-            f"{escape(_how(settings, row))}"
-        )
-        knobs, argv, env = row["knobs"], row["argv"], row["env"]
-        for knob in knobs if isinstance(knobs, list) else ():
-            out.print(f"  {escape(knob[0])} {escape(knob[1])}")
-        if isinstance(argv, list):
-            out.print(f"  $ {escape(' '.join(argv))}", soft_wrap=True)
-        if isinstance(env, dict):
-            pairs_text = " ".join(f"{key}={value}" for key, value in env.items())
-            out.print(f"  env {escape(pairs_text)}", soft_wrap=True)
+        _print_backend(out, settings, row, models.get(str(row["name"]), []))
+
+
+def _print_backend(
+    out: Console, settings: Settings, row: dict[str, object], models: list[Fit]
+) -> None:
+    """Cap, walls, knobs, models, command line."""
+    gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
+    cap = row["cap_bytes"]
+    cap_text = format_size(cap if isinstance(cap, int) else 0)
+    out.print(
+        f"  on {gpus or 'cpu'}, cap {cap_text}{escape(how_lowered(settings, row))}", soft_wrap=True
+    )
+    walls_, knobs, argv, env = row["walls"], row["knobs"], row["argv"], row["env"]
+    for wall in walls_ if isinstance(walls_, list) else ():
+        out.print(f"  wall: {escape(wall['text'])}", soft_wrap=True)
+    for knob in knobs if isinstance(knobs, list) else ():
+        out.print(f"  {escape(knob[0])} {escape(knob[1])}")
+    for line in (line for fit in models for line in fit_lines(fit)):
+        out.print(f"  {escape(line)}", soft_wrap=True)
+    if isinstance(argv, list):
+        out.print(f"  $ {escape(' '.join(argv))}", soft_wrap=True)
+    if isinstance(env, dict):
+        pairs_text = " ".join(f"{key}={value}" for key, value in env.items())
+        out.print(f"  env {escape(pairs_text)}", soft_wrap=True)
