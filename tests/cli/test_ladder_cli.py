@@ -166,3 +166,30 @@ def test_a_leak_is_restarted_and_its_incident_tells_expected_and_freed_bytes(hos
     uuid = host.gpu.uuids()[0]
     worked = f'reclaims_total{{gpu="{uuid}",index="0",outcome="worked",rung="restart"}} 1.0'
     assert worked in metrics, [m for m in metrics.splitlines() if "reclaim" in m]
+
+
+def test_an_operator_puts_vllm_to_sleep_and_wakes_it(host: Host) -> None:
+    """Its bytes go and come back; nobody else wakes it, and it takes work once it has answered."""
+    keys = {"vllm": 'version = "0.11.0"\nsleep = true'}
+    host.write(ONLY_VLLM, only=("vllm",), keys=keys)
+    host.start()
+    host.wait_ready()
+    pids, held = host.backend("vllm")["pids"], host.backend("vllm")["used_bytes"]
+    done = host.ctl("sleep", "vllm")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "vllm: is drained, then sleeps until: arbiterctl wake vllm\n",
+    )
+    host.wait(lambda: host.backend("vllm")["used_bytes"] < held / 2, "its bytes to be back")
+    host.wait(lambda: "asleep" in host.backend("vllm")["reason"], "it to be asleep")
+    again = host.ctl("sleep", "vllm")
+    assert again.returncode == 1
+    assert "only a ready backend can be put to sleep; vllm: it is sleeping" in again.stderr
+    assert host.ctl("wake", "vllm").returncode == 0
+    host.wait_ready("vllm")
+    back = host.backend("vllm")
+    assert back["pids"] == pids
+    assert back["used_bytes"] > held / 2
+    told = [one["MESSAGE"] for one in host.events("wake", "vllm")]
+    assert told[0].startswith("vllm: wake asked by uid ")
+    assert told[-1].startswith("vllm: awake and answering after ")
