@@ -21,6 +21,7 @@ from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.unit_job import own_job
 from arbiterd.config import Loaded, check_devices
+from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
@@ -28,7 +29,7 @@ from arbiterd.inventory import Inventory
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
-from arbiterd.model.actions import LoadModel, OperatorRequest, Verb
+from arbiterd.model.actions import LoadModel, OperatorRequest, Refusal
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.health import HttpProbe
@@ -38,7 +39,8 @@ from arbiterd.reload import Reloader
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
-from arbiterd.report.notify import Notifier
+from arbiterd.report.learned import LearnedStore
+from arbiterd.report.notify import Notifier, status_line
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
@@ -79,6 +81,7 @@ class Daemon:
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
+        self._learned = LearnedStore(Path(self._arbiter.state_dir))
         self._carry = CarryStore(Path(self._arbiter.runtime_dir))
         self._layouts = Layouts(Path(self._arbiter.runtime_dir))
         self._reloader: Reloader | None = None
@@ -130,6 +133,7 @@ class Daemon:
             state = State(
                 run=uuid.uuid4().hex[:6],
                 incidents=self._incidents.load(),
+                learned=self._learned.load(),
                 carried=self._carry.load(),
                 good=self._layouts.before(self._path, self._environ),
             )
@@ -147,6 +151,7 @@ class Daemon:
             executor.close()
             launcher.close()
             self._incidents.close()
+            self._learned.close()
             self._carry.close()
             self._journal.close()
             self._lock.close()
@@ -259,7 +264,8 @@ class Daemon:
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._inventory.problems, *self._incidents.problems, *self._carry.problems]
+        found = [*self._inventory.problems, *self._incidents.problems]
+        found += [*self._learned.problems, *self._carry.problems]
         found += getattr(launcher, "problems", [])
         for text in found:
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
@@ -273,15 +279,15 @@ class Daemon:
         return engine.load_probe(backend, action.model, action.keep_alive_s, action.timeout_s)
 
     # -- in ------------------------------------------------------------------------------------
-    def _submit(self, request: OperatorRequest) -> str:
-        """Take an operator's request; returns why not, "" when taken."""
-        known = self._settings.active.backends
-        if request.verb is not Verb.STOP_ALL and request.backend not in known:
-            names = ", ".join(known) or "none"
-            return f"mode {self._settings.mode} has no backend {request.backend!r}; it has {names}"
-        self._requests.put(request)
-        self.waker.wake()
-        return ""
+    def _submit(self, request: OperatorRequest) -> Refusal | None:
+        """Take an operator's request, or say why not."""
+        published = self._holder.get()
+        decision = published.decision if published else None
+        refused = refusal(request, self._settings, decision)
+        if refused is None:
+            self._requests.put(request)
+            self.waker.wake()
+        return refused
 
     def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
         self._layouts.accepted(loaded.text)
@@ -376,6 +382,7 @@ class Daemon:
         for event in events:
             self._journal.write(event, mode)
         self._incidents.save(published.decision.incidents)
+        self._learned.save(published.decision.learned)
 
     def _report(self, published: Published) -> None:
         """Feed the watchdog; STATUS= once a second."""
@@ -387,24 +394,6 @@ class Daemon:
         self._notify.status(status_line(published))
         if self._leaving == "stop":
             self._notify.extend(EXTEND_S)
-
-
-def status_line(published: Published) -> str:
-    """One line for systemctl status."""
-    views = published.decision.backends.values()
-    parts = [f"{view.name} {view.phase.value}" for view in views]
-    text = f"mode {published.settings.mode}: " + (", ".join(parts) or "no backends")
-    open_ = sum(1 for one in published.decision.incidents if one.closed_at is None)
-    if open_:
-        text += f"; {open_} open incident(s)"
-    loop = published.loop
-    if loop.config_refused:
-        text += f"; config refused: {loop.config_refused[0]}"
-    elif loop.config_pending:
-        text += "; config changed, not applied: systemctl reload gpu-arbiter"
-    if published.decision.blind and published.observation.nvml:
-        text += f"; blind: {published.observation.nvml}"
-    return text
 
 
 def _drain(source: queue.SimpleQueue[T]) -> list[T]:

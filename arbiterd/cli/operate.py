@@ -1,4 +1,4 @@
-"""Commands that change something: reload, drain, resume, restart, stop-all, stop-post."""
+"""Commands that change something: reload, drain, resume, restart, sleep, wake, stop-all, stop-post."""
 
 from __future__ import annotations
 
@@ -109,6 +109,22 @@ def restart(context: typer.Context, name: str = typer.Argument(help="the backend
     Example: arbiterctl restart ollama
     """
     _verb(context, name, "restart", "restart asked; follow it: arbiterctl status")
+
+
+def sleep(context: typer.Context, name: str = typer.Argument(help="the backend")) -> None:
+    """Drain, then give its GPU memory back without ending it (vLLM with sleep = true). Undo: wake.
+
+    Example: arbiterctl sleep vllm
+    """
+    _verb(context, name, "sleep", "is drained, then sleeps until: arbiterctl wake " + name)
+
+
+def wake(context: typer.Context, name: str = typer.Argument(help="the backend")) -> None:
+    """Bring a sleeping backend back: it waits for room, wakes, and takes work once it has answered.
+
+    Example: arbiterctl wake vllm
+    """
+    _verb(context, name, "wake", "wakes when there is room; follow it: arbiterctl why " + name)
 
 
 def stop_all(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import typer
 from rich.console import Console
@@ -13,6 +16,7 @@ from rich.markup import escape
 
 from arbiterd.act.containers import completed
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
+from arbiterd.cli.plan_caps import applied, how_lowered, lowered
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
 from arbiterd.config import load
 from arbiterd.config.fit import mode_fits
@@ -23,8 +27,10 @@ from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
+from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Fit
+from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.containers import client_of
 from arbiterd.sense.host import version_of
 from arbiterd.startup import use_systemd
@@ -50,11 +56,14 @@ def plan(
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
-        rows, fits = plan_rows(settings, devices)
+        learned, unread = LearnedStore(Path(settings.arbiter.state_dir)).look()
+        rows, fits = plan_rows(settings, devices, learned)
         models = model_fits(settings, devices)
         for row in rows:
             row["models"] = [fit_row(fit) for fit in models.get(str(row["name"]), [])]
         placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    if unread:
+        print(f"warning: {unread}; configured caps are shown", file=sys.stderr)
     if own.json:
         print_json(
             {
@@ -81,12 +90,20 @@ def model_fits(settings: Settings, devices: tuple[Device, ...]) -> dict[str, lis
 
 
 def plan_rows(
-    settings: Settings, devices: tuple[Device, ...]
+    settings: Settings,
+    devices: tuple[Device, ...],
+    learned: Mapping[str, LearnedCap] = MappingProxyType({}),
 ) -> tuple[list[dict[str, object]], bool]:
     """One row per backend of the active mode, and whether all of it fits."""
-    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    versions = {n: b.version or version_of(b) for n, b in settings.active.backends.items()}
+    placements = applied(settings, configured, versions, learned)
     by_uuid = {device.uuid: device for device in devices}
-    rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
+    rows = [
+        _row(settings, name, placements, by_uuid, versions[name])
+        | lowered(settings, configured[name], placements[name], versions, learned)
+        for name in settings.active.shares
+    ]
     booked = {
         uuid: sum(p.cap_bytes for p in placements.values() if uuid in p.devices) for uuid in by_uuid
     }
@@ -104,6 +121,7 @@ def _row(
     name: str,
     placements: dict[str, Placement],
     devices: dict[str, Device],
+    version: str,
 ) -> dict[str, object]:
     backend = settings.active.backends[name]
     placement = placements[name]
@@ -199,14 +217,19 @@ def print_plan(
         if row["problem"]:
             out.print(f"  [red]{escape(str(row['problem']))}[/red]")
             continue
-        _print_backend(out, row, models.get(str(row["name"]), []))
+        _print_backend(out, settings, row, models.get(str(row["name"]), []))
 
 
-def _print_backend(out: Console, row: dict[str, object], models: list[Fit]) -> None:
+def _print_backend(
+    out: Console, settings: Settings, row: dict[str, object], models: list[Fit]
+) -> None:
     """Cap, walls, knobs, models, command line."""
     gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
     cap = row["cap_bytes"]
-    out.print(f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}")
+    cap_text = format_size(cap if isinstance(cap, int) else 0)
+    out.print(
+        f"  on {gpus or 'cpu'}, cap {cap_text}{escape(how_lowered(settings, row))}", soft_wrap=True
+    )
     walls_, knobs, argv, env = row["walls"], row["knobs"], row["argv"], row["env"]
     for wall in walls_ if isinstance(walls_, list) else ():
         out.print(f"  wall: {escape(wall['text'])}", soft_wrap=True)

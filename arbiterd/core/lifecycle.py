@@ -21,7 +21,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.release import remember
-from arbiterd.core.state import After, BackendState, Sleep, Vitals, updated
+from arbiterd.core.state import DRAINED, After, BackendState, Sleep, Vitals, updated
 from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -217,7 +217,7 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
         pending="",
     )
     if backend.held:
-        desk.enter(changed, Phase.DRAINING, "drained by an operator")
+        desk.enter(changed, Phase.DRAINING, DRAINED)
     else:
         desk.enter(changed, Phase.READY, "")
     text = f"{backend.name}: ready after {format_duration(took)}"
@@ -272,7 +272,7 @@ def _ready(desk: Desk, backend: BackendState) -> None:
         fail(desk, backend, backend.vitals.why, Cause(CauseClass.OTHER, "", backend.vitals.why))
         return
     if backend.held:
-        desk.enter(replace(backend, deadline=None), Phase.DRAINING, "drained by an operator")
+        desk.enter(replace(backend, deadline=None), Phase.DRAINING, DRAINED)
         return
     keep_warm(desk, desk.put(backend))
 

@@ -33,6 +33,7 @@ from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
 from arbiterd.units import format_duration, format_size
 
+RUNNER = "runner"  # kind of a KILL event: one child of an engine, the engine itself goes on
 DISRUPTIVE = (Rung.SLEEP, Rung.RESTART, Rung.STOP)
 
 
@@ -167,6 +168,7 @@ def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
         action=action.id,
         gpu=uuid,
         bytes_expected=reclaim.expected,
+        kind=RUNNER,
     )
     now = desk.seen.now
     changed = replace(reclaim, action=action.id, killed=True, stage="its runner is killed")
@@ -234,6 +236,7 @@ def _tell_begin(desk: Desk, uuid: str, reclaim: Reclaim) -> None:
         gpu=uuid,
         reason=reclaim.reason,
         bytes_expected=reclaim.expected,
+        kind=reclaim.rung.value,
     )
 
 
@@ -259,6 +262,7 @@ def _end(
         bytes_expected=reclaim.expected,
         bytes_freed=freed,
         took_ms=took * 1000,
+        kind=reclaim.rung.value,
     )
     record = ActionRecord(
         id=desk.next_id("act"),

@@ -18,6 +18,7 @@ from arbiterd.model.pressure import Candidate, LearnedCap, Rung
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
 
+DRAINED = "drained by an operator"  # the reason of a drain that ends only by resume
 T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
 

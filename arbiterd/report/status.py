@@ -9,7 +9,7 @@ from arbiterd.model.backend import BackendView, LedgerRow
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.published import Published
 from arbiterd.model.reading import Known
-from arbiterd.report import shape
+from arbiterd.report import ladder, shape
 
 Json = dict[str, object]
 
@@ -94,6 +94,7 @@ def _gpu(published: Published, seen: DeviceObservation) -> Json:
         "pressure": view.pressure.value if view else "unknown",
         "time_to_full_s": view.time_to_full_s if view else None,
         "ledger": [_row(row) for row in view.rows] if view else [],
+        "ladder": ladder.ladder(view),
     }
 
 
@@ -129,11 +130,14 @@ def backend(published: Published, view: BackendView, asked_host: str) -> Json:
         "since": shape.iso(view.since),
         "gpu": list(view.devices),
         "cap_bytes": view.cap_bytes,
+        "learned_bytes": view.learned_bytes,
         "used_bytes": view.used_bytes,
         "pids": list(view.pids),
         "restarts": view.restarts,
         "in_flight": view.in_flight,
         "queued": view.queued,
+        "throttled": view.throttled,
+        "braked": ladder.braked(published, view),
         "url": shape.door(settings, wanted, asked_host) if wanted else None,
         "version": published.observation.host.versions.get(view.name, ""),
         "health": _health(published, view.name),
