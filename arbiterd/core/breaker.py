@@ -21,6 +21,11 @@ def delay_s(settings: BackendSettings, attempt: int, jitter: float) -> float:
     return min(settings.restart_delay_max_s, doubled) * (1 + JITTER * jitter)
 
 
+def rest_until(now: float) -> float:
+    """When an open breaker lets one start through."""
+    return now + HALF_OPEN_S
+
+
 def failed(
     backend: BackendState, settings: BackendSettings, now: float, jitter: float
 ) -> tuple[BackendState, bool]:

@@ -1,29 +1,32 @@
 """The policy, in one function: a whole snapshot in, a whole decision out.
 
 Read from top to bottom: requests are noted, the world is adopted once, devices are judged, every
-backend takes one step of its life, leftovers are found, loads are answered, the doors are set, and what
-came of it is published.
+backend takes one step of its life, leftovers are found, the ladder is climbed where a device is under
+pressure, loads are answered, the doors are set, and what came of it is published.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import gpus, ledger
+from arbiterd.core import gpus, learn, ledger
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
+from arbiterd.core.evidence import refusals
+from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
 from arbiterd.core.loads import answer_loads, settle_loads
 from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
+from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
 from arbiterd.core.state import State
-from arbiterd.core.views import backend_view
+from arbiterd.core.views import backend_view, device_view
 from arbiterd.engines import engine_of
-from arbiterd.model.backend import DeviceView, LedgerRow, Phase
+from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Severity
@@ -38,20 +41,21 @@ _PROBED = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 def decide(observation: Observation, state: State, settings: Settings) -> tuple[Decision, State]:
     """Decide one tick. Pure: same input, same output."""
     devices = [seen.device for seen in observation.devices.values()]
-    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
-    desk = Desk(observation, state, settings, placements)
+    configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    placements = learn.apply(configured, observation, state, settings)
+    desk = Desk(observation, state, settings, placements, configured)
 
     meet(desk)
     take_requests(desk)
     if state.first_tick:
         adopt(desk)
     ledgers = desk.ledgers = _ledgers(desk)
-    states = gpus.judge(desk, ledgers)
-    desk.state = replace(desk.state, devices=states)
+    desk.devices = gpus.judge(desk, ledgers)
     settle_loads(desk)
     for name in _order(desk):
         step(desk, desk.backends[name])
     orphans, orphan_pending = find_orphans(desk)
+    climb(desk)
     judge_gateway(desk)
     loads, held = answer_loads(desk)
     doors = wish(desk)
@@ -64,6 +68,9 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
         mode=settings.mode,
         first_tick=False,
         backends=desk.backends,
+        devices=desk.devices,
+        learned=desk.learned,
+        refusals=refusals(desk),
         doors=desk.doors,
         leases=desk.leases,
         held=held,
@@ -114,7 +121,7 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
         if wanted is None or backend.phase not in _PROBED or unit.state is not UnitState.RUNNING:
             continue
         vitals = backend.vitals
-        suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck)
+        suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
         orders.append(
             ProbeOrder(
                 backend=backend.name,
@@ -135,10 +142,7 @@ def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision
         for name in listed
         if name in desk.backends
     }
-    devices = {
-        uuid: DeviceView(uuid, desk.state.devices[uuid].pressure, ledgers[uuid])
-        for uuid in desk.seen.devices
-    }
+    devices = {uuid: device_view(desk, uuid, ledgers[uuid]) for uuid in desk.seen.devices}
     quiet = all(b.phase is Phase.STOPPED and not b.pending for b in desk.backends.values())
     blind = bool(desk.seen.nvml) or any(
         seen.state is not GpuState.OK for seen in desk.seen.devices.values()
@@ -151,5 +155,7 @@ def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision
         devices=devices,
         incidents=tuple(desk.incidents),
         blind=blind,
+        learned=desk.learned,
+        lists_soon=any(lists_soon(state, desk.seen.now) for state in desk.devices.values()),
         settled=quiet and not desk.actions,
     )

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import TypeAlias, TypedDict, Unpack
 
 from arbiterd.core.limits import INCIDENTS_KEPT
-from arbiterd.core.state import BackendState, DoorState, Lease, State
+from arbiterd.core.state import BackendState, DeviceState, DoorState, Lease, State
 from arbiterd.model.actions import Action, Outcome
 from arbiterd.model.backend import LedgerRow, Phase, Placement
 from arbiterd.model.events import ActionRecord, Event, EventName, Incident, Severity
 from arbiterd.model.launch import ABSENT, UnitObservation
 from arbiterd.model.observation import Observation
+from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import BackendSettings, Settings
 
 Change: TypeAlias = Callable[[Incident], Incident]
@@ -42,11 +43,13 @@ class Desk:
         state: State,
         settings: Settings,
         placements: dict[str, Placement],
+        configured: dict[str, Placement] | None = None,
     ) -> None:
         self.seen = observation
         self.settings = settings
         self.state = state
         self.placements = placements
+        self.configured = placements if configured is None else configured
         self.backends: dict[str, BackendState] = dict(state.backends)
         self.actions: list[Action] = []
         self.events: list[Event] = []
@@ -56,6 +59,8 @@ class Desk:
         self.doors: dict[str, DoorState] = dict(state.doors)
         self.leases: dict[str, Lease] = dict(state.leases)
         self.ledgers: dict[str, tuple[LedgerRow, ...]] = {}
+        self.devices: dict[str, DeviceState] = dict(state.devices)
+        self.learned: dict[str, LearnedCap] = dict(state.learned)
 
     # -- reading -------------------------------------------------------------------------------
     def wanted(self, name: str) -> BackendSettings | None:
@@ -71,6 +76,11 @@ class Desk:
         if not action_id:
             return None
         return next((o for o in self.seen.outcomes if o.action.id == action_id), None)
+
+    def codes_429(self, name: str) -> int:
+        """Answers 429 of this backend so far, as its door has logged them."""
+        found = self.seen.gateway.requests.get(name)
+        return found.codes.get("429", 0) if found else 0
 
     def gpu_of(self, name: str) -> str:
         """The backend's first device, "" on the CPU."""
@@ -183,6 +193,10 @@ class Desk:
             return
         self._edit(incident_id, lambda old: replace(old, closed_at=self.seen.wall))
         self.tell(name, Severity.NOTICE, message, one.backend, incident=one.id, gpu=one.gpu)
+
+    def record(self, incident_id: str, record: ActionRecord) -> None:
+        """Write something that has ended into an incident."""
+        self._edit(incident_id, lambda old: replace(old, actions=(*old.actions, record)))
 
     def note_outcome(self, outcome: Outcome, bytes_freed: int | None = None) -> None:
         """Write an outcome into whichever incident holds its action."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from arbiterd.core import brakes
 from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import traffic
 from arbiterd.core.limits import (
@@ -113,7 +114,7 @@ def _wish(
         why=f"{backend.name}: {why}" if why else "",
         retry_after_s=retry_after_s(desk, backend) if why else 1,
         full_retry_after_s=full_retry_after_s(traffic(desk, backend.name), wanted),
-        max_in_flight=wanted.max_in_flight,
+        max_in_flight=brakes.limit(desk, backend.name, wanted.max_in_flight),
         max_queue=wanted.max_queue,
         advice=f"{advice}: {', '.join(to)}" if advice else "",
         version=wanted.version or desk.seen.host.versions.get(backend.name, ""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading
+from arbiterd.engines import engine_of
 from arbiterd.model.gateway import Traffic
 from arbiterd.model.health import Progress
 from arbiterd.model.reading import Known
@@ -38,6 +39,24 @@ def progress(desk: Desk, name: str) -> Progress | None:
     answered = sum(seen.responses.values())
     cpu = int(desk.unit(name).cpu_s * 2)  # half seconds: an idle process does not come so far
     return Progress(seen.in_flight, 0, float(answered + seen.bytes_out + cpu))
+
+
+def pool_refusals(desk: Desk, names: list[str]) -> int:
+    """Answers 429 since the last tick of engines whose own pool is full (TensorFlow Serving says so,
+    and stays up): less load helps, a lower cap would not.
+    """
+    count = 0
+    for name in names:
+        wanted = desk.wanted(name)
+        if wanted is not None and engine_of(wanted.kind).refuses_when_full:
+            new = desk.codes_429(name)
+            count += max(0, new - desk.state.refusals.get(name, new))
+    return count
+
+
+def refusals(desk: Desk) -> dict[str, int]:
+    """The counts that the next tick compares with."""
+    return {name: desk.codes_429(name) for name in desk.seen.gateway.requests}
 
 
 def outstanding(desk: Desk, name: str) -> tuple[int, int]:

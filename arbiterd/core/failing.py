@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import breaker
+from arbiterd.core import breaker, learn
 from arbiterd.core.desk import Desk
 from arbiterd.core.limits import RELEASE_SLOW_S
 from arbiterd.core.release import released
-from arbiterd.core.state import After, BackendState
+from arbiterd.core.state import After, BackendState, Sleep
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
-from arbiterd.model.actions import StopBackend
+from arbiterd.model.actions import StopBackend, ThawBackend
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitState
@@ -31,6 +31,7 @@ TROUBLE = (
     EventName.CRASH_LOOP,
     EventName.BLOCKED_START,
     EventName.PORT_TAKEN,
+    EventName.LEAK,
 )
 _OOM = (
     CauseClass.NOT_ENOUGH_FREE,
@@ -39,6 +40,8 @@ _OOM = (
     CauseClass.OOM_RUNTIME,
     CauseClass.POOL_FULL,
     CauseClass.HOST_RAM,
+    CauseClass.DEVICE_FULL,
+    CauseClass.NEIGHBOUR,
 )
 WORDS_WITHIN_S = 1.5  # reading the last 500 lines from the journal took 30-60 ms on a busy machine
 
@@ -69,6 +72,9 @@ def give_back(
     desk: Desk, backend: BackendState, after: After, reason: str, grace_s: float | None = None
 ) -> None:
     """Order the stop of the whole cgroup and go to stopping."""
+    if desk.unit(backend.name).frozen:  # a frozen unit may refuse its stop (facts/systemd.md)
+        why = f"before its stop: {reason}"
+        desk.act(ThawBackend(desk.next_id("act"), backend.name, desk.gpu_of(backend.name), why))
     wanted = desk.wanted(backend.name)
     grace = grace_s if grace_s is not None else (wanted.drain_timeout_s if wanted else 30.0) + 15.0
     action = StopBackend(
@@ -134,6 +140,8 @@ def _examine(desk: Desk, backend: BackendState) -> None:
     )
     if cause is None or (spoken.cause is not CauseClass.OTHER and words):
         cause = spoken
+    cause = learn.refine(desk, backend, cause, words or ())
+    backend, cause = learn.after_oom(desk, backend, cause)
     counted, open_ = breaker.failed(
         replace(backend, cause=cause), wanted, desk.seen.now, desk.seen.jitter
     )
@@ -151,7 +159,8 @@ def _tell_cause(desk: Desk, backend: BackendState, cause: Cause, after: After) -
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     incident = trouble.id if trouble else ""
     if cause.cause in _OOM:
-        text = f"{backend.name}: out of memory ({cause.cause.value}): {cause.summary}"
+        what = learn.MITIGATION.get(cause.cause, "")
+        text = f"{backend.name}: out of memory ({cause.cause.value}): {cause.summary}; {what}"
         desk.tell(
             EventName.OOM, Severity.ERROR, text, backend.name, incident=incident, reason=cause.line
         )
@@ -224,6 +233,7 @@ def _gone(desk: Desk, backend: BackendState) -> None:
         warm_done=False,
         warm_failures=0,
         warm_not_before=0.0,
+        sleep=Sleep(),
     )
     _rest(desk, changed)
 
@@ -247,3 +257,5 @@ def _rest(desk: Desk, backend: BackendState) -> None:
         case After.FAILED:
             why = backend.cause.summary if backend.cause else backend.reason
             desk.enter(backend, Phase.FAILED, why)
+        case After.SLEEPING:
+            desk.enter(backend, Phase.WAITING, "waits for its turn")

@@ -13,10 +13,10 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.limits import FRESH_SAMPLES
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
-from arbiterd.core.state import BackendState, DeviceState
+from arbiterd.core.state import BackendState, DeviceState, SleepStage
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
-from arbiterd.model.devices import DeviceObservation, GpuState
+from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Pressure
 from arbiterd.model.reading import Known
 from arbiterd.units import format_size
 
@@ -52,6 +52,10 @@ def memory_event(desk: Desk, uuid: str, but: str) -> str:
             return f"{other.name} is giving its memory back"
         if other.warm_pending or loading(desk, other.name):
             return f"{other.name} is loading a model"
+        if other.sleep.stage is SleepStage.FALLING:
+            return f"{other.name} is falling asleep"
+        if other.sleep.stage is SleepStage.WAKING:
+            return f"{other.name} is waking"
     return ""
 
 
@@ -94,9 +98,13 @@ def _device(desk: Desk, backend: BackendState, uuid: str) -> Blocked | None:
         state = seen.state.value if seen else "not seen yet"
         detail = f": {seen.detail}" if seen and seen.detail else ""
         return Blocked(f"{_label(seen, uuid)} is {state}{detail}", BLIND)
-    known = desk.state.devices.get(uuid, DeviceState())
+    known = desk.devices.get(uuid, DeviceState())
     if known.samples < FRESH_SAMPLES:
         return Blocked(f"{_label(seen, uuid)}: {known.samples} fresh samples so far", BLIND)
+    if known.fault:
+        return Blocked(f"{_label(seen, uuid)}: {known.fault}", BLIND)
+    if known.pressure is Pressure.CRITICAL:
+        return Blocked(f"{_label(seen, uuid)} is critical", ROOM)
     event = memory_event(desk, uuid, backend.name)
     if event:
         return Blocked(f"{event} on {_label(seen, uuid)}", ORDER)
@@ -147,14 +155,19 @@ def holders(seen: DeviceObservation, but: str = "") -> str:
         return "processes that cannot be listed"
     sizes: dict[str, int] = {}
     for one in seen.processes.value:
-        what = one.command.split(" ")[0].rsplit("/", 1)[-1] if one.command else "unknown"
-        user = f" of {one.user}" if one.user else ""
-        name = one.holder or f"pid {one.pid} ({what}{user}, {one.unit or 'no unit'})"
+        name = one.holder or describe(one)
         size = one.used_bytes.value if isinstance(one.used_bytes, Known) else 0
         sizes[name] = sizes.get(name, 0) + size
     sizes.pop(but, None)
     ranked = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {format_size(size)}" for name, size in ranked) or "nobody listed"
+
+
+def describe(process: GpuProcess) -> str:
+    """A stranger in words: 'pid 4711 (python3 of bob, session-3.scope)'."""
+    what = process.command.split(" ")[0].rsplit("/", 1)[-1] if process.command else "unknown"
+    user = f" of {process.user}" if process.user else ""
+    return f"pid {process.pid} ({what}{user}, {process.unit or 'no unit'})"
 
 
 def _label(seen: DeviceObservation | None, uuid: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from arbiterd.core import ledger, pressure
+from arbiterd.core import pressure
 from arbiterd.core.desk import Desk
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.state import DeviceState
-from arbiterd.model.backend import LedgerRow
-from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
+from arbiterd.core.state import After, BackendState, DeviceState
+from arbiterd.model.backend import LedgerRow, Phase
+from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Severity
 
 _TROUBLE = {
@@ -23,16 +23,22 @@ def judge(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> dict[str, De
     """New device states; opens and closes device incidents."""
     out: dict[str, DeviceState] = {}
     allow = desk.settings.foreign_allow_bytes
+    now, wall = desk.seen.now, desk.seen.wall
+    leaving = frozenset(b.name for b in desk.backends.values() if _leaves(b))
     for uuid, seen in desk.seen.devices.items():
         headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
-        left = ledger.solvency(ledgers[uuid], seen.device.capacity_bytes, allow)
         old = desk.state.devices.get(uuid, DeviceState())
-        new = pressure.observe(seen, old, left, headroom, desk.seen.now)
+        new = pressure.observe(seen, old, ledgers[uuid], headroom, allow, now, wall, leaving)
         out[uuid] = new
         _trouble(desk, seen)
-        _tell_band(desk, seen, old.pressure, new.pressure)
     _nvml(desk)
     return out
+
+
+def _leaves(backend: BackendState) -> bool:
+    """On its way out: drained before a stop, or being stopped."""
+    draining = backend.phase is Phase.DRAINING and backend.deadline is not None
+    return backend.phase is Phase.STOPPING or (draining and backend.after is not After.SLEEPING)
 
 
 def _nvml(desk: Desk) -> None:
@@ -61,14 +67,3 @@ def _trouble(desk: Desk, seen: DeviceObservation) -> None:
         "no starts and no loads there until it can be read, traffic goes on"
     )
     desk.raise_incident(name, severity, text, gpu=uuid)
-
-
-def _tell_band(desk: Desk, seen: DeviceObservation, old: Pressure, new: Pressure) -> None:
-    rank = {Pressure.UNKNOWN: 0, Pressure.CALM: 0, Pressure.TIGHT: 1, Pressure.CRITICAL: 2}
-    if rank[old] == rank[new] or Pressure.UNKNOWN in (old, new):
-        return
-    rise = rank[new] > rank[old]
-    name = EventName.PRESSURE_RISE if rise else EventName.PRESSURE_CALM
-    severity = Severity.WARNING if rise else Severity.NOTICE
-    text = f"GPU {seen.device.index}: pressure {old.value} → {new.value}"
-    desk.tell(name, severity, text, gpu=seen.device.uuid)

@@ -68,23 +68,3 @@ def rows(
 def used_of(ledger: tuple[LedgerRow, ...], holder: str) -> int | None:
     """Used bytes of one holder, None when not known or not listed."""
     return next((row.used_bytes for row in ledger if row.holder == holder), None)
-
-
-def solvency(ledger: tuple[LedgerRow, ...], capacity: int, foreign_allow: int) -> int | None:
-    """S = capacity - sum max(cap, used) - max(0, foreign - allow) - unattributed (design, 5).
-
-    None while a term is unknown.
-    """
-    left = capacity
-    for row in ledger:
-        if row.holder == HEADROOM:
-            continue
-        if row.used_bytes is None:
-            return None
-        if row.holder == FOREIGN:
-            left -= max(0, row.used_bytes - foreign_allow)
-        elif row.holder == UNATTRIBUTED:
-            left -= max(0, row.used_bytes)
-        else:
-            left -= max(row.booked_bytes or 0, row.used_bytes)
-    return left

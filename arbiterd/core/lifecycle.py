@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from arbiterd.core import breaker, evidence, judge
+from arbiterd.core import breaker, evidence, judge, learn, sleeping
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back
 from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
@@ -21,7 +21,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.release import remember
-from arbiterd.core.state import After, BackendState, Vitals, updated
+from arbiterd.core.state import After, BackendState, Sleep, Vitals, updated
 from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -41,8 +41,11 @@ def step(desk: Desk, backend: BackendState) -> None:
             _waiting(desk, backend)
         case Phase.STARTING:
             _starting(desk, backend)
-        case Phase.READY | Phase.SLEEPING:
+        case Phase.READY:
             _ready(desk, backend)
+        case Phase.SLEEPING:
+            if not _ended(desk, backend) and _still_wanted(desk, backend):
+                sleeping.step(desk, desk.backends[backend.name])
         case Phase.DRAINING:
             _draining(desk, backend)
         case Phase.STOPPING:
@@ -120,6 +123,7 @@ def _say_blocked(desk: Desk, backend: BackendState, reason: str) -> None:
 
 def _start(desk: Desk, backend: BackendState) -> None:
     settings = desk.settings
+    learn.before_start(desk, backend.name)
     wanted = settings.active.backends[backend.name]
     devices = {uuid: seen.device for uuid, seen in desk.seen.devices.items()}
     context = launch_context(
@@ -154,6 +158,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
         warm_failures=0,
         warm_pending="",
         vitals=Vitals(),
+        sleep=Sleep(),
         restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
         restart_asked=False,
         gone_at=None,
@@ -311,6 +316,9 @@ def _draining(desk: Desk, backend: BackendState) -> None:
     backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
     if sum(evidence.outstanding(desk, backend.name)) and desk.seen.now < (backend.deadline or 0.0):
         return
+    if backend.after is After.SLEEPING:
+        sleeping.fall(desk, backend)
+        return
     give_back(desk, backend, backend.after, backend.reason)
 
 
@@ -342,7 +350,8 @@ def _ended(desk: Desk, backend: BackendState) -> bool:
         return True
     if unit.state is not UnitState.EXITED:
         return False
-    if backend.phase is Phase.DRAINING and backend.deadline is not None:
+    asleep = backend.after is After.SLEEPING
+    if backend.phase is Phase.DRAINING and backend.deadline is not None and not asleep:
         give_back(desk, backend, backend.after, backend.reason, grace_s=0.0)
         return True
     fail(desk, backend, f"main process ended by itself ({unit.exit})", None)

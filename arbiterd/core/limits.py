@@ -49,9 +49,68 @@ WARM_FAILURES: Final = 3  # then serve cold and say so
 REARM_S: Final = 60.0  # the warm model would leave within so long: its stay is renewed
 KEEP_FOR_EVER_S: Final = -1.0
 
-# -- pressure ------------------------------------------------------------------------------------
-TIGHT_S: Final = 2.0  # solvency under half the headroom for so long
-CALM_S: Final = 20.0  # and over nine tenths of it for so long
+# -- pressure: signals ---------------------------------------------------------------------------
+TIGHT_S: Final = (
+    2.0  # solvency under half the headroom for so long: two or more process lists agree
+)
+CALM_S: Final = 20.0  # and over nine tenths of it for so long: longer than a release takes
+CALM_SLOW_S: Final = 60.0  # between the two, nobody over a cap and nothing growing: calm as well
+CRITICAL_LEFT_S: Final = 2.0  # critical is left so long after its last sample
+CRITICAL_LEFT_FACTOR: Final = 1.5  # and with so many times the critical line free
+CONFIRM_SAMPLES: Final = 2  # reclaims and freeze need two samples; hold needs one
+SLOPE_WINDOW_S: Final = 5.0  # long enough to tell a ramp from noise, short enough to see it end
+SLOPE_SAMPLES: Final = 6  # fewer say nothing
+SLOPE_GAP_S: Final = 1.0  # a hole in the samples: what lies before it is forgotten
+STEP_BYTES: Final = 256 * MIB  # one step (a model, a graph) is no slope: the window begins anew
+SLOPE_MIN: Final = 1 * MIB  # bytes per second: below is allocator noise
+LOOKAHEAD: Final = 2  # a step this large again, so many times, would overflow: critical at once
+OVER_MIN_BYTES: Final = 256 * MIB  # over its cap: more than an allocator's rounding and a graph
+OVER_FRACTION: Final = 0.03  # and more than an engine's budget drifts by versions
+OVER_S: Final = 3.0  # for so long: a spike of one request is none
+GROWING_BYTES: Final = 64 * MIB  # more than this within the window, and rising: it grows
+LEAD_S: Final = (
+    2.0  # sample, second look, decision, kill, release (0.4-0.8 s measured), until known better
+)
+LEAD_MAX_S: Final = 20.0  # a slow release must not make every ramp an emergency
+MOVED_BYTES: Final = 32 * MIB  # excess moved by so much: process lists are read with each sample
+MOVED_FOR_S: Final = 10.0  # for so long after; a list costs milliseconds under the driver's lock
+RELEASING_S: Final = 60.0  # bytes of the dead, not listed any more and not yet free: 26 s were seen
+FOREIGN_SAID_BYTES: Final = 64 * MIB  # over the allowance: worth an incident
+
+# -- pressure: brakes ----------------------------------------------------------------------------
+THROTTLE_EVERY_S: Final = 3.0  # halved at most so often: the running requests must end first
+UNTHROTTLE_EVERY_S: Final = 2.0  # and one more let in each so often, once calm
+FREEZE_S: Final = 2.0  # clients and health checks survive two seconds
+FREEZE_EVERY_S: Final = 60.0
+TIGHT_LOAD_MARGIN: Final = 0.5  # of the headroom stays free after a load while tight
+
+# -- pressure: reclaims --------------------------------------------------------------------------
+TRIM_S: Final = 1.5  # an idle runner's end: 0.5-1.5 s (ollama sched.go)
+TRIM_IGNORED_S: Final = 6.0  # /api/ps may block 5 s meanwhile; later the runner is killed alone
+SLEEP_BYTES_S: Final = 4 * GIB  # bytes a second into pinned host memory, a careful figure
+ESCALATE_S: Final = 3.0  # growth goes on so long after a reclaim began: the next one
+BYTES_BACK_S: Final = 20.0  # bytes still coming: no second victim for so long
+BYTES_BACK_PINNED_S: Final = 60.0  # after pinned host memory: 25.9 s were measured (facts/nvml.md)
+SEEN_BACK: Final = 0.8  # of the expected bytes: then a reclaim has worked
+DISRUPTIVE_MAX: Final = 6  # sleeps, restarts, stops and killed runners of the ladder ...
+DISRUPTIVE_WINDOW_S: Final = 600.0  # ... within so long, per device: past it people must look
+TRIM_AGAIN_S: Final = 5.0
+SLEEP_AGAIN_S: Final = 60.0
+RESTART_AGAIN_S: Final = 10.0
+STOP_AFTER_RESTARTS: Final = 3  # of one backend within the window: the next is a stop
+HOST_RAM_SPARE: Final = 2 * GIB  # left on the host beside the weights that sleep copies there
+
+# -- sleep ---------------------------------------------------------------------------------------
+WAKE_MARGIN_BYTES: Final = 512 * MIB  # a wake without room ends the engine (vllm #13941)
+WAKE_CHECK_S: Final = 30.0  # within so long it must answer
+
+# -- what an OOM teaches -------------------------------------------------------------------------
+CAP_STEP_FRACTION: Final = 0.05  # of the configured cap
+CAP_STEP_MIN_BYTES: Final = 512 * MIB
+CAP_FLOOR_FRACTION: Final = 0.70  # an engine cut below serves nobody
+CAP_CALM_S: Final = 24 * 3600.0  # without an OOM: half a step back at the next start
+REPEATED_OOMS: Final = 2  # what on_oom = "cpu" and "stop" wait for
+OOM_TRACE_S: Final = 5.0  # memory before the death that is looked at
 
 # -- doors ---------------------------------------------------------------------------------------
 ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until it is heard from

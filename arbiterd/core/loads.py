@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading, memory_event
-from arbiterd.core.limits import LEASE_HELD_SAID_S
+from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S, TIGHT_LOAD_MARGIN
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
-from arbiterd.core.state import BackendState, Lease
+from arbiterd.core.state import BackendState, DeviceState, Lease
 from arbiterd.core.views import retry_after_s
 from arbiterd.model.backend import Phase
-from arbiterd.model.devices import GpuState
+from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.health import LoadedModel
@@ -140,6 +140,9 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
     seen = desk.seen.devices.get(uuid)
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
         return LoadAnswer(ask.id, LoadVerdict.WAIT, "the GPU's memory cannot be read", 10)
+    state = desk.devices.get(uuid, DeviceState())
+    if state.loads_held:
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, state.loads_held, round(CALM_S))
     event = memory_event(desk, uuid, backend.name)
     if event:
         other = desk.backends.get(event.split(" ", 1)[0])
@@ -153,7 +156,10 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
     kept = sum(one.vram_bytes for one in _kept(desk, backend.name))
     evicted = sum(one.vram_bytes for one in _resident(desk, backend.name)) - kept
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
-    need = ask.predicted_bytes - evicted + promised + critical_free_bytes(headroom)
+    margin = critical_free_bytes(headroom)
+    if state.pressure is Pressure.TIGHT:
+        margin = max(margin, int(headroom * TIGHT_LOAD_MARGIN))
+    need = ask.predicted_bytes - evicted + promised + margin
     free = seen.memory.value.free_bytes
     if free >= need:
         return None

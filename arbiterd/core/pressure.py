@@ -1,16 +1,43 @@
-"""Pressure bands of a device, with dwell in both directions (design, section 5).
+"""Pressure of a device: what is owed, what is free, what grows beyond its bounds, and how fast.
 
-The bands are sensed and published here. The ladder that acts on them is not part of this version.
+Two signals. Solvency: capacity less what everybody may still take; low means tight. Free memory: low,
+or about to be eaten by bytes that nobody granted, means critical. Growth inside a cap is planned and
+never pressure (design, section 5). Nothing is judged on a device that cannot be read.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from arbiterd.core.limits import CALM_S, FREE_CRITICAL_MIN_BYTES, TIGHT_S
+from arbiterd.core import slope as trend
+from arbiterd.core.ledger import FOREIGN, HEADROOM, UNATTRIBUTED, used_of
+from arbiterd.core.limits import (
+    CALM_S,
+    CALM_SLOW_S,
+    CONFIRM_SAMPLES,
+    CRITICAL_LEFT_FACTOR,
+    CRITICAL_LEFT_S,
+    FREE_CRITICAL_MIN_BYTES,
+    LEAD_S,
+    LOOKAHEAD,
+    MOVED_BYTES,
+    MOVED_FOR_S,
+    OVER_FRACTION,
+    OVER_MIN_BYTES,
+    OVER_S,
+    RELEASING_S,
+    SLOPE_MIN,
+    STEP_BYTES,
+    TIGHT_S,
+)
+from arbiterd.core.slope import Window
 from arbiterd.core.state import DeviceState
+from arbiterd.model.backend import LedgerRow
 from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
 from arbiterd.model.reading import Known
+
+EXCESS = "excess"
 
 
 def critical_free_bytes(headroom: int) -> int:
@@ -18,35 +45,268 @@ def critical_free_bytes(headroom: int) -> int:
     return max(FREE_CRITICAL_MIN_BYTES, headroom // 4)
 
 
+def tight_below(headroom: int) -> int:
+    """Solvency under which a device becomes tight: half its headroom."""
+    return headroom // 2
+
+
+def calm_above(headroom: int) -> int:
+    """Solvency over which it becomes calm again: nine tenths of its headroom."""
+    return headroom * 9 // 10
+
+
+def over_margin(cap: int) -> int:
+    """How far over its cap a backend must be to count: max(256 MiB, 3 %)."""
+    return max(OVER_MIN_BYTES, int(cap * OVER_FRACTION))
+
+
 def observe(
-    device: DeviceObservation, old: DeviceState, solvency: int | None, headroom: int, now: float
+    device: DeviceObservation,
+    old: DeviceState,
+    ledger: tuple[LedgerRow, ...],
+    headroom: int,
+    allow: int,
+    now: float,
+    wall: float = 0.0,
+    leaving: frozenset[str] = frozenset(),
 ) -> DeviceState:
-    """Count fresh samples and move the band."""
-    fresh = device.state is GpuState.OK and isinstance(device.memory, Known)
-    if not fresh or not isinstance(device.memory, Known):
-        return DeviceState(last_sample_at=old.last_sample_at)
-    state = old
-    if device.memory.at > old.last_sample_at:
-        state = replace(old, samples=old.samples + 1, last_sample_at=device.memory.at)
-    return _band(state, device.memory.value.free_bytes, solvency, headroom, now)
+    """Fold the newest sample into the device's state and move its band. ``leaving``: backends on their
+    way out (a switch, a restart): what they hold above their caps is about to come back.
+
+    A device that cannot be read keeps its brakes and its reclaim, and loses its windows.
+    """
+    memory = device.memory
+    if device.state is not GpuState.OK or not isinstance(memory, Known):
+        return _blind(old)
+    state, free = old, memory.value.free_bytes
+    fresh = memory.at > old.last_sample_at
+    if fresh:
+        state = replace(
+            state,
+            samples=old.samples + 1,
+            last_sample_at=memory.at,
+            frees=trend.push(old.frees, memory.at, free),
+        )
+        listed = _listed(device)
+        if listed is not None and listed >= memory.at:
+            books = _Books(ledger, device.device.capacity_bytes, allow, leaving)
+            state = _books(state, books, memory.at)
+        elif listed is None:
+            state = replace(state, solvency=None, seen_at=-1.0, excess=0, slope=None)
+        state = _urgency(state, free, headroom, now)
+    return _band(state, free, headroom, now, wall)
 
 
-def _band(
-    state: DeviceState, free: int, solvency: int | None, headroom: int, now: float
-) -> DeviceState:
-    if free < critical_free_bytes(headroom):
-        return replace(state, pressure=Pressure.CRITICAL, band_since=None)
-    if solvency is None:
-        return replace(state, pressure=Pressure.UNKNOWN, band_since=None)
-    if state.pressure in (Pressure.CALM, Pressure.UNKNOWN):
-        wants, dwell, target = solvency < headroom // 2, TIGHT_S, Pressure.TIGHT
-        state = replace(state, pressure=Pressure.CALM)
+def confirmed(state: DeviceState) -> bool:
+    """Critical by two samples in a row: reclaims and freeze may follow."""
+    return state.pressure is Pressure.CRITICAL and state.alarms >= CONFIRM_SAMPLES
+
+
+def over_for(state: DeviceState, name: str, now: float) -> float:
+    """Seconds for which a backend has been over its cap by more than the margin, 0 when it is not."""
+    since = state.over_since.get(name)
+    return 0.0 if since is None else now - since
+
+
+def is_over(state: DeviceState, name: str, now: float) -> bool:
+    """Over its cap for OVER_S, or over it now and rising."""
+    if name not in state.over_since:
+        return False
+    return over_for(state, name, now) >= OVER_S or grows(state, name)
+
+
+def grows(state: DeviceState, name: str) -> bool:
+    """Whether this holder's bytes rise now."""
+    return trend.growing(state.windows.get(name, ()))
+
+
+def slope_of(state: DeviceState, name: str) -> float | None:
+    """Bytes a second of one holder."""
+    return trend.slope(state.windows.get(name, ()))
+
+
+def lists_soon(state: DeviceState, now: float) -> bool:
+    """Whether process lists are wanted with each sample: something moves, or is being taken back."""
+    if state.reclaim is not None or state.alarms:
+        return True
+    return now - state.moved_at < MOVED_FOR_S
+
+
+def _blind(old: DeviceState) -> DeviceState:
+    return replace(
+        DeviceState(),
+        last_sample_at=old.last_sample_at,
+        lead_s=old.lead_s,
+        reclaim=old.reclaim,
+        braked=old.braked,
+        loads_held=old.loads_held,
+        disruptive=old.disruptive,
+        restarts=old.restarts,
+        done=old.done,
+        fault=old.fault,
+        fault_code=old.fault_code,
+    )
+
+
+# -- books: only where memory and process list are of one sample ------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Books:
+    """The ledger and what it is read with."""
+
+    ledger: tuple[LedgerRow, ...]
+    capacity: int
+    allow: int
+    leaving: frozenset[str]
+
+    def backends(self) -> Iterator[LedgerRow]:
+        """Rows of backends."""
+        return (row for row in self.ledger if row.holder not in (HEADROOM, FOREIGN, UNATTRIBUTED))
+
+    def over(self) -> dict[str, int]:
+        """Bytes above the cap, by backend; nothing of those that leave or have no place here."""
+        return {
+            row.holder: (row.used_bytes or 0) - (row.cap_bytes or 0)
+            for row in self.backends()
+            if row.cap_bytes and row.holder not in self.leaving
+        }
+
+    def solvency(self, foreign: int, rest: int) -> int:
+        """S = capacity - sum max(cap, used) - max(0, foreign - allow) - unattributed (design, 5)."""
+        left = self.capacity - foreign - rest
+        for row in self.backends():
+            cap = row.cap_bytes or 0
+            booked = row.booked_bytes or 0
+            left -= min(cap, booked) if row.holder in self.leaving or not cap else booked
+        return left
+
+
+def _listed(device: DeviceObservation) -> float | None:
+    """When its process list was read; None where it cannot be, or names no sizes (WSL2, vGPU): then
+    nothing tells whose the bytes are.
+    """
+    if not isinstance(device.processes, Known):
+        return None
+    if any(p.holder and not isinstance(p.used_bytes, Known) for p in device.processes.value):
+        return None
+    return device.processes.at
+
+
+def _books(state: DeviceState, books: _Books, at: float) -> DeviceState:
+    used = {row.holder: row.used_bytes for row in books.ledger if row.used_bytes is not None}
+    caps = {row.holder: row.cap_bytes or 0 for row in books.ledger}
+    releasing = _releasing(state, used, at)
+    rest = max(0, used.get(UNATTRIBUTED, 0) - releasing)
+    foreign = max(0, used.get(FOREIGN, 0) - books.allow)
+    over = books.over()
+    excess = rest + foreign + sum(size for size in over.values() if size > 0)
+    windows: dict[str, Window] = {
+        name: trend.push(state.windows.get(name, ()), at, size)
+        for name, size in (*used.items(), (EXCESS, excess))
+    }
+    over_since = {
+        name: state.over_since.get(name, at)
+        for name, size in over.items()
+        if size > over_margin(caps[name])
+    }
+    moved = abs(excess - state.excess) > MOVED_BYTES or over_since.keys() != state.over_since.keys()
+    first = state.seen_at < 0
+    return replace(
+        state,
+        seen_at=at,
+        solvency=books.solvency(foreign, rest),
+        used=used,
+        windows=windows,
+        excess=excess,
+        slope=trend.slope(windows[EXCESS]),
+        releasing=releasing,
+        releasing_until=at + RELEASING_S if releasing > state.releasing else state.releasing_until,
+        over_since=over_since,
+        moved_at=at if moved and not first else state.moved_at,
+    )
+
+
+def _releasing(state: DeviceState, used: Mapping[str, int], at: float) -> int:
+    """Bytes that a listed holder has just lost and that NVML still counts: on their way back, not
+    taken by anybody. They would be counted twice, once as booked and once as unattributed.
+    """
+    rest = max(0, used.get(UNATTRIBUTED, 0))
+    before = max(0, state.used.get(UNATTRIBUTED, 0))
+    lost = sum(
+        max(0, size - used.get(name, 0))
+        for name, size in state.used.items()
+        if name != UNATTRIBUTED
+    )
+    known = state.releasing if at < state.releasing_until else 0
+    return min(rest, known + min(lost, max(0, rest - before)))
+
+
+# -- urgency: every sample ---------------------------------------------------------------------------
+def _urgency(state: DeviceState, free: int, headroom: int, now: float) -> DeviceState:
+    left = free - critical_free_bytes(headroom)
+    speed = state.slope if state.excess else None
+    to_full = free / speed if speed is not None and speed > SLOPE_MIN else None
+    step = trend.last_step(state.windows.get(EXCESS, ()))
+    alarm = left < 0
+    alarm |= to_full is not None and to_full < 2 * state.lead_s + 1.0
+    alarm |= step > STEP_BYTES and left < LOOKAHEAD * step
+    return replace(
+        state,
+        time_to_full_s=to_full,
+        alarms=state.alarms + 1 if alarm else 0,
+        alarm_at=now if alarm else state.alarm_at,
+    )
+
+
+# -- bands ----------------------------------------------------------------------------------------------
+def _band(state: DeviceState, free: int, headroom: int, now: float, wall: float) -> DeviceState:
+    if state.alarms:
+        return _enter(state, Pressure.CRITICAL, wall)
+    if state.pressure is Pressure.CRITICAL:
+        calm = now - state.alarm_at >= CRITICAL_LEFT_S
+        if not calm or free < CRITICAL_LEFT_FACTOR * critical_free_bytes(headroom):
+            return state
+        state = _enter(state, Pressure.TIGHT, wall)
+    if state.solvency is None:
+        return _enter(state, Pressure.UNKNOWN, wall)
+    if state.pressure is Pressure.TIGHT:
+        wants, dwell = _calming(state, headroom, now)
+        target = Pressure.CALM
     else:
-        wants, dwell, target = solvency > headroom * 9 // 10, CALM_S, Pressure.CALM
-        state = replace(state, pressure=Pressure.TIGHT)
+        state = _enter(state, Pressure.CALM, wall)
+        short = (state.solvency or 0) < tight_below(headroom)
+        wants, dwell, target = short, TIGHT_S, Pressure.TIGHT
     if not wants:
-        return replace(state, band_since=None)
+        return state if state.band_since is None else replace(state, band_since=None)
     since = state.band_since if state.band_since is not None else now
     if now - since >= dwell:
-        return replace(state, pressure=target, band_since=None)
-    return replace(state, band_since=since)
+        return _enter(state, target, wall)
+    return state if since == state.band_since else replace(state, band_since=since)
+
+
+def _calming(state: DeviceState, headroom: int, now: float) -> tuple[bool, float]:
+    """(whether it is on its way to calm, for how long it must be)."""
+    solvent = state.solvency or 0
+    if solvent > calm_above(headroom):
+        return True, CALM_S
+    # A full budget over a driver that holds some memory itself never comes to nine tenths.
+    quiet = not state.over_since and now - state.moved_at >= MOVED_FOR_S
+    return quiet and solvent >= tight_below(headroom), CALM_SLOW_S
+
+
+def _enter(state: DeviceState, band: Pressure, wall: float) -> DeviceState:
+    if state.pressure is band:
+        return state
+    return replace(state, pressure=band, band_since=None, band_wall=wall)
+
+
+def lead_of(took_s: float, old: float, most: float) -> float:
+    """The lead time after a reclaim that took so long: quickly up, slowly down, bounded."""
+    found = max(took_s, old * 0.8) if took_s < old else took_s
+    return max(LEAD_S, min(most, found))
+
+
+def over_of(ledger: tuple[LedgerRow, ...], name: str) -> int:
+    """Bytes a backend holds above its cap, negative below, 0 when not known."""
+    used = used_of(ledger, name)
+    row = next((one for one in ledger if one.holder == name), None)
+    return 0 if row is None or used is None else used - (row.cap_bytes or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core import learn, sleeping
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import TROUBLE
 from arbiterd.model.actions import OperatorRequest, Verb
@@ -35,8 +36,9 @@ def _one(desk: Desk, request: OperatorRequest) -> None:
             name, what = EventName.UNSHED, "resumed"
             phase = Phase.STOPPED if backend.phase is Phase.FAILED else backend.phase
             changed = replace(
-                backend, held=False, parked=False, failures=(), attempt=0, not_before=0.0
-            )
+                backend, held=False, parked=False, failures=(), attempt=0, not_before=0.0,
+                sleep=replace(backend.sleep, wake=backend.phase is Phase.SLEEPING),
+            )  # fmt: skip
             desk.put(changed)
             if phase is not backend.phase:
                 desk.enter(changed, phase, "resumed")
@@ -52,6 +54,15 @@ def _one(desk: Desk, request: OperatorRequest) -> None:
                 not_before=0.0,
             )
             desk.put(changed)
+        case Verb.SLEEP:
+            name, what = EventName.SLEEP, "sleep asked"
+            sleeping.ask(desk, backend, request.by, drain_of(desk, backend.name))
+        case Verb.WAKE:
+            name, what = EventName.WAKE, "wake asked"
+            desk.put(replace(backend, sleep=replace(backend.sleep, wake=True)))
+        case Verb.RESET_CAP:
+            learn.reset(desk, backend.name, request.by)
+            return
         case Verb.STOP_ALL:
             return
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
@@ -63,3 +74,9 @@ def _one(desk: Desk, request: OperatorRequest) -> None:
         incident=trouble.id if trouble else "",
         reason=f"operator: {request.by}",
     )
+
+
+def drain_of(desk: Desk, name: str) -> float:
+    """Seconds its requests may still run."""
+    wanted = desk.wanted(name)
+    return wanted.drain_timeout_s if wanted else 0.0

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from arbiterd.core.limits import LEAD_S
+from arbiterd.core.slope import Window
 from arbiterd.engines.base import Cause
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
 from arbiterd.model.events import Incident
 from arbiterd.model.gateway import Admit
+from arbiterd.model.pressure import Candidate, LearnedCap, Rung
 
-T = TypeVar("T", "BackendState", "Vitals")
+T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
 
 def updated(one: T, **fields: Any) -> T:
@@ -30,6 +33,32 @@ class After(StrEnum):
     WAITING = "waiting"
     BACKOFF = "backoff"
     FAILED = "failed"
+    SLEEPING = "sleeping"
+
+
+class SleepStage(StrEnum):
+    """How far a sleep, or the way back, has come."""
+
+    AWAKE = "awake"
+    FALLING = "falling"
+    ASLEEP = "asleep"
+    WAKING = "waking"
+    CHECKING = "checking"
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Sleep of one backend. ``by``: who asked ("" while awake; "pressure" for the ladder). ``wake``:
+    it is to come back. ``held``: bytes it held awake, ``freed``: what sleep gave back, per device.
+    """
+
+    stage: SleepStage = SleepStage.AWAKE
+    by: str = ""
+    wake: bool = False
+    at: float = 0.0
+    held: Mapping[str, int] = field(default_factory=dict)
+    freed: Mapping[str, int] = field(default_factory=dict)
+    canary_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +128,8 @@ class BackendState:
     warm_not_before: float = 0.0
     warm_pending: str = ""
     vitals: Vitals = Vitals()
+    sleep: Sleep = Sleep()
+    ooms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +159,86 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Reclaim:
+    """The one reclaim in flight on a device: from its order until its bytes are seen, or its deadline.
+
+    ``stage``: what it waits for. ``action``: the id of the action under way, "" for none. ``used``:
+    what its target held when it began. ``told``: the action's outcome came at this time. ``model``:
+    trim's. ``runner``: the process that is killed alone when an unload is ignored.
+    """
+
+    rung: Rung
+    backend: str
+    reason: str
+    began: float
+    began_wall: float
+    expected: int
+    used: int
+    deadline: float
+    incident: str
+    stage: str = "asked"
+    action: str = ""
+    told: float | None = None
+    model: str = ""
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Braked:
+    """Brakes on one backend. ``hold``: why its new requests are held, "" for not. ``limit``: requests
+    in flight while throttled, None for all. ``freezing``: id of the freeze under way.
+    """
+
+    hold: str = ""
+    limit: int | None = None
+    moved_at: float = float("-inf")
+    frozen_at: float = float("-inf")
+    freezing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """One device. ``samples``: fresh ones since our start. ``band_since``: when the condition that
     would change the pressure band began, None while it does not hold.
+
+    ``seen_at``: the last sample whose memory and process list belong together; ``windows`` holds
+    those of the last seconds by holder, "excess" among them. ``releasing``: bytes that the dead have
+    left and that are not free yet, until ``releasing_until``. ``over_since``: who is over its cap,
+    since when. ``alarms``: critical samples in a row. ``moved_at``: excess last moved.
+    ``disruptive``, ``done``: when the ladder disturbed somebody, and each rung's last use.
+    ``fault``: the Xid that needs a reset, "" for none.
     """
 
     samples: int = 0
     last_sample_at: float = -1.0
     pressure: Pressure = Pressure.UNKNOWN
     band_since: float | None = None
+    band_wall: float = 0.0
+    seen_at: float = -1.0
+    solvency: int | None = None
+    used: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[str, Window] = field(default_factory=dict)
+    frees: Window = ()
+    excess: int = 0
+    slope: float | None = None
+    time_to_full_s: float | None = None
+    releasing: int = 0
+    releasing_until: float = 0.0
+    over_since: Mapping[str, float] = field(default_factory=dict)
+    alarms: int = 0
+    alarm_at: float = float("-inf")
+    moved_at: float = float("-inf")
+    lead_s: float = LEAD_S
+    reclaim: Reclaim | None = None
+    braked: Mapping[str, Braked] = field(default_factory=dict)
+    loads_held: str = ""
+    disruptive: tuple[float, ...] = ()
+    restarts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    done: Mapping[str, float] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    foreign_calm_at: float | None = None
+    fault: str = ""
+    fault_code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +246,8 @@ class State:
     """Everything. ``run``: a short id of this daemon run, the prefix of incident and action ids.
 
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
-    ``incidents``: newest first. ``held``: since when each load waits for room.
+    ``incidents``: newest first. ``held``: since when each load waits for room. ``learned``: what OOMs
+    have taught, by ``learn.key``. ``refusals``: answers 429 counted so far, by backend.
     """
 
     run: str
@@ -161,3 +264,5 @@ class State:
     held: Mapping[str, float] = field(default_factory=dict)
     gateway_bad_since: float | None = None
     overheads: Mapping[str, int] = field(default_factory=dict)
+    learned: Mapping[str, LearnedCap] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)

@@ -2,13 +2,90 @@
 
 from __future__ import annotations
 
-from arbiterd.core import judge
+from arbiterd.core import brakes, judge, ledger, pressure
 from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import outstanding, traffic
-from arbiterd.core.limits import FIRST_START_GUESS_S, RETRY_AFTER_MAX_S
-from arbiterd.core.state import BackendState
+from arbiterd.core.limits import (
+    DISRUPTIVE_MAX,
+    FIRST_START_GUESS_S,
+    RETRY_AFTER_MAX_S,
+    WAKE_CHECK_S,
+)
+from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.reclaim import freed_of
+from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage
+from arbiterd.core.victim import recent
 from arbiterd.engines import engine_of
-from arbiterd.model.backend import BackendView, LedgerRow, Phase
+from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
+from arbiterd.model.pressure import Holder, PressureView, ReclaimView
+from arbiterd.model.reading import Known
+
+
+def device_view(desk: Desk, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceView:
+    """One device as published, with the numbers behind its band."""
+    state = desk.devices.get(uuid, DeviceState())
+    seen = desk.seen.devices[uuid]
+    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    memory = seen.memory
+    detail = PressureView(
+        solvency_bytes=state.solvency,
+        free_bytes=memory.value.free_bytes if isinstance(memory, Known) else None,
+        tight_below=pressure.tight_below(headroom),
+        calm_above=pressure.calm_above(headroom),
+        critical_below=pressure.critical_free_bytes(headroom),
+        excess_bytes=state.excess,
+        slope=state.slope,
+        time_to_full_s=state.time_to_full_s,
+        lead_s=state.lead_s,
+        holders=_trends(desk, state, rows),
+        candidates=state.candidates,
+        reclaim=_reclaim_view(state),
+        braked={name: text for name, one in state.braked.items() if (text := _braked(one))},
+        loads_held=state.loads_held,
+        disruptive=len(recent(state.disruptive, desk.seen.now)),
+        disruptive_max=DISRUPTIVE_MAX,
+        fault=state.fault,
+    )
+    return DeviceView(uuid, state.pressure, rows, state.time_to_full_s, detail)
+
+
+def _trends(desk: Desk, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tuple[Holder, ...]:
+    """Those who hold more than they were granted."""
+    if not state.excess:
+        return ()
+    out = []
+    for row in rows:
+        used, cap = state.used.get(row.holder, 0), row.cap_bytes or 0
+        if row.holder == ledger.FOREIGN:
+            over = used - desk.settings.foreign_allow_bytes
+        elif row.holder == ledger.UNATTRIBUTED:
+            over = used - state.releasing
+        else:
+            over = used - cap if cap else 0
+        if over > 0:
+            speed = pressure.slope_of(state, row.holder)
+            out.append(Holder(row.holder, over, speed, pressure.grows(state, row.holder)))
+    return tuple(out)
+
+
+def _reclaim_view(state: DeviceState) -> ReclaimView | None:
+    one = state.reclaim
+    if one is None:
+        return None
+    freed = freed_of(state)
+    what = one.model or one.backend
+    return ReclaimView(
+        one.rung, what, one.reason, one.began_wall, one.expected, freed, one.stage, one.incident
+    )
+
+
+def _braked(one: Braked) -> str:
+    parts = [one.hold] if one.hold else []
+    if one.limit is not None:
+        parts.append(f"throttled to {one.limit} requests at a time")
+    if one.freezing:
+        parts.append("frozen for a moment")
+    return "; ".join(parts)
 
 
 def backend_view(
@@ -40,8 +117,24 @@ def backend_view(
         in_flight=running,
         queued=waiting,
         degraded=backend.vitals.degraded,
+        learned_bytes=_learned(desk, backend.name),
+        throttled=_throttled(desk, backend.name),
         priority=wanted.priority if wanted else 0,
     )
+
+
+def _learned(desk: Desk, name: str) -> int:
+    """Bytes taken off its configured cap."""
+    configured, placed = desk.configured.get(name), desk.placements.get(name)
+    return configured.cap_bytes - placed.cap_bytes if configured and placed else 0
+
+
+def _throttled(desk: Desk, name: str) -> int | None:
+    wanted = desk.wanted(name)
+    if wanted is None:
+        return None
+    found = brakes.limit(desk, name, wanted.max_in_flight)
+    return found if found < wanted.max_in_flight else None
 
 
 def not_accepting(desk: Desk, backend: BackendState) -> str:
@@ -50,6 +143,9 @@ def not_accepting(desk: Desk, backend: BackendState) -> str:
         return backend.reason or backend.phase.value
     if not judge.accepting(backend.vitals):
         return backend.vitals.why
+    held = brakes.held(desk, backend.name)
+    if held:
+        return held
     wanted = desk.wanted(backend.name)
     if wanted and not backend.warm_done:
         model = engine_of(wanted.kind).warm_model(wanted)
@@ -94,8 +190,12 @@ def retry_after_s(desk: Desk, backend: BackendState) -> int:
         case Phase.READY if not judge.accepting(backend.vitals):
             sick = backend.vitals.sick_since or now
             left = (wanted.stuck_after_s if wanted else 0) - (now - sick) + start
+        case Phase.READY if brakes.held(desk, backend.name):
+            left = brakes.held_for_s(desk, backend.name)
         case Phase.READY:
             left = start
+        case Phase.SLEEPING if backend.sleep.stage in (SleepStage.WAKING, SleepStage.CHECKING):
+            left = WAKE_CHECK_S
         case Phase.WAITING | Phase.STOPPING | Phase.DRAINING:
             left = start + 1
         case _:

@@ -8,10 +8,10 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading, memory_event
 from arbiterd.core.limits import KEEP_FOR_EVER_S, REARM_S, WARM_FAILURES, WARM_RETRY_S
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import BackendState, updated
+from arbiterd.core.state import BackendState, DeviceState, updated
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import LoadModel
-from arbiterd.model.devices import GpuState
+from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
 from arbiterd.units import format_duration
@@ -84,6 +84,9 @@ def _blocked(desk: Desk, backend: BackendState) -> bool:
             return True
         if memory_event(desk, uuid, backend.name):
             return True
+        state = desk.devices.get(uuid, DeviceState())
+        if state.pressure in (Pressure.TIGHT, Pressure.CRITICAL) or state.loads_held:
+            return True  # it was trimmed, or would be: it comes back when the device is calm
     return False
 
 

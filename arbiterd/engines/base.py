@@ -71,6 +71,9 @@ class CauseClass(StrEnum):
     GPU_FAULT = "gpu_fault"
     CONTEXT_POISONED = "context_poisoned"
     HOST_RAM = "host_ram"
+    DEVICE_FULL = "device_full"
+    NEIGHBOUR = "neighbour"
+    OVER_CAP = "over_cap"
     OTHER = "other"
 
 
@@ -124,6 +127,10 @@ class Engine(Protocol):
     @property
     def canary_timeout_s(self) -> float:
         """How long the canary may take before it counts as failed."""
+
+    @property
+    def refuses_when_full(self) -> bool:
+        """Whether a 429 means: its own pool is full, and it goes on (TensorFlow Serving)."""
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Every flag of ours, or malformed command, in ``backend.command``."""

@@ -39,6 +39,7 @@ class GenericEngine:
     kind = Kind.GENERIC
     start_rank = 3
     canary_timeout_s = 5.0
+    refuses_when_full = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers only: there are no flags of ours."""

@@ -84,6 +84,7 @@ class TensorflowServingEngine:
     kind = Kind.TENSORFLOW
     start_rank = 0
     canary_timeout_s = 10.0
+    refuses_when_full = True
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags; model_config_file is ours only when ``models`` gives the paths."""

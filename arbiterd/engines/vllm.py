@@ -180,6 +180,7 @@ class VllmEngine:
     kind = Kind.VLLM
     start_rank = 1
     canary_timeout_s = 5.0
+    refuses_when_full = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags, containers, and a command that names no model."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from arbiterd.model.devices import Pressure
+from arbiterd.model.pressure import PressureView
 
 
 class Phase(StrEnum):
@@ -58,6 +59,7 @@ class DeviceView:
     pressure: Pressure
     rows: tuple[LedgerRow, ...]
     time_to_full_s: float | None = None
+    detail: PressureView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +82,5 @@ class BackendView:
     queued: int
     degraded: str = ""
     priority: int = 0
+    learned_bytes: int = 0
+    throttled: int | None = None

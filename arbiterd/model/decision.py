@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from arbiterd.model.actions import Action
 from arbiterd.model.backend import BackendView, DeviceView
 from arbiterd.model.events import Event, Incident
 from arbiterd.model.gateway import GatewayWish, LoadAnswer
 from arbiterd.model.health import ProbeOrder
+from arbiterd.model.pressure import LearnedCap
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Decision:
 
     ``backends`` and ``devices`` keep the order of the file and of the inventory. ``incidents``:
     newest first, open ones and the last closed ones. ``blind``: any device without a fresh sample.
+    ``learned``: what OOMs have taught, to be kept. ``lists_soon``: process lists with each sample.
     ``settled``: nothing in flight and every backend stopped (a stop job may end).
     """
 
@@ -31,3 +33,5 @@ class Decision:
     settled: bool
     gateway: GatewayWish = GatewayWish()
     loads: tuple[LoadAnswer, ...] = ()
+    learned: Mapping[str, LearnedCap] = field(default_factory=dict)
+    lists_soon: bool = False

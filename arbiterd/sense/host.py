@@ -83,7 +83,8 @@ def _look(settings: Settings, holders: _Holders) -> HostFacts:
     backends = settings.active.backends
     versions = {name: one.version or version_of(one) for name, one in backends.items()}
     missing = {name: text for name, one in backends.items() if (text := _missing(one))}
-    return HostFacts(versions, missing, holders.taken(settings))
+    ram = psutil.virtual_memory().available
+    return HostFacts(versions, missing, holders.taken(settings), ram_free_bytes=ram)
 
 
 class _Holders:

@@ -1,0 +1,248 @@
+"""What an OOM teaches: its class from dying words, exit and the memory of the seconds before, and caps
+that are lowered by what a backend has proved to need beyond them.
+
+Only "the device was full, by its own growth" lowers a cap: everything else is somebody else's doing,
+or wants more memory, not less (design, section 5). A lowered cap restarts nothing by itself; it is
+shown, kept over restarts, taken back by one command, and half a step of it after a calm day.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from arbiterd.core import pressure
+from arbiterd.core.desk import Desk
+from arbiterd.core.limits import (
+    CAP_CALM_S,
+    CAP_FLOOR_FRACTION,
+    CAP_STEP_FRACTION,
+    CAP_STEP_MIN_BYTES,
+    FOREIGN_SAID_BYTES,
+    OOM_TRACE_S,
+    REPEATED_OOMS,
+)
+from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.pressure import critical_free_bytes
+from arbiterd.core.state import BackendState, DeviceState, State
+from arbiterd.engines import engine_of
+from arbiterd.engines.base import Cause, CauseClass
+from arbiterd.model.backend import Placement
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.observation import Observation
+from arbiterd.model.pressure import LearnedCap
+from arbiterd.model.settings import Kind, Settings
+from arbiterd.units import GIB, MIB, format_size
+
+MITIGATION: Mapping[CauseClass, str] = {
+    CauseClass.NOT_ENOUGH_FREE: "its start waits until its cap and a margin are free",
+    CauseClass.INIT_RACE: "started again unchanged once the card is quiet",
+    CauseClass.BUDGET_TOO_SMALL: "it needs a larger cap or a shorter context, never a smaller cap",
+    CauseClass.OOM_START: "started again when its cap and a margin are free; its cap stays",
+    CauseClass.OOM_RUNTIME: "started again after its back-off; its cap stays: what filled it is not known",
+    CauseClass.DEVICE_FULL: "its cap is lowered at its next start",
+    CauseClass.NEIGHBOUR: "its cap stays: somebody else had taken more than was granted",
+    CauseClass.POOL_FULL: "fewer requests at a time; its cap stays: a smaller pool would be full sooner",
+    CauseClass.HOST_RAM: "host memory, not the card's: its cap stays; look at the host's own memory",
+}
+# PyTorch: "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ... of which 118.00 MiB is free."
+_TRIED = re.compile(r"Tried to allocate ([\d.]+) (MiB|GiB)")
+_FREE = re.compile(r"of which ([\d.]+) (MiB|GiB) is free")
+_UNIT = {"MiB": MIB, "GiB": GIB}
+
+
+# -- keys and caps -----------------------------------------------------------------------------------
+def key(settings: Settings, seen: Observation, name: str, gpu: str) -> str:
+    """One entry per (mode, backend, GPU, model, engine version): another model is another matter."""
+    wanted = settings.active.backends[name]
+    model = ",".join(engine_of(wanted.kind).served_models(wanted))
+    version = wanted.version or seen.host.versions.get(name, "")
+    return f"{settings.mode}|{name}|{gpu}|{model}|{version}"
+
+
+def apply(
+    placements: dict[str, Placement], seen: Observation, state: State, settings: Settings
+) -> dict[str, Placement]:
+    """Placements with the learned caps; never below the floor."""
+    if not state.learned:
+        return placements
+    out = {}
+    for name, placement in placements.items():
+        learned = _of(placement, seen, state, settings)
+        if learned is None:
+            out[name] = placement
+        elif learned.on_cpu:
+            out[name] = Placement(name, (), 0)
+        else:
+            floor = int(placement.cap_bytes * CAP_FLOOR_FRACTION)
+            cap = max(floor, placement.cap_bytes - learned.lowered_bytes)
+            out[name] = replace(placement, cap_bytes=cap)
+    return out
+
+
+def _of(
+    placement: Placement, seen: Observation, state: State, settings: Settings
+) -> LearnedCap | None:
+    """The entry of its first device that has one: caps are the same on every device of a list."""
+    for uuid in placement.devices:
+        found = state.learned.get(key(settings, seen, placement.backend, uuid))
+        if found is not None:
+            return found
+    return None
+
+
+# -- classes -----------------------------------------------------------------------------------------
+def refine(desk: Desk, backend: BackendState, cause: Cause, lines: tuple[str, ...]) -> Cause:
+    """The class from the words, corrected by the exit and by what the memory showed."""
+    if desk.unit(backend.name).host_oom:
+        summary = "the kernel's OOM killer ended it: the host ran out of memory"
+        return Cause(CauseClass.HOST_RAM, cause.line, summary)
+    if cause.cause not in (CauseClass.OOM_RUNTIME, CauseClass.OOM_START):
+        return cause
+    uuid = desk.gpu_of(backend.name)
+    seen, state = desk.seen.devices.get(uuid), desk.devices.get(uuid, DeviceState())
+    if seen is None:
+        return cause
+    text = " ".join(lines)
+    tried, said_free = _size(_TRIED, text), _size(_FREE, text)
+    lowest = min((free for _, free in state.frees), default=None)
+    if said_free is not None:
+        lowest = said_free if lowest is None else min(lowest, said_free)
+    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    line = max(critical_free_bytes(headroom), tried or 0)
+    if lowest is None or lowest >= line:
+        return cause
+    other = _others(desk, backend.name, state)
+    short = f"{format_size(lowest)} were free" + (f", {format_size(tried)} asked" if tried else "")
+    if other and not _own(desk, backend, state, tried):
+        return Cause(CauseClass.NEIGHBOUR, cause.line, f"the card was full ({short}): {other}")
+    if cause.cause is CauseClass.OOM_START:
+        return Cause(
+            CauseClass.NOT_ENOUGH_FREE, cause.line, f"not enough free at its start: {short}"
+        )
+    return Cause(
+        CauseClass.DEVICE_FULL, cause.line, f"the card was full by its own growth: {short}"
+    )
+
+
+def _size(pattern: re.Pattern[str], text: str) -> int | None:
+    found = pattern.search(text)
+    return int(float(found[1]) * _UNIT[found[2]]) if found else None
+
+
+def _own(desk: Desk, backend: BackendState, state: DeviceState, tried: int | None) -> bool:
+    """Whether it was over its cap itself, or would have been with what it asked for."""
+    held = max(
+        (size for _, size in state.windows.get(backend.name, ())),
+        default=max(backend.held_bytes.values(), default=0),
+    )
+    cap = desk.placements[backend.name].cap_bytes
+    return held + (tried or 0) > cap + pressure.over_margin(cap)
+
+
+def _others(desk: Desk, name: str, state: DeviceState) -> str:
+    """Who else held more than was granted in the last seconds, "" for nobody."""
+    since = desk.seen.now - OOM_TRACE_S
+    allow = desk.settings.foreign_allow_bytes
+    for holder, window in state.windows.items():
+        most = max((size for at, size in window if at >= since), default=0)
+        if holder == "foreign" and most > allow + FOREIGN_SAID_BYTES:
+            return f"strangers held {format_size(most)}, {format_size(allow)} are allowed"
+        placement = desk.placements.get(holder)
+        if holder == name or placement is None or holder not in desk.backends:
+            continue
+        if most > placement.cap_bytes + pressure.over_margin(placement.cap_bytes):
+            return (
+                f"{holder} held {format_size(most)}, its cap is {format_size(placement.cap_bytes)}"
+            )
+    return ""
+
+
+# -- lowering and undoing ----------------------------------------------------------------------------
+def after_oom(desk: Desk, backend: BackendState, cause: Cause) -> tuple[BackendState, Cause]:
+    """Count it; lower the cap, move to the CPU or stop, as ``on_oom`` says."""
+    if cause.cause is not CauseClass.DEVICE_FULL:
+        return backend, cause
+    now = desk.seen.now
+    ooms = (*[at for at in backend.ooms if now - at < CAP_CALM_S], now)[-16:]
+    backend = replace(backend, ooms=ooms)
+    wanted = desk.settings.active.backends[backend.name]
+    repeated = len(ooms) >= REPEATED_OOMS
+    if repeated and wanted.on_oom == "stop":
+        text = f"{cause.summary}; out of memory {len(ooms)} times: on_oom = stop"
+        return backend, replace(cause, summary=text, retry=False)
+    on_cpu = repeated and wanted.on_oom == "cpu" and wanted.kind is Kind.OLLAMA
+    _lower(desk, backend.name, cause, on_cpu=on_cpu)
+    return backend, cause
+
+
+def _lower(desk: Desk, name: str, cause: Cause, *, on_cpu: bool) -> None:
+    configured = desk.configured[name].cap_bytes
+    step = max(int(configured * CAP_STEP_FRACTION), CAP_STEP_MIN_BYTES)
+    most = configured - int(configured * CAP_FLOOR_FRACTION)
+    for uuid in desk.configured[name].devices:
+        where = key(desk.settings, desk.seen, name, uuid)
+        old = desk.learned.get(where)
+        before = old.lowered_bytes if old else 0
+        lowered = min(most, before + step)
+        mode, _, _, model, version = where.split("|", 4)
+        desk.learned[where] = LearnedCap(
+            mode=mode,
+            backend=name,
+            gpu=uuid,
+            model=model,
+            version=version,
+            lowered_bytes=lowered,
+            step_bytes=step,
+            ooms=(old.ooms if old else 0) + 1,
+            at=desk.seen.wall,
+            reason=cause.summary,
+            on_cpu=on_cpu,
+        )
+        if on_cpu:
+            text = f"{name}: runs on the CPU from its next start: {cause.summary}"
+        elif lowered == before:
+            text = f"{name}: its cap is at its floor of {format_size(configured - most)} already"
+        else:
+            cap = format_size(configured - lowered)
+            text = (
+                f"{name}: its cap is {cap} from its next start, {format_size(lowered)} less than "
+                f"configured: {cause.summary}; undo: arbiterctl caps reset {name}"
+            )
+        desk.tell(
+            EventName.CAP_LOWERED, Severity.WARNING, text, name, gpu=uuid, reason=cause.summary
+        )
+
+
+def before_start(desk: Desk, name: str) -> None:
+    """Half a step back after a calm day, at a start that happens anyway."""
+    configured = desk.configured.get(name)
+    if configured is None:
+        return
+    for uuid in configured.devices:
+        where = key(desk.settings, desk.seen, name, uuid)
+        old = desk.learned.get(where)
+        if old is None or desk.seen.wall - old.at < CAP_CALM_S:
+            continue
+        left = old.lowered_bytes - old.step_bytes // 2
+        if left <= 0:
+            del desk.learned[where]
+            text = f"{name}: its configured cap is in force again after a calm day"
+        else:
+            changed = replace(old, lowered_bytes=left, at=desk.seen.wall, on_cpu=False)
+            desk.learned[where] = changed
+            text = f"{name}: half a step of its cap is given back: {format_size(left)} less than configured"
+        desk.tell(EventName.CAP_RESTORED, Severity.NOTICE, text, name, gpu=uuid)
+        desk.placements[name] = apply(
+            {name: configured}, desk.seen, replace(desk.state, learned=desk.learned), desk.settings
+        )[name]  # fmt: skip
+
+
+def reset(desk: Desk, name: str, by: str) -> None:
+    """``arbiterctl caps reset NAME``: everything learned about it, in every mode."""
+    gone = [where for where, one in desk.learned.items() if one.backend == name]
+    for where in gone:
+        del desk.learned[where]
+    text = f"{name}: {len(gone)} learned caps forgotten by {by}; in force from its next start"
+    desk.tell(EventName.CAP_RESTORED, Severity.NOTICE, text, name, reason=f"operator: {by}")

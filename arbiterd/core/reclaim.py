@@ -1,0 +1,276 @@
+"""A reclaim from its order to the moment its bytes are seen back: one at a time per device.
+
+An engine's word is no proof: Ollama unloads when it pleases, a sleep may fail half-way, the dead
+keep their memory for seconds. So each reclaim states what it expects and is judged by the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core import breaker, pressure, sleeping
+from arbiterd.core.desk import Desk
+from arbiterd.core.failing import give_back
+from arbiterd.core.limits import (
+    BYTES_BACK_PINNED_S,
+    BYTES_BACK_S,
+    ESCALATE_S,
+    LEAD_MAX_S,
+    SEEN_BACK,
+    TRIM_IGNORED_S,
+)
+from arbiterd.core.planning import engine_url
+from arbiterd.core.state import After, DeviceState, Reclaim
+from arbiterd.core.victim import Option, recent, resident
+from arbiterd.core.warm import same_model
+from arbiterd.engines import engine_of
+from arbiterd.engines.base import Cause, CauseClass
+from arbiterd.model.actions import KillProcesses, UnloadModel
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import GpuProcess
+from arbiterd.model.events import ActionRecord, EventName, Severity
+from arbiterd.model.pressure import Rung
+from arbiterd.model.reading import Known
+from arbiterd.units import format_duration, format_size
+
+DISRUPTIVE = (Rung.SLEEP, Rung.RESTART, Rung.STOP)
+
+
+def begin(
+    desk: Desk, uuid: str, state: DeviceState, option: Option, *, drain_s: float
+) -> DeviceState:
+    """Order it. ``drain_s``: how long the requests of a restarted backend may still run."""
+    one, now = option.candidate, desk.seen.now
+    incident = desk.open_incident("", uuid, EventName.PRESSURE_RISE)
+    patience = BYTES_BACK_PINNED_S if one.rung is Rung.SLEEP else BYTES_BACK_S
+    reclaim = Reclaim(
+        rung=one.rung,
+        backend=one.backend,
+        reason=one.reason,
+        began=now,
+        began_wall=desk.seen.wall,
+        expected=one.bytes_expected,
+        used=state.used.get(one.backend, 0),
+        deadline=now + patience + drain_s,
+        incident=incident.id if incident else "",
+        model=option.model,
+    )
+    _tell_begin(desk, uuid, reclaim)
+    match one.rung:
+        case Rung.TRIM:
+            reclaim = _unload(desk, uuid, reclaim)
+        case Rung.SLEEP:
+            sleeping.ask(desk, desk.backends[one.backend], "pressure", drain_s)
+        case _:
+            _restart(desk, reclaim, drain_s)
+    done = {**state.done, _key(reclaim): now}
+    if one.rung not in DISRUPTIVE:
+        return replace(state, reclaim=reclaim, done=done)
+    restarts = state.restarts
+    if one.rung is not Rung.SLEEP:
+        mine = (*recent(restarts.get(one.backend, ()), now), now)
+        restarts = {**restarts, one.backend: mine}
+    disruptive = (*recent(state.disruptive, now), now)
+    return replace(state, reclaim=reclaim, done=done, restarts=restarts, disruptive=disruptive)
+
+
+def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
+    """One tick of the reclaim in flight: has it worked, must more be done, is it over."""
+    reclaim = state.reclaim
+    if reclaim is None:
+        return state
+    if reclaim.rung is Rung.TRIM:
+        return _follow_trim(desk, uuid, state, reclaim)
+    backend = desk.backends.get(reclaim.backend)
+    asleep = reclaim.rung is Rung.SLEEP and backend is not None
+    moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
+    if asleep and backend is not None and sleeping.busy(backend):
+        moving = True
+    if not moving:
+        freed = reclaim.used - (state.used.get(reclaim.backend, 0) if asleep else 0)
+        return _end(desk, uuid, state, reclaim, "done", freed)
+    if desk.seen.now >= reclaim.deadline:
+        return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed_of(state))
+    return state
+
+
+def freed_of(state: DeviceState) -> int:
+    """Bytes the target gave up so far, less what is still on its way."""
+    reclaim = state.reclaim
+    if reclaim is None or state.seen_at <= reclaim.began:
+        return 0
+    return max(0, reclaim.used - state.used.get(reclaim.backend, 0) - state.releasing)
+
+
+# -- trim --------------------------------------------------------------------------------------------
+def _unload(desk: Desk, uuid: str, reclaim: Reclaim) -> Reclaim:
+    wanted = desk.settings.active.backends[reclaim.backend]
+    action = UnloadModel(
+        id=desk.next_id("act"),
+        backend=reclaim.backend,
+        gpu=uuid,
+        reason=reclaim.reason,
+        url=engine_url(desk.settings, wanted),
+        model=reclaim.model,
+        requests=engine_of(wanted.kind).unload_requests(wanted, reclaim.model),
+    )
+    desk.act(action, reclaim.incident, bytes_expected=reclaim.expected)
+    return replace(reclaim, action=action.id)
+
+
+def _follow_trim(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) -> DeviceState:
+    now, freed = desk.seen.now, freed_of(state)
+    outcome = desk.outcome_of(reclaim.action)
+    if outcome is not None:
+        desk.note_outcome(outcome)
+        if not outcome.ok:
+            return _end(desk, uuid, state, reclaim, outcome.detail, freed)
+        stage = (
+            "waits for its bytes" if reclaim.killed else "asked, waits for /api/ps and its bytes"
+        )
+        reclaim = replace(reclaim, action="", told=now, stage=stage)
+        state = replace(state, reclaim=reclaim)
+    backend = desk.backends.get(reclaim.backend)
+    if freed >= SEEN_BACK * reclaim.expected:
+        return _end(desk, uuid, state, reclaim, "done", freed)
+    if backend is None or backend.phase is not Phase.READY:
+        return _end(desk, uuid, state, reclaim, "its engine is gone", freed)
+    if now >= reclaim.deadline:
+        return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed)
+    waited = now - reclaim.began
+    guilty = any(pressure.is_over(state, name, now) for name in state.over_since)
+    if guilty and pressure.confirmed(state) and waited >= ESCALATE_S and not state.releasing:
+        return _end(desk, uuid, state, reclaim, "growth goes on", freed)
+    told = reclaim.told if reclaim.told is not None else now
+    if not reclaim.killed and now - told >= TRIM_IGNORED_S and not freed:
+        return _kill_runner(desk, uuid, state, reclaim)
+    return state
+
+
+def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) -> DeviceState:
+    """The unload was not obeyed: end that one child (ollama #7779: a runner that is 'Stopping...' for
+    ever; killing it alone clears it, Ollama loads again on demand).
+    """
+    runner = _runner(desk, uuid, reclaim)
+    if runner is None or runner.ref is None:
+        why = "the unload was not obeyed and its runner cannot be told from others"
+        return _end(desk, uuid, state, reclaim, why, freed_of(state))
+    text = f"{reclaim.model} stays although it was told to unload: pid {runner.pid} is killed alone"
+    action = KillProcesses(desk.next_id("act"), reclaim.backend, uuid, text, (runner.ref,))
+    desk.act(action, reclaim.incident, bytes_expected=reclaim.expected)
+    desk.tell(
+        EventName.KILL,
+        Severity.WARNING,
+        f"{reclaim.backend}: {text}",
+        reclaim.backend,
+        incident=reclaim.incident,
+        action=action.id,
+        gpu=uuid,
+        bytes_expected=reclaim.expected,
+    )
+    now = desk.seen.now
+    changed = replace(reclaim, action=action.id, killed=True, stage="its runner is killed")
+    disruptive = (*recent(state.disruptive, now), now)
+    return replace(state, reclaim=changed, disruptive=disruptive)
+
+
+def _runner(desk: Desk, uuid: str, reclaim: Reclaim) -> GpuProcess | None:
+    """The child that holds this model: the only one, or the one whose size fits the model alone."""
+    seen = desk.seen.devices[uuid].processes
+    mine = [p for p in seen.value if p.holder == reclaim.backend] if isinstance(seen, Known) else []
+    if len(mine) == 1:
+        return mine[0]
+    models = resident(desk, reclaim.backend)
+    size = next((m.vram_bytes for m in models if same_model(m.name, reclaim.model)), None)
+    sized = [p for p in mine if isinstance(p.used_bytes, Known)]
+    if size is None or not sized:
+        return None
+    found = sorted(sized, key=lambda p: abs(_size(p) - size))
+    close = [p for p in found if abs(_size(p) - size) <= size // 4]
+    return close[0] if len(close) == 1 else None
+
+
+def _size(process: GpuProcess) -> int:
+    return process.used_bytes.value if isinstance(process.used_bytes, Known) else 0
+
+
+# -- restart and stop ---------------------------------------------------------------------------------
+def _restart(desk: Desk, reclaim: Reclaim, drain_s: float) -> None:
+    """The guilty one goes, is counted as a failure of its own, and comes back after its back-off."""
+    backend = desk.backends[reclaim.backend]
+    wanted = desk.settings.active.backends[reclaim.backend]
+    summary = f"ended by the arbiter before the card overflowed: {reclaim.reason}"
+    cause = Cause(CauseClass.OVER_CAP, "", summary)
+    counted, open_ = breaker.failed(
+        replace(backend, cause=cause), wanted, desk.seen.now, desk.seen.jitter
+    )
+    stop = open_ or reclaim.rung is Rung.STOP
+    if stop:
+        counted = replace(counted, not_before=breaker.rest_until(desk.seen.now))
+    after = After.FAILED if stop else After.BACKOFF
+    if drain_s > 0:
+        changed = replace(counted, after=after, deadline=desk.seen.now + drain_s, pending="")
+        desk.enter(changed, Phase.DRAINING, summary)
+    else:
+        give_back(desk, counted, after, summary, grace_s=0.0)
+
+
+# -- telling ------------------------------------------------------------------------------------------
+def _key(reclaim: Reclaim) -> str:
+    model = f":{reclaim.model}" if reclaim.model else ""
+    return f"{reclaim.rung}:{reclaim.backend}{model}"
+
+
+def _tell_begin(desk: Desk, uuid: str, reclaim: Reclaim) -> None:
+    index = desk.seen.devices[uuid].device.index
+    what = f"{reclaim.rung} of {reclaim.model or reclaim.backend}"
+    severity = Severity.ERROR if reclaim.rung in DISRUPTIVE else Severity.WARNING
+    desk.tell(
+        EventName.RECLAIM,
+        severity,
+        f"GPU {index}: {what}, {format_size(reclaim.expected)} expected: {reclaim.reason}",
+        reclaim.backend,
+        incident=reclaim.incident,
+        gpu=uuid,
+        reason=reclaim.reason,
+        bytes_expected=reclaim.expected,
+    )
+
+
+def _end(
+    desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim, outcome: str, freed: int
+) -> DeviceState:
+    took = desk.seen.now - reclaim.began
+    worked = freed >= SEEN_BACK * reclaim.expected
+    index = desk.seen.devices[uuid].device.index
+    what = f"{reclaim.rung} of {reclaim.model or reclaim.backend}"
+    text = (
+        f"GPU {index}: {what}: {outcome}, {format_size(freed)} of {format_size(reclaim.expected)} "
+        f"back in {format_duration(took)}"
+    )
+    desk.tell(
+        EventName.RECLAIM,
+        Severity.NOTICE if worked else Severity.WARNING,
+        text,
+        reclaim.backend,
+        incident=reclaim.incident,
+        gpu=uuid,
+        reason=outcome,
+        bytes_expected=reclaim.expected,
+        bytes_freed=freed,
+        took_ms=took * 1000,
+    )
+    record = ActionRecord(
+        id=desk.next_id("act"),
+        action=f"Reclaim {reclaim.rung}",
+        target=reclaim.model or reclaim.backend,
+        reason=reclaim.reason,
+        started_at=reclaim.began_wall,
+        took_ms=took * 1000,
+        bytes_expected=reclaim.expected,
+        bytes_freed=freed,
+        outcome=outcome,
+    )
+    desk.record(reclaim.incident, record)
+    lead = pressure.lead_of(took, state.lead_s, LEAD_MAX_S) if worked else state.lead_s
+    return replace(state, reclaim=None, lead_s=lead)

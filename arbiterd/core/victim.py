@@ -1,0 +1,194 @@
+"""Who could give memory back, what that would cost him, and why it is or is not he.
+
+The list is made anew in every tick that is not calm, and published: ``arbiterctl why`` prints it.
+A backend within its cap is never killed for a neighbour; strangers are not on the list at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from arbiterd.core import pressure
+from arbiterd.core.desk import Desk
+from arbiterd.core.evidence import traffic
+from arbiterd.core.gate import loading
+from arbiterd.core.limits import (
+    DISRUPTIVE_MAX,
+    DISRUPTIVE_WINDOW_S,
+    HOST_RAM_SPARE,
+    RESTART_AGAIN_S,
+    SLEEP_AGAIN_S,
+    SLEEP_BYTES_S,
+    STOP_AFTER_RESTARTS,
+    TRIM_AGAIN_S,
+    TRIM_S,
+)
+from arbiterd.core.state import BackendState, DeviceState
+from arbiterd.core.warm import same_model
+from arbiterd.engines import engine_of
+from arbiterd.model.backend import Phase
+from arbiterd.model.health import LoadedModel
+from arbiterd.model.pressure import Candidate, Rung
+from arbiterd.model.reading import Known
+from arbiterd.units import format_duration, format_size
+
+_RUNNING = (Phase.READY, Phase.STARTING, Phase.DRAINING)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a reclaim must bring: ``bytes``, within ``seconds`` (infinite: no hurry). ``critical``:
+    more than a trim is allowed.
+    """
+
+    bytes: int
+    seconds: float
+    critical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A candidate with what is needed to carry it out."""
+
+    candidate: Candidate
+    possible: bool
+    model: str = ""
+
+
+def options(desk: Desk, uuid: str, state: DeviceState, need: Need) -> list[Option]:
+    """Everything that could be done on this device, mildest first, the best first within a rung."""
+    names = [n for n, p in desk.placements.items() if uuid in p.devices and n in desk.backends]
+    found = [one for name in names for one in _trims(desk, name, state, need)]
+    found.sort(key=lambda one: (not one.possible, -min(one.candidate.bytes_expected, need.bytes)))
+    found += sorted(
+        (_over(desk, name, state, need) for name in names),
+        key=lambda one: (not one.possible, _rank(desk, one.candidate)),
+    )
+    return found
+
+
+def choose(found: list[Option], need: Need) -> Option | None:
+    """The mildest that frees enough in time; when nothing mild does, the guilty one; else what there is."""
+    able = [one for one in found if one.possible]
+    trims = [one for one in able if one.candidate.rung is Rung.TRIM]
+    harder = [one for one in able if one.candidate.rung is not Rung.TRIM]
+    enough = next((one for one in trims if one.candidate.bytes_expected >= need.bytes), None)
+    if enough is not None and (need.seconds > TRIM_S or not harder):
+        return enough
+    if harder:
+        return harder[0]
+    return trims[0] if trims else None
+
+
+def listed(found: list[Option], chosen: Option | None) -> tuple[Candidate, ...]:
+    """For publishing: the chosen one marked."""
+    return tuple(replace(one.candidate, chosen=one is chosen) for one in found)
+
+
+def recent(times: tuple[float, ...], now: float) -> tuple[float, ...]:
+    """Those within the window of the bound."""
+    return tuple(at for at in times if now - at < DISRUPTIVE_WINDOW_S)
+
+
+def resident(desk: Desk, name: str) -> tuple[LoadedModel, ...]:
+    """Models an engine says are loaded."""
+    health = desk.seen.health.get(name)
+    return health.loaded.value if health and isinstance(health.loaded, Known) else ()
+
+
+# -- trim ------------------------------------------------------------------------------------------
+def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option]:
+    """Idle models of an engine that can unload, least recently used first, the warm one last."""
+    wanted, backend = desk.wanted(name), desk.backends[name]
+    models = resident(desk, name)
+    if wanted is None or not models or not engine_of(wanted.kind).unload_requests(wanted, "x"):
+        return []
+    warm = engine_of(wanted.kind).warm_model(wanted)
+    order = sorted(models, key=lambda m: (same_model(m.name, warm), m.expires_in_s or 0.0))
+    seen = traffic(desk, name)
+    busy = seen is not None and seen.in_flight > 0
+    out = []
+    for number, model in enumerate(order):
+        size = state.used.get(name, 0) if len(order) == 1 else model.vram_bytes
+        last = state.done.get(f"{Rung.TRIM}:{name}:{model.name}", float("-inf"))
+        why = ""
+        if backend.phase is not Phase.READY or backend.warm_pending or loading(desk, name):
+            why = f"{name} is {backend.phase.value} or loading"
+        elif not model.vram_bytes:
+            why = "it is not on the card"
+        elif busy and number == len(order) - 1:
+            why = "requests are running on it: an unload waits for them"
+        elif desk.seen.now - last < TRIM_AGAIN_S:
+            why = f"asked {format_duration(desk.seen.now - last)} ago"
+        rank = f"idle, number {number + 1} by last use of {len(order)}"
+        enough = "enough" if size >= need.bytes else f"{format_size(need.bytes)} are needed"
+        text = f"{model.name} of {name}: {rank}, {enough}" if not why else f"{model.name}: {why}"
+        out.append(Option(Candidate(name, Rung.TRIM, size, False, text), not why, model.name))
+    return out
+
+
+# -- the guilty -------------------------------------------------------------------------------------
+def _over(desk: Desk, name: str, state: DeviceState, need: Need) -> Option:
+    """What may be done to one backend beyond trimming."""
+    backend, held = desk.backends[name], state.used.get(name, 0)
+    cap = desk.placements[name].cap_bytes
+    if name not in state.over_since:
+        text = f"within its cap of {format_size(cap)}: never touched for a neighbour"
+        return Option(Candidate(name, Rung.RESTART, held, False, text), possible=False)
+    over = f"{format_size(held - cap)} over its cap of {format_size(cap)}"
+    rung, why_not = _rung(desk, backend, state, need)
+    speed = pressure.slope_of(state, name)
+    grows = pressure.grows(state, name)
+    how = (
+        f", growing {format_size(int(speed))}/s"
+        if speed and grows
+        else ", growing"
+        if grows
+        else ""
+    )
+    if not need.critical:
+        why_not = "the device is not critical: throttled and named only"
+    elif not pressure.is_over(state, name, desk.seen.now):
+        why_not = "for less than 3 s and not growing: may be one request's spike"
+    elif backend.phase not in _RUNNING:
+        why_not = f"it is {backend.phase.value}"
+    priority = desk.settings.active.backends[name].priority
+    text = f"{over}{how}, priority {priority}" + (f"; not now: {why_not}" if why_not else "")
+    return Option(Candidate(name, rung, held, False, text), possible=not why_not)
+
+
+def _rung(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> tuple[Rung, str]:
+    """(sleep, restart or stop, why not now)."""
+    now, name = desk.seen.now, backend.name
+    if len(recent(state.disruptive, now)) >= DISRUPTIVE_MAX:
+        window = format_duration(DISRUPTIVE_WINDOW_S)
+        return Rung.RESTART, f"{DISRUPTIVE_MAX} interventions within {window}: people must look"
+    if _can_sleep(desk, backend, state, need):
+        return Rung.SLEEP, ""
+    restarts = recent(state.restarts.get(name, ()), now)
+    rung = Rung.STOP if len(restarts) >= STOP_AFTER_RESTARTS else Rung.RESTART
+    last = max(state.done.get(f"{one}:{name}", float("-inf")) for one in (Rung.RESTART, Rung.STOP))
+    if now - last < RESTART_AGAIN_S:
+        return rung, f"restarted {format_duration(now - last)} ago"
+    return rung, ""
+
+
+def _can_sleep(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> bool:
+    wanted, now = desk.wanted(backend.name), desk.seen.now
+    if wanted is None or backend.phase is not Phase.READY or backend.vitals.sick_since is not None:
+        return False
+    if not engine_of(wanted.kind).sleep_requests(wanted):
+        return False
+    if now - state.done.get(f"{Rung.SLEEP}:{backend.name}", float("-inf")) < SLEEP_AGAIN_S:
+        return False
+    held = state.used.get(backend.name, 0)
+    ram = desk.seen.host.ram_free_bytes
+    if ram < held + HOST_RAM_SPARE:
+        return False
+    return need.seconds > held / SLEEP_BYTES_S + wanted.drain_timeout_s
+
+
+def _rank(desk: Desk, candidate: Candidate) -> tuple[int, int]:
+    """Lowest priority first, then who holds most."""
+    wanted = desk.wanted(candidate.backend)
+    return (wanted.priority if wanted else 0, -candidate.bytes_expected)
