@@ -40,6 +40,7 @@ from arbiterd.report.notify import Notifier
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.nvml import NvmlSource
+from arbiterd.tap import Tap
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
@@ -79,6 +80,7 @@ class Daemon:
         self._notes: tuple[str, ...] = ()
         self._listening = False
         self._gateway: GatewayParts | None = None
+        self._tap = Tap()
 
     # -- wiring --------------------------------------------------------------------------------
     def run(self) -> int:
@@ -105,7 +107,9 @@ class Daemon:
             self._first_inventory(nvml)
             launcher.adopt()
             self._greet(launcher)
-            parts = Parts(launcher, executor, nvml, prober, host, self._publish, self._gateway)
+            parts = Parts(
+                launcher, executor, nvml, prober, host, self._publish, self._gateway, self._tap
+            )
             # three random bytes: ids of different runs never meet in one journal
             state = State(run=uuid.uuid4().hex[:6], incidents=self._incidents.load())
             self._say_problems(launcher)
@@ -137,6 +141,7 @@ class Daemon:
             socket_path=Path(self._arbiter.runtime_dir) / "admin.sock",
             admin=admin,
             loads=(self._gateway.loads, self._gateway.paths.loads) if self._gateway else None,
+            tap=self._tap,
         )
         try:
             loop.tick(self._inbox(reloader))

@@ -29,6 +29,8 @@ from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
+from arbiterd.tap import Tap
+from arbiterd.trace import Tick
 from arbiterd.units import MIB
 from arbiterd.web.loads import LoadDesk
 
@@ -55,6 +57,7 @@ class Parts:
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
     gateway: GatewayParts | None = None
+    tap: Tap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,12 @@ class Loop:
         if inbox.settings is not None:
             self.settings = inbox.settings
         observation = self._observe(began, inbox)
-        decision, self._state = decide(observation, self._state, self.settings)
+        before = self._state
+        decision, self._state = decide(observation, before, self.settings)
         self.decision = decision
         parts = self._parts
+        if parts.tap is not None and parts.tap.listeners:
+            parts.tap.put(Tick(observation, before, decision, self.settings))
         parts.executor.apply(decision.actions)
         parts.prober.order(decision.probes, self.settings)
         if parts.gateway is not None:

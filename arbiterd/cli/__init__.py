@@ -30,6 +30,7 @@ def _app() -> typer.Typer:
     )
     from arbiterd.cli.plan import plan  # noqa: PLC0415
     from arbiterd.cli.show import incidents, status, why  # noqa: PLC0415
+    from arbiterd.cli.trace import record, replay_trace  # noqa: PLC0415
 
     app = typer.Typer(
         name="arbiterctl",
@@ -54,6 +55,8 @@ def _app() -> typer.Typer:
     for command in (check, plan, status, incidents, why, reload, drain, resume, restart):
         app.command(epilog=_EPILOG)(command)
     app.command("stop-all", epilog=_EPILOG)(stop_all)
+    app.command(epilog=_EPILOG)(record)
+    app.command("replay", epilog=_EPILOG)(replay_trace)
     app.command("stop-post")(stop_post)
     return app
 

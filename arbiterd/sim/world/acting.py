@@ -110,6 +110,7 @@ class Acts:
         world.engines[name] = engine
         done("")
         fault = engine.faults
+        fault.hung = fault.sick = False  # a fresh process
         if fault.crash_start is not None and fault.crashes_left > 0:
             fault.crashes_left -= 1
             exit_, words = fault.crash_start

@@ -114,9 +114,8 @@ class Expect:
                 out.append(f"{name} does not take work: {view.phase.value}, {view.reason}")
             if name in world.monitor.braked:
                 out.append(f"{name} is still braked")
-        for device in decision.devices.values():
-            if device.pressure not in (Pressure.CALM, Pressure.UNKNOWN):
-                out.append(f"pressure is {device.pressure.value}")
+        bands = {one.pressure for one in decision.devices.values()}
+        out += [f"pressure is {b.value}" for b in bands - {Pressure.CALM, Pressure.UNKNOWN}]
         out += [f"open: {one.summary}" for one in decision.incidents if one.closed_at is None]
         return out
 

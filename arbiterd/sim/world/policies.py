@@ -26,4 +26,5 @@ class Ours:
         """As the daemon does it: incidents are read again, and what core carries over."""
         self.runs += 1
         incidents = self.last.incidents if self.last else ()
-        self.state = State(run=f"w{self.runs}", incidents=incidents)
+        learned = self.last.learned if self.last else {}
+        self.state = State(run=f"w{self.runs}", incidents=incidents, learned=learned)

@@ -29,6 +29,7 @@ from arbiterd.sim.world.hardware import Card, Proc, release
 from arbiterd.sim.world.monitor import Monitor
 from arbiterd.sim.world.sensing import Nvml, Probes
 from arbiterd.sim.world.traffic import Flow
+from arbiterd.units import GIB
 
 STEP_S = 0.025
 WALL_0 = 1.8e9
@@ -48,13 +49,14 @@ class Policy(Protocol):
 @dataclass(slots=True)
 class Host:
     """What surrounds the engines. ``profiles``: cards by name (sim/gpu.py); ``slices``: MIG slices of
-    the first card, bytes each; ``lag_s``: from a process's end to its bytes.
+    the first card, bytes each; ``lag_s``: from a process's end to its bytes; ``ram``: free on the host.
     """
 
     profiles: tuple[str, ...] = ("rtx4090-24g",)
     slices: tuple[int, ...] = ()
     lag_s: float = 0.3
     can_freeze: bool = True
+    ram: int = 64 * GIB
 
 
 class World:
@@ -85,7 +87,7 @@ class World:
         self.pids: dict[int, Proc] = {}
         self.fail_starts: dict[str, str] = {}
         self.requests: list[OperatorRequest] = []
-        self.hostfacts = HostFacts()
+        self.hostfacts = HostFacts(ram_free_bytes=self.host.ram)
         self.decision: Decision | None = None
         self.stopping = False
         self.ticks = 0
