@@ -34,6 +34,7 @@ from arbiterd.model.health import HttpProbe
 from arbiterd.model.published import Published
 from arbiterd.model.settings import Settings
 from arbiterd.reload import Reloader
+from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
 from arbiterd.report.notify import Notifier
@@ -77,6 +78,7 @@ class Daemon:
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
+        self._carry = CarryStore(Path(self._arbiter.runtime_dir))
         self._notes: tuple[str, ...] = ()
         self._listening = False
         self._gateway: GatewayParts | None = None
@@ -108,10 +110,22 @@ class Daemon:
             launcher.adopt()
             self._greet(launcher)
             parts = Parts(
-                launcher, executor, nvml, prober, host, self._publish, self._gateway, self._tap
+                launcher,
+                executor,
+                nvml,
+                prober,
+                host,
+                self._publish,
+                gateway=self._gateway,
+                keep=self._carry.save,
+                tap=self._tap,
             )
             # three random bytes: ids of different runs never meet in one journal
-            state = State(run=uuid.uuid4().hex[:6], incidents=self._incidents.load())
+            state = State(
+                run=uuid.uuid4().hex[:6],
+                incidents=self._incidents.load(),
+                carried=self._carry.load(),
+            )
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
                 self._gateway.keeper.start()
@@ -126,6 +140,7 @@ class Daemon:
             executor.close()
             launcher.close()
             self._incidents.close()
+            self._carry.close()
             self._journal.close()
             self._lock.close()
 
@@ -237,7 +252,7 @@ class Daemon:
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._inventory.problems, *self._incidents.problems]
+        found = [*self._inventory.problems, *self._incidents.problems, *self._carry.problems]
         found += getattr(launcher, "problems", [])
         for text in found:
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))

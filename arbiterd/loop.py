@@ -12,8 +12,9 @@ from arbiterd import __version__
 from arbiterd.act.executor import Executor
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.launcher import Launcher
+from arbiterd.core.carry import pack
 from arbiterd.core.decide import decide
-from arbiterd.core.state import State
+from arbiterd.core.state import Carry, State
 from arbiterd.gateway.paths import Paths
 from arbiterd.last_words import LastWords
 from arbiterd.model.actions import OperatorRequest
@@ -36,6 +37,7 @@ from arbiterd.web.loads import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
 PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for
+KEEP_EVERY_S = 1.0
 JUMP_BYTES = 64 * MIB  # free memory moved: see at once who did it
 
 
@@ -56,6 +58,7 @@ class Parts:
     prober: Prober
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
+    keep: Callable[[Carry], None] = lambda _carry: None
     gateway: GatewayParts | None = None
     tap: Tap | None = None
 
@@ -109,6 +112,7 @@ class Loop:
         self._tick = 0
         self._last_tick_ms = 0.0
         self._processes_at = -1e9
+        self._kept_at = -1e9
         self._free: dict[str, int] = {}
         self._jumped = False
         self._busy = True
@@ -128,6 +132,10 @@ class Loop:
         parts = self._parts
         if parts.tap is not None and parts.tap.listeners:
             parts.tap.put(Tick(observation, before, decision, self.settings))
+        # Before it is carried out: who comes after us must know what was begun.
+        if decision.actions or decision.events or began - self._kept_at >= KEEP_EVERY_S:
+            self._kept_at = began
+            parts.keep(pack(self._state.backends, self._state.devices))
         parts.executor.apply(decision.actions)
         parts.prober.order(decision.probes, self.settings)
         if parts.gateway is not None:
@@ -211,6 +219,7 @@ class Loop:
         quiet = ("ready", "stopped", "failed", "backoff")
         views = self.decision.backends.values() if self.decision else ()
         busy = any(view.phase.value not in quiet or not view.accepting for view in views)
+        busy |= self.decision is not None and self.decision.lists_soon
         every = PROCESSES_SOON_S if busy else PROCESSES_EVERY_S
         due = now - self._processes_at >= every or self._jumped
         if due:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.carry import go_on
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import give_back
 from arbiterd.core.intent import intent
 from arbiterd.core.lifecycle import stop
 from arbiterd.core.limits import START_HARD_FACTOR
-from arbiterd.core.state import After, BackendState
+from arbiterd.core.state import After, BackendState, Carry
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitState
@@ -46,13 +47,21 @@ def meet(desk: Desk) -> None:
             desk.enter(replace(backend, intent="", not_before=0.0), Phase.WAITING, "changed")
 
 
-def adopt(desk: Desk) -> None:
-    """First tick: take over every unit that is alive, by its name; its pid does not change."""
+def adopt(desk: Desk, carried: Carry) -> None:
+    """First tick: take over every unit that is alive, by its name; its pid does not change. What the
+    daemon before us had begun goes on.
+    """
+    for name, before in carried.backends.items():
+        if name in desk.backends and name not in desk.seen.units and desk.wanted(name):
+            go_on(desk, before, UnitState.ABSENT)
     for name, unit in desk.seen.units.items():
-        backend = desk.backends[name]
         wanted = desk.wanted(name)
         if unit.state is UnitState.ABSENT:
             continue
+        old = carried.backends.get(name)
+        if old is not None and wanted is not None and go_on(desk, old, unit.state):
+            continue
+        backend = desk.backends[name]
         if wanted is None:
             give_back(desk, backend, After.STOPPED, "the mode does not name it")
             continue

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from arbiterd.core import gpus, learn, ledger
 from arbiterd.core.adopt import adopt, meet
+from arbiterd.core.carry import devices_of
 from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.evidence import refusals
@@ -23,7 +24,7 @@ from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
 from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
-from arbiterd.core.state import State
+from arbiterd.core.state import Carry, State
 from arbiterd.core.views import backend_view, device_view
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import LedgerRow, Phase
@@ -47,9 +48,12 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
 
     meet(desk)
     take_requests(desk)
+    carried = state.carried if state.first_tick else None
     if state.first_tick:
-        adopt(desk)
+        adopt(desk, carried or Carry())
     ledgers = desk.ledgers = _ledgers(desk)
+    if carried is not None:
+        desk.devices = devices_of(carried, observation.now)
     desk.devices = gpus.judge(desk, ledgers)
     settle_loads(desk)
     for name in _order(desk):
@@ -67,6 +71,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
         counter=desk.counter,
         mode=settings.mode,
         first_tick=False,
+        carried=None,
         backends=desk.backends,
         devices=desk.devices,
         learned=desk.learned,

@@ -222,6 +222,7 @@ def _gone(desk: Desk, backend: BackendState) -> None:
         desk.close_incident(slow.id, EventName.RECOVERED, text)
     changed = replace(
         backend,
+        stop_took_s=took,
         invocation="",
         pending="",
         held_bytes={},

@@ -27,7 +27,7 @@ def judge(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> dict[str, De
     leaving = frozenset(b.name for b in desk.backends.values() if _leaves(b))
     for uuid, seen in desk.seen.devices.items():
         headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
-        old = desk.state.devices.get(uuid, DeviceState())
+        old = desk.devices.get(uuid, DeviceState())
         new = pressure.observe(seen, old, ledgers[uuid], headroom, allow, now, wall, leaving)
         out[uuid] = new
         _trouble(desk, seen)

@@ -77,7 +77,7 @@ def observe(
     """
     memory = device.memory
     if device.state is not GpuState.OK or not isinstance(memory, Known):
-        return _blind(old)
+        return kept(old)
     state, free = old, memory.value.free_bytes
     fresh = memory.at > old.last_sample_at
     if fresh:
@@ -132,7 +132,8 @@ def lists_soon(state: DeviceState, now: float) -> bool:
     return now - state.moved_at < MOVED_FOR_S
 
 
-def _blind(old: DeviceState) -> DeviceState:
+def kept(old: DeviceState) -> DeviceState:
+    """What is true of a device that cannot be read: what was done there, not what was measured."""
     return replace(
         DeviceState(),
         last_sample_at=old.last_sample_at,

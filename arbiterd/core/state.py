@@ -116,6 +116,7 @@ class BackendState:
     restarts: int = 0
     ready_at: float | None = None
     start_took_s: float | None = None
+    stop_took_s: float | None = None
     cause: Cause | None = None
     blocked_by: str = ""
     held_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -242,18 +243,28 @@ class DeviceState:
 
 
 @dataclass(frozen=True, slots=True)
+class Carry:
+    """States without what a fresh daemon finds out by itself (core/carry.py)."""
+
+    backends: Mapping[str, BackendState] = field(default_factory=dict)
+    devices: Mapping[str, DeviceState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """Everything. ``run``: a short id of this daemon run, the prefix of incident and action ids.
 
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
     ``incidents``: newest first. ``held``: since when each load waits for room. ``learned``: what OOMs
-    have taught, by ``learn.key``. ``refusals``: answers 429 counted so far, by backend.
+    have taught, by ``learn.key``. ``carried``: what the daemon before us left, until the first tick.
+    ``refusals``: answers 429 counted so far, by backend.
     """
 
     run: str
     counter: int = 0
     mode: str = ""
     first_tick: bool = True
+    carried: Carry | None = None
     backends: Mapping[str, BackendState] = field(default_factory=dict)
     devices: Mapping[str, DeviceState] = field(default_factory=dict)
     incidents: tuple[Incident, ...] = ()

@@ -28,7 +28,7 @@ def test_a_live_daemon_is_recorded_and_replays_to_identical_decisions(host: Host
         out, err = command.communicate(timeout=20)
         assert command.returncode == 0, err
         assert "ticks in" in out
-        lines = gzip.open(path, "rt").readlines()
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
         found = list(replay(Reader(lines)))
         assert len(found) > 20
         differing = [one for one in found if not one.same]
