@@ -95,6 +95,7 @@ SEEN_BACK: Final = 0.8  # of the expected bytes: then a reclaim has worked
 DISRUPTIVE_MAX: Final = 6  # sleeps, restarts, stops and killed runners of the ladder ...
 DISRUPTIVE_WINDOW_S: Final = 600.0  # ... within so long, per device: past it people must look
 TRIM_AGAIN_S: Final = 5.0
+TRIM_FAILED_S: Final = 60.0  # a model that stayed is not counted on again: the guilty one is
 SLEEP_AGAIN_S: Final = 60.0
 RESTART_AGAIN_S: Final = 10.0
 STOP_AFTER_RESTARTS: Final = 3  # of one backend within the window: the next is a stop

@@ -260,6 +260,9 @@ def _end(
         bytes_freed=freed,
         took_ms=took * 1000,
     )
+    done = state.done
+    if reclaim.rung is Rung.TRIM and not worked:
+        done = {**done, f"failed {_key(reclaim)}": desk.seen.now}
     record = ActionRecord(
         id=desk.next_id("act"),
         action=f"Reclaim {reclaim.rung}",
@@ -273,4 +276,4 @@ def _end(
     )
     desk.record(reclaim.incident, record)
     lead = pressure.lead_of(took, state.lead_s, LEAD_MAX_S) if worked else state.lead_s
-    return replace(state, reclaim=None, lead_s=lead)
+    return replace(state, reclaim=None, lead_s=lead, done=done)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Expect:
     """``ooms``: per backend, exactly. ``disrupted``: who was put to sleep, restarted or stopped for
     memory, exactly. ``braked``: who was, among others; ``untouched``: never braked, frozen, unloaded
-    or disrupted. ``told``: events ('leak', 'leak:vllm'); ``silent``: events that were not.
+    or disrupted. ``told``: events ('leak', 'leak:vllm'); ``silent``: events that were not;
+    ``at_most``: how often one may be.
     ``phases``: at the end. ``calm``: at the end every door is open, every brake off, pressure calm,
     no incident open. ``brake_within``, ``reclaim_within``: seconds from the first event.
     """
@@ -31,6 +32,7 @@ class Expect:
     unloaded: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
+    at_most: Mapping[str, int] = field(default_factory=dict)
     phases: Mapping[str, str] = field(default_factory=dict)
     calm: bool = True
     brake_within: float | None = None
@@ -91,9 +93,13 @@ class Expect:
 
     def _told(self, world: World) -> list[str]:
         began = world.monitor.began
-        told = {event.name.value for at, event in world.monitor.events if at >= began}
+        names = [event.name.value for at, event in world.monitor.events if at >= began]
+        told = set(names)
         told |= {f"{e.name.value}:{e.backend}" for at, e in world.monitor.events if at >= began}
         out = [f"not told: {one}" for one in self.told if one not in told]
+        for one, most in self.at_most.items():
+            if names.count(one) > most:
+                out.append(f"{one} was told {names.count(one)} times")
         return out + [f"told: {one}" for one in self.silent if one in told]
 
     def _end(self, world: World) -> list[str]:
