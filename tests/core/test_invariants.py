@@ -52,8 +52,8 @@ def calm(world: World) -> None:
     operators let everybody work again.
     """
     for growth in world.growths:
-        growth.over = True
-    world.growths = []
+        growth.over = growth.over or not growth.planned
+    world.growths = [one for one in world.growths if not one.over]
     world.nvml.hung_until = world.nvml.stale_until = -1.0
     for proc in list(world.pids.values()):
         if not proc.holder:

@@ -175,6 +175,7 @@ class Engine:
             return flow.in_flight / nominal if by_load else 1.0
 
         one = Growth(self.growing_proc(), rate, total, lambda: self.oom(what), speed, chunk)
+        one.planned = False
         self.growths.append(one)
         self.world.growths.append(one)
         return one

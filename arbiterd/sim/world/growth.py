@@ -15,7 +15,7 @@ CHUNK = 2 * MIB  # the granularity of CUDA's virtual memory
 class Growth:
     """``rate`` bytes a second into ``proc`` until ``left`` are taken. ``speed`` scales it (0: it stands
     still: frozen, asleep, no requests). ``full``: called when an allocation does not fit.
-    ``chunk``: allocations are multiples of it. ``negative`` rates give back.
+    ``chunk``: allocations are multiples of it. ``planned`` False: a leak.
     """
 
     proc: Proc
@@ -28,6 +28,7 @@ class Growth:
     taken: int = 0
     over: bool = False
     done: Callable[[], None] | None = None
+    planned: bool = True
 
     def step(self, dt: float) -> None:
         """Grow for ``dt`` seconds."""
