@@ -145,6 +145,8 @@ class Engine:
 
     def seize(self, proc: Proc, size: int, what: str = "start") -> bool:
         """Allocate, or run out of memory."""
+        if proc.gone:
+            return False
         if proc.take(size):
             return True
         self.oom(what)

@@ -32,6 +32,7 @@ class Growth:
 
     def step(self, dt: float) -> None:
         """Grow for ``dt`` seconds."""
+        self.over = self.over or self.proc.gone
         speed = 1.0 if self.speed is None else self.speed()
         if speed <= 0.0 or self.over:
             return

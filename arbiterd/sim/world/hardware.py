@@ -40,6 +40,7 @@ class Proc:
     command: str = ""
     held: int = 0
     ref: ProcessRef | None = None
+    gone: bool = False
 
     def take(self, size: int) -> bool:
         """Allocate on every card of it, or nowhere (False)."""
@@ -65,6 +66,7 @@ class Proc:
     def end(self) -> list[tuple[Card, int]]:
         """It is gone from the lists; its bytes are ghosts until they are released."""
         out = []
+        self.gone = True
         for card in self.cards:
             card.procs.pop(self.pid, None)
             card.dirty = True

@@ -131,7 +131,7 @@ class Vllm(Engine):
             if not self.asleep:
                 done("")
                 return
-            if not self.core.take(self.slept):
+            if self.core.gone or not self.core.take(self.slept):
                 self.world.note_oom(self, "wake")
                 self.broken = True
                 done("HTTP 500: Call to wake_up method failed: CUDA Error: out of memory at cumem")
@@ -174,7 +174,7 @@ class Tensorflow(Engine):
     def _take_pool(self) -> None:
         """The allocator tries a tenth less each time: it starts with what it gets."""
         want = self.limit if self.fixed_pool else min(self.limit, self.nature.weights)
-        while want > 64 * MIB and not self.main.take(want):
+        while want > 64 * MIB and not self.main.gone and not self.main.take(want):
             want = want * 9 // 10
             self.words = ("failed to allocate 4.0GiB from device: CUDA_ERROR_OUT_OF_MEMORY",)
 

@@ -192,10 +192,12 @@ def play(
 
 def _settle(world: World) -> None:
     limit = world.now + SETTLE_S + sum(one.start_s for one in world.natures.values())
+    names = list(world.settings.active.backends)
     while world.now < limit:
         world.tick()
         views = world.decision.backends.values() if world.decision else ()
-        if views and all(view.accepting for view in views):
+        serve = all(name in world.engines and world.engines[name].serving for name in names)
+        if serve and all(view.accepting for view in views):
             world.run(2.5)
             return
     msg = f"not everything came up: {[(v.name, v.phase.value, v.reason) for v in views]}"
