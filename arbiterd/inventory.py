@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from arbiterd.model.devices import Device
@@ -38,12 +38,21 @@ class Inventory:
         return tuple(self._known.values())
 
     def learn(self, devices: Iterable[Device]) -> bool:
-        """Remember these; returns whether anything was new (the caller may save then)."""
+        """Remember these; returns whether anything was new (the caller may save then).
+
+        A GPU that has taken over another's number, sitting in its slot, replaces it.
+        """
         changed = False
-        for device in devices:
-            if self._known.get(device.uuid) != device:
-                self._known[device.uuid] = device
-                changed = True
+        for seen in devices:
+            device = replace(seen, cuda_index=-1)  # true of this moment only
+            if self._known.get(device.uuid) == device:
+                continue
+            for old in () if device.parent_uuid else self.known():
+                same = old.index == device.index and old.pci_bus_id == device.pci_bus_id
+                if same and device.uuid not in (old.uuid, old.parent_uuid):
+                    del self._known[old.uuid]
+            self._known[device.uuid] = device
+            changed = True
         return changed
 
     def save(self) -> None:

@@ -14,6 +14,8 @@ from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.launcher import Launcher
 from arbiterd.core.carry import pack
 from arbiterd.core.decide import decide
+from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import Carry, State
 from arbiterd.gateway.paths import Paths
 from arbiterd.last_words import LastWords
@@ -24,7 +26,6 @@ from arbiterd.model.events import Event
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, Published
-from arbiterd.model.reading import Known
 from arbiterd.model.settings import Settings
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
@@ -32,13 +33,11 @@ from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.tap import Tap
 from arbiterd.trace import Tick
-from arbiterd.units import MIB
 from arbiterd.web.loads import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
 PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for
 KEEP_EVERY_S = 1.0
-JUMP_BYTES = 64 * MIB  # free memory moved: see at once who did it
 
 
 class Facts(Protocol):
@@ -46,6 +45,13 @@ class Facts(Protocol):
 
     def latest(self) -> HostFacts:
         """The newest facts."""
+
+
+class Settled(Protocol):
+    """Told when a switch has come through (``rolled_back`` ""), or why these settings come back."""
+
+    def __call__(self, settings: Settings, *, rolled_back: str) -> None:
+        """See the class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,8 @@ class Parts:
     prober: Prober
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
-    keep: Callable[[Carry], None] = lambda _carry: None
+    keep: Callable[[Carry], None]
+    settled: Settled
     gateway: GatewayParts | None = None
     tap: Tap | None = None
 
@@ -113,9 +120,10 @@ class Loop:
         self._last_tick_ms = 0.0
         self._processes_at = -1e9
         self._kept_at = -1e9
-        self._free: dict[str, int] = {}
-        self._jumped = False
         self._busy = True
+        self._queued: Settings | None = None
+        self._taken = False
+        self._switching = state.carried is not None and state.carried.switch is not None
         self._seen: NvmlSnapshot | None = None
         self._devices: dict[str, DeviceObservation] = {}
         self.decision: Decision | None = None
@@ -123,8 +131,7 @@ class Loop:
     def tick(self, inbox: Inbox) -> Published:
         """One tick. Returns what was published."""
         began = time.monotonic()
-        if inbox.settings is not None:
-            self.settings = inbox.settings
+        self._take(inbox.settings)
         observation = self._observe(began, inbox)
         before = self._state
         decision, self._state = decide(observation, before, self.settings)
@@ -135,7 +142,7 @@ class Loop:
         # Before it is carried out: who comes after us must know what was begun.
         if decision.actions or decision.events or began - self._kept_at >= KEEP_EVERY_S:
             self._kept_at = began
-            parts.keep(pack(self._state.backends, self._state.devices))
+            parts.keep(pack(self._state))
         parts.executor.apply(decision.actions)
         parts.prober.order(decision.probes, self.settings)
         if parts.gateway is not None:
@@ -162,14 +169,27 @@ class Loop:
             ),
         )
         self._parts.publish(published, (*inbox.events, *decision.events))
+        if decision.back_to is not None:
+            self.settings = decision.back_to
+            parts.settled(decision.back_to, rolled_back=self._state.rollback)
+        elif (self._switching or self._taken) and decision.switch is None:
+            parts.settled(self.settings, rolled_back="")
+        self._switching, self._taken = decision.switch is not None, False
         return published
+
+    def _take(self, settings: Settings | None) -> None:
+        """New settings wait for the end of a switch that is under way; of several the latest wins."""
+        if settings is not None:
+            self._queued = settings
+        if self._queued is not None and not self._switching:
+            self.settings, self._queued = self._queued, None
+            self._taken = True
 
     def _observe(self, now: float, inbox: Inbox) -> Observation:
         parts = self._parts
         units = parts.launcher.observe(now)
         snapshot = parts.nvml.latest(now)
         self._attribute(snapshot)
-        self._watch_free()
         return Observation(
             now=now,
             wall=time.time(),
@@ -183,6 +203,9 @@ class Loop:
             requests=inbox.requests,
             logs=self._words.of(units),
             stopping=inbox.stopping,
+            xids=parts.nvml.xids(now),
+            can_freeze=parts.launcher.can_freeze,
+            settings_queued=self._queued is not None,
             **self._gateway(now),
         )
 
@@ -206,22 +229,23 @@ class Loop:
             self._devices = attribute(snapshot, self._parts.launcher.owner_of)
         self._seen = snapshot
 
-    def _watch_free(self) -> None:
-        self._jumped = False
-        for uuid, seen in self._devices.items():
-            if isinstance(seen.memory, Known):
-                free = seen.memory.value.free_bytes
-                self._jumped |= abs(free - self._free.get(uuid, free)) > JUMP_BYTES
-                self._free[uuid] = free
-
     def _ask_nvml(self, now: float) -> None:
-        """Order the next sample; process lists only as often as somebody needs them."""
+        """Order the next sample; process lists only as often as somebody needs them, and, by the
+        worker itself, when free memory moves.
+        """
+        headroom = self.settings.arbiter.headroom_bytes
+        self._parts.nvml.watch(
+            {
+                uuid: critical_free_bytes(headroom_bytes(headroom, seen.device))
+                for uuid, seen in self._devices.items()
+            }
+        )
         quiet = ("ready", "stopped", "failed", "backoff")
         views = self.decision.backends.values() if self.decision else ()
         busy = any(view.phase.value not in quiet or not view.accepting for view in views)
         busy |= self.decision is not None and self.decision.lists_soon
         every = PROCESSES_SOON_S if busy else PROCESSES_EVERY_S
-        due = now - self._processes_at >= every or self._jumped
+        due = now - self._processes_at >= every
         if due:
             self._processes_at = now
         self._parts.nvml.request(now, processes=due)

@@ -73,6 +73,13 @@ class Reloader:
             self._hand_over(loaded, (_accepted(old, new),))
             return ReloadAnswer(accepted=True, mode=new.mode, warnings=tuple(warnings))
 
+    def in_force(self, settings: Settings) -> None:
+        """A rollback: the file that was accepted is pending again."""
+        with self._lock:
+            self._settings = settings
+            self._stat = None
+            self._said_sha = ""
+
     def _fits(self, loaded: Loaded) -> tuple[Problem, ...]:
         devices = self._devices()
         return check_devices(loaded, devices) if devices else ()

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from arbiterd import procfs
@@ -23,13 +22,12 @@ from arbiterd.act.launcher import Launcher
 from arbiterd.config import Loaded, load, runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
+from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import Settings
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.loads import LoadDesk
-
-LAST_GOOD = "last-good.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +46,19 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
 
     """
     try:
-        return Start(load(path, environ))
+        loaded = load(path, environ)
     except ConfigRefused as refused:
         runtime = runtime_dir_of(path, environ)
-        good = runtime / LAST_GOOD
-        if not good.exists() or not engines_alive(runtime):
+        good = Layouts(runtime).last_good(path, environ) if engines_alive(runtime) else None
+        if good is None:
             raise
-        try:
-            loaded = load(good, environ)
-        except ConfigRefused:
-            raise refused from None
-        source = replace(loaded.settings.source, path=str(path))
-        settings = replace(loaded.settings, source=source)
-        return Start(replace(loaded, settings=settings), refused.problems)
+        return Start(good, refused.problems)
+    layouts = Layouts(Path(loaded.settings.arbiter.runtime_dir))
+    reason = layouts.refused(path)
+    good = layouts.last_good(path, environ) if reason else None
+    if good is not None:
+        return Start(good, (rolled_back_problem(path, reason),))
+    return Start(loaded)
 
 
 def engines_alive(runtime_dir: Path) -> bool:
@@ -77,15 +75,6 @@ def engines_alive(runtime_dir: Path) -> bool:
         if any(procfs.unit_of(pid) == unit for pid in procfs.pids()):
             return True
     return False
-
-
-def keep_last_good(settings: Settings, text: str) -> None:
-    """Keep the accepted file for a start on a bad one. A failure to write costs only that."""
-    path = Path(settings.arbiter.runtime_dir) / LAST_GOOD
-    with suppress(OSError):
-        temporary = path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(path)
 
 
 def use_systemd(settings: Settings) -> bool:

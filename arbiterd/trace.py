@@ -38,6 +38,7 @@ _MODULES = (
     "arbiterd.model.pressure",
     "arbiterd.model.reading",
     "arbiterd.model.settings",
+    "arbiterd.model.switch",
     "arbiterd.core.state",
     "arbiterd.engines.base",
 )

@@ -29,6 +29,7 @@ class Unit:
     cgroup: str
     since: float
     main: ProcessRef | None = None
+    result: str = ""
 
 
 def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Property]:

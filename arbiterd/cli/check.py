@@ -11,8 +11,11 @@ import typer
 
 from arbiterd import procfs
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
+from arbiterd.cli.plan_fit import fit_lines, fit_row
 from arbiterd.config import Loaded, check_devices, load
+from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.errors import EX_CONFIG, ConfigRefused, Problem
+from arbiterd.model.weights import Verdict
 from arbiterd.sense.host import HostFactsSource
 
 HOST_WAIT_S = 8.0
@@ -24,7 +27,8 @@ def check(
     *,
     host: bool = typer.Option(True, help="also ask this host: GPUs, commands, ports"),
 ) -> None:
-    """Check the configuration and this host; change nothing.
+    """Check the configuration and this host; change nothing. Models that are on this disk are weighed
+    against their caps.
 
     Problems go to stderr, one a line: FILE:LINE: key: what is wrong; what would be right.
 
@@ -32,17 +36,23 @@ def check(
     """
     own = globals_of(context)
     path = file or own.path
+    models: tuple[ModelFit, ...] = ()
     try:
         loaded = load(path, dict(os.environ))
     except ConfigRefused as refused:
         problems = refused.problems
     else:
-        problems = (*loaded.warnings, *(_host(loaded) if host else ()))
+        found, models = _host(loaded) if host else ((), ())
+        problems = (*loaded.warnings, *found)
     errors = [p for p in problems if p.severity == "error"]
     if own.json:
-        print_json({"ok": not errors, "problems": [asdict(p) for p in problems]})
+        answer: dict[str, object] = {"ok": not errors, "problems": [asdict(p) for p in problems]}
+        if host:
+            answer["models"] = [{"backend": one.backend, **fit_row(one.fit)} for one in models]
+        print_json(answer)
     else:
         say_problems(problems)
+        _say_models(models)
         if not errors:
             count = f", {len(problems)} warning(s)" if problems else ""
             print(f"{path}: good{count}")
@@ -50,21 +60,31 @@ def check(
         raise typer.Exit(EX_CONFIG)
 
 
-def _host(loaded: Loaded) -> tuple[Problem, ...]:
+def _say_models(models: tuple[ModelFit, ...]) -> None:
+    """What cannot be told is a note, never a problem."""
+    for one in models:
+        if one.fit.verdict is Verdict.CANNOT_TELL:
+            print(f"note: {one.backend}: {'; '.join(x.strip() for x in fit_lines(one.fit)[:2])}")
+
+
+def _host(loaded: Loaded) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:
     """What hardware, commands and ports say. Only GPUs that cannot hold the mode are errors."""
     settings = loaded.settings
     name = settings.source.path
     out: list[Problem] = []
+    models: tuple[ModelFit, ...] = ()
     with polite():
         devices, why = inventory(Path(settings.arbiter.state_dir))
         if devices:
             out += check_devices(loaded, devices)
+            problems, models = check_fit(loaded, devices)
+            out += problems
         elif any(not share.cpu for share in settings.active.shares.values()):
             text = why
             right = "GPU backends will wait until NVML answers"
             out.append(Problem(name, 0, f"modes.{settings.mode}", text, right, "warning"))
         out += _facts(loaded)
-    return tuple(out)
+    return tuple(out), models
 
 
 def _facts(loaded: Loaded) -> list[Problem]:

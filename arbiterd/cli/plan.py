@@ -8,17 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
+from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
 from arbiterd.config import load
+from arbiterd.config.fit import mode_fits
 from arbiterd.core.placement import headroom_bytes, place, sharing
 from arbiterd.core.planning import launch_context, launch_spec
+from arbiterd.core.weigh import walls
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Settings
+from arbiterd.model.weights import Fit
 from arbiterd.sense.host import version_of
 from arbiterd.units import format_size
 
@@ -27,7 +32,8 @@ def plan(
     context: typer.Context,
     mode: str = typer.Option("", "--mode", help="another mode than the one in force"),
 ) -> None:
-    """Show what a start or a switch would do: caps, argv, environment, keep or restart.
+    """Show what a start or a switch would do: caps, argv, environment, keep or restart; whether the
+    models fit, with the arithmetic; which wall holds each cap.
 
     Examples: arbiterctl plan · arbiterctl plan --mode B --json
     """
@@ -42,18 +48,25 @@ def plan(
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
         rows, fits = _rows(settings, devices)
+        models: dict[str, list[Fit]] = {}
+        for one in mode_fits(settings, devices):
+            models.setdefault(one.backend, []).append(one.fit)
+        for row in rows:
+            row["models"] = [fit_row(fit) for fit in models.get(str(row["name"]), [])]
+        placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     if own.json:
         print_json(
             {
                 "mode": settings.mode,
                 "nvml": why,
                 "gpus": [_gpu_row(settings, device, rows) for device in devices],
+                "mig_slices": slice_rows(devices, placements),
                 "backends": rows,
                 "fits": fits,
             }
         )
     else:
-        _print(settings, devices, why, rows)
+        _print(settings, devices, why, rows, models)
     if not fits:
         raise typer.Exit(EX_CONFIG)
 
@@ -100,6 +113,7 @@ def _row(
         "argv": list(spec.argv),
         "env": dict(spec.env),
         "files": {one.name: one.content for one in spec.files},
+        "walls": wall_rows(walls(found)),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],
         "change": _change(settings, name, spec.intent),
     }
@@ -134,7 +148,11 @@ def _gpu_row(
 
 
 def _print(
-    settings: Settings, devices: tuple[Device, ...], why: str, rows: list[dict[str, object]]
+    settings: Settings,
+    devices: tuple[Device, ...],
+    why: str,
+    rows: list[dict[str, object]],
+    models: dict[str, list[Fit]],
 ) -> None:
     out = console()
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
@@ -158,19 +176,30 @@ def _print(
             f"GPU {device.index} {escape(device.name)}: {sums} = {format_size(booked)} of "
             f"{format_size(device.capacity_bytes)}: {sign}, {format_size(left)} left"
         )
+    for line in slice_lines(devices, placements):
+        out.print(escape(line))
     for row in rows:
         out.print(f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}")
         if row["problem"]:
             out.print(f"  [red]{escape(str(row['problem']))}[/red]")
             continue
-        gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
-        cap = row["cap_bytes"]
-        out.print(f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}")
-        knobs, argv, env = row["knobs"], row["argv"], row["env"]
-        for knob in knobs if isinstance(knobs, list) else ():
-            out.print(f"  {escape(knob[0])} {escape(knob[1])}")
-        if isinstance(argv, list):
-            out.print(f"  $ {escape(' '.join(argv))}", soft_wrap=True)
-        if isinstance(env, dict):
-            pairs_text = " ".join(f"{key}={value}" for key, value in env.items())
-            out.print(f"  env {escape(pairs_text)}", soft_wrap=True)
+        _print_backend(out, row, models.get(str(row["name"]), []))
+
+
+def _print_backend(out: Console, row: dict[str, object], models: list[Fit]) -> None:
+    """Cap, walls, knobs, models, command line."""
+    gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
+    cap = row["cap_bytes"]
+    out.print(f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}")
+    walls_, knobs, argv, env = row["walls"], row["knobs"], row["argv"], row["env"]
+    for wall in walls_ if isinstance(walls_, list) else ():
+        out.print(f"  wall: {escape(wall['text'])}", soft_wrap=True)
+    for knob in knobs if isinstance(knobs, list) else ():
+        out.print(f"  {escape(knob[0])} {escape(knob[1])}")
+    for line in (line for fit in models for line in fit_lines(fit)):
+        out.print(f"  {escape(line)}", soft_wrap=True)
+    if isinstance(argv, list):
+        out.print(f"  $ {escape(' '.join(argv))}", soft_wrap=True)
+    if isinstance(env, dict):
+        pairs_text = " ".join(f"{key}={value}" for key, value in env.items())
+        out.print(f"  env {escape(pairs_text)}", soft_wrap=True)

@@ -51,6 +51,8 @@ def adopt(desk: Desk, carried: Carry) -> None:
     """First tick: take over every unit that is alive, by its name; its pid does not change. What the
     daemon before us had begun goes on.
     """
+    if carried.switch is not None:
+        desk.state = replace(desk.state, switch=carried.switch)  # it goes on where it was
     for name, before in carried.backends.items():
         if name in desk.backends and name not in desk.seen.units and desk.wanted(name):
             go_on(desk, before, UnitState.ABSENT)

@@ -36,7 +36,13 @@ def failed(
     recent = (*recent, now)[-BREAKER_FAILURES:]
     open_ = len(recent) >= BREAKER_FAILURES
     wait = HALF_OPEN_S if open_ else delay_s(settings, attempt, jitter)
-    counted = replace(backend, attempt=attempt, failures=recent, not_before=now + wait)
+    counted = replace(
+        backend,
+        attempt=attempt,
+        failures=recent,
+        failed_count=backend.failed_count + 1,
+        not_before=now + wait,
+    )
     return counted, open_
 
 

@@ -4,7 +4,6 @@ the ladder has done. Kept in runtime_dir, so it never outlives a boot, and monot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core.desk import Desk
@@ -16,6 +15,7 @@ from arbiterd.core.state import (
     Carry,
     DeviceState,
     SleepStage,
+    State,
     Vitals,
 )
 from arbiterd.model.backend import Phase
@@ -24,11 +24,12 @@ from arbiterd.model.launch import UnitState
 _MOVING = (Phase.STOPPING, Phase.SLEEPING)
 
 
-def pack(backends: Mapping[str, BackendState], devices: Mapping[str, DeviceState]) -> Carry:
+def pack(state: State) -> Carry:
     """What is kept. Equal from tick to tick while nothing of it changes."""
     return Carry(
-        {name: _backend(one) for name, one in backends.items()},
-        {uuid: _device(one) for uuid, one in devices.items()},
+        {name: _backend(one) for name, one in state.backends.items()},
+        {uuid: _device(one) for uuid, one in state.devices.items()},
+        state.switch,
     )
 
 
@@ -51,6 +52,7 @@ def _backend(one: BackendState) -> BackendState:
         deadline=deadline,
         not_before=one.not_before,
         failures=one.failures,
+        failed_count=one.failed_count,
         attempt=one.attempt,
         restarts=one.restarts,
         ready_at=one.ready_at,
@@ -91,6 +93,7 @@ def remembered(old: BackendState, fresh: BackendState) -> BackendState:
         parked=old.parked,
         restart_asked=old.restart_asked,
         failures=old.failures,
+        failed_count=old.failed_count,
         attempt=old.attempt,
         restarts=old.restarts,
         start_took_s=old.start_took_s,

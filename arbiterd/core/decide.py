@@ -2,19 +2,20 @@
 
 Read from top to bottom: requests are noted, the world is adopted once, devices are judged, every
 backend takes one step of its life, leftovers are found, the ladder is climbed where a device is under
-pressure, loads are answered, the doors are set, and what came of it is published.
+pressure, a switch is followed, loads are answered, the doors are set, and what came of it is published.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import gpus, learn, ledger
+from arbiterd.core import gpus, learn, ledger, switch
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.carry import devices_of
 from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.evidence import refusals
+from arbiterd.core.faults import judge_xids
 from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
@@ -46,6 +47,8 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     placements = learn.apply(configured, observation, state, settings)
     desk = Desk(observation, state, settings, placements, configured)
 
+    if state.settings is not settings:
+        switch.begin(desk, state.settings)
     meet(desk)
     take_requests(desk)
     carried = state.carried if state.first_tick else None
@@ -55,21 +58,25 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     if carried is not None:
         desk.devices = devices_of(carried, observation.now)
     desk.devices = gpus.judge(desk, ledgers)
+    judge_xids(desk)
     settle_loads(desk)
     for name in _order(desk):
         step(desk, desk.backends[name])
     orphans, orphan_pending = find_orphans(desk)
     climb(desk)
+    back_to = switch.follow(desk)
     judge_gateway(desk)
     loads, held = answer_loads(desk)
     doors = wish(desk)
     _availability(desk)
 
-    decision = replace(_decision(desk, ledgers), gateway=doors, loads=loads)
+    decision = replace(_decision(desk, ledgers), gateway=doors, loads=loads, back_to=back_to)
     new = replace(
         desk.state,
         counter=desk.counter,
         mode=settings.mode,
+        settings=settings,
+        good=desk.state.good or settings,
         first_tick=False,
         carried=None,
         backends=desk.backends,
@@ -166,6 +173,7 @@ def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision
         incidents=tuple(desk.incidents),
         blind=blind,
         learned=desk.learned,
+        switch=switch.view(desk),
         lists_soon=any(lists_soon(state, desk.seen.now) for state in desk.devices.values()),
         settled=quiet and not desk.actions,
     )

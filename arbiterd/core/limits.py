@@ -113,6 +113,12 @@ CAP_CALM_S: Final = 24 * 3600.0  # without an OOM: half a step back at the next 
 REPEATED_OOMS: Final = 2  # what on_oom = "cpu" and "stop" wait for
 OOM_TRACE_S: Final = 5.0  # memory before the death that is looked at
 
+# -- switching -----------------------------------------------------------------------------------
+FIRST_STOP_GUESS_S: Final = 5.0  # for the estimate, until a stop of this backend has been seen
+SWITCH_FAILURES: Final = (
+    2  # one failed start may be a race with what was just stopped; two are none
+)
+
 # -- doors ---------------------------------------------------------------------------------------
 ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until it is heard from
 FAILBACK_S: Final = (

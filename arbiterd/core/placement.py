@@ -9,6 +9,7 @@ from arbiterd.core.limits import HEADROOM_FRACTION, HEADROOM_MAX_BYTES, HEADROOM
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import GpuRef, Mode, Share
+from arbiterd.units import format_size
 
 
 def headroom_bytes(setting: int | None, device: Device) -> int:
@@ -74,6 +75,8 @@ def _devices(share: Share, devices: Sequence[Device]) -> tuple[Device, ...] | st
         if isinstance(device, str):
             return device
         out.append(device)
+    if len(out) > 1 and any(device.parent_uuid for device in out):
+        return "a process can use one MIG slice only; name one slice, or whole GPUs"
     return tuple(out)
 
 
@@ -85,16 +88,21 @@ def _find(ref: GpuRef, devices: Sequence[Device]) -> Device | str:
     if match is None:
         return f"there is no GPU {ref.value} on this host; there is {_names(devices)}"
     if match.mig_enabled:
-        slices = ", ".join(d.uuid for d in devices if d.parent_uuid == match.uuid) or "none yet"
+        own = [_label(d) for d in devices if d.parent_uuid == match.uuid]
+        slices = ", ".join(own) or "none yet; docs/walls.md says how to make them"
         return f"GPU {ref.value} is in MIG mode and takes no backend itself; its slices: {slices}"
     return match
 
 
 def _names(devices: Sequence[Device]) -> str:
-    usable = [
-        d.uuid if d.parent_uuid else f"{d.index} ({d.name})" for d in devices if not d.mig_enabled
-    ]
-    return ", ".join(usable) or "no GPU"
+    return ", ".join(_label(d) for d in devices if not d.mig_enabled) or "no GPU"
+
+
+def _label(device: Device) -> str:
+    if device.parent_uuid:
+        size = format_size(device.capacity_bytes)
+        return f"{device.uuid} (a MIG slice of GPU {device.index}, {size})"
+    return f"{device.index} ({device.name})"
 
 
 def _cap(

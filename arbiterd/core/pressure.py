@@ -146,6 +146,8 @@ def kept(old: DeviceState) -> DeviceState:
         done=old.done,
         fault=old.fault,
         fault_code=old.fault_code,
+        fault_seen=old.fault_seen,
+        fault_cleared=old.fault_cleared,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import learn, sleeping
+from arbiterd.core import faults, learn, sleeping
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import TROUBLE
 from arbiterd.model.actions import OperatorRequest, Verb
@@ -34,6 +34,7 @@ def _one(desk: Desk, request: OperatorRequest) -> None:
             name, what = EventName.SHED, "drained"
         case Verb.RESUME:
             name, what = EventName.UNSHED, "resumed"
+            faults.forgive(desk, backend.name)
             phase = Phase.STOPPED if backend.phase is Phase.FAILED else backend.phase
             changed = replace(
                 backend, held=False, parked=False, failures=(), attempt=0, not_before=0.0,

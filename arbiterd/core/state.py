@@ -15,6 +15,8 @@ from arbiterd.model.devices import Pressure
 from arbiterd.model.events import Incident
 from arbiterd.model.gateway import Admit
 from arbiterd.model.pressure import Candidate, LearnedCap, Rung
+from arbiterd.model.settings import Settings
+from arbiterd.model.switch import Change
 
 T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
@@ -112,6 +114,7 @@ class BackendState:
     progress_log: int = 0
     not_before: float = 0.0
     failures: tuple[float, ...] = ()
+    failed_count: int = 0
     attempt: int = 0
     restarts: int = 0
     ready_at: float | None = None
@@ -207,7 +210,8 @@ class DeviceState:
     left and that are not free yet, until ``releasing_until``. ``over_since``: who is over its cap,
     since when. ``alarms``: critical samples in a row. ``moved_at``: excess last moved.
     ``disruptive``, ``done``: when the ladder disturbed somebody, and each rung's last use.
-    ``fault``: the Xid that needs a reset, "" for none.
+    ``fault``: the Xid that needs a reset, "" for none; ``fault_seen``: the driver's recovery field has
+    confirmed it; ``fault_cleared``: an operator says that the card is well.
     """
 
     samples: int = 0
@@ -240,6 +244,25 @@ class DeviceState:
     foreign_calm_at: float | None = None
     fault: str = ""
     fault_code: int = 0
+    fault_seen: bool = False
+    fault_cleared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A switch under way. ``changes``: by backend. ``failures``: how often each had failed before.
+    ``rolling_back``: why the layout before comes back, "" in an ordinary switch.
+    """
+
+    from_mode: str
+    to_mode: str
+    began: float
+    began_wall: float
+    deadline: float
+    changes: Mapping[str, Change]
+    failures: Mapping[str, int]
+    rolling_back: str = ""
+    estimated_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +271,7 @@ class Carry:
 
     backends: Mapping[str, BackendState] = field(default_factory=dict)
     devices: Mapping[str, DeviceState] = field(default_factory=dict)
+    switch: Switch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +281,8 @@ class State:
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
     ``incidents``: newest first. ``held``: since when each load waits for room. ``learned``: what OOMs
     have taught, by ``learn.key``. ``carried``: what the daemon before us left, until the first tick.
-    ``refusals``: answers 429 counted so far, by backend.
+    ``refusals``: answers 429 counted so far, by backend. ``settings``: those of the last tick;
+    ``good``: the last that came through; ``rollback``: why those come back at the next tick.
     """
 
     run: str
@@ -277,3 +302,7 @@ class State:
     overheads: Mapping[str, int] = field(default_factory=dict)
     learned: Mapping[str, LearnedCap] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
+    settings: Settings | None = None
+    good: Settings | None = None
+    switch: Switch | None = None
+    rollback: str = ""

@@ -113,6 +113,18 @@ class Routes:
     everything: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """What keeps an engine within its cap, and a sentence for people (docs/walls.md).
+
+    ``kind``: "hardware" (nothing passes), "engine" (its own allocator refuses), "watching" (it plans
+    or promises to keep within; the arbiter looks), "none" (no GPU).
+    """
+
+    kind: Literal["hardware", "engine", "watching", "none"]
+    text: str
+
+
 class Engine(Protocol):
     """One engine kind."""
 
@@ -142,6 +154,9 @@ class Engine(Protocol):
         """The engine's own knobs with the arithmetic, for ``arbiterctl plan``:
         (("--gpu-memory-utilization", "0.514 = floor((13.19 GiB - 600 MiB - 270 MiB) / 23.52 GiB)"),).
         """
+
+    def wall(self, context: LaunchContext) -> Wall:
+        """What of this engine holds its cap, MIG apart."""
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """Names of the models this backend answers for."""

@@ -23,13 +23,19 @@ def device_env(
     """The two variables that pin an engine to its devices.
 
     CUDA_DEVICE_ORDER is always PCI_BUS_ID: CUDA's default (FASTEST_FIRST) need not be NVML's order
-    (vllm #7472). A MIG slice can only be named by its UUID. No device: an empty list hides all.
+    (vllm #7472). By index means CUDA's own, which moves when a GPU before it falls off the bus. A
+    MIG slice can only be named by its UUID. No device: an empty list hides all.
     """
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if not devices:
         return {**order, "CUDA_VISIBLE_DEVICES": ""}
     by_uuid = backend.device_id == "uuid" or (backend.device_id == "auto" and uuid_works)
     names = [
-        device.uuid if by_uuid or device.parent_uuid else str(device.index) for device in devices
+        device.uuid if by_uuid or device.parent_uuid else str(_cuda_index(device))
+        for device in devices
     ]
     return {**order, "CUDA_VISIBLE_DEVICES": ",".join(names)}
+
+
+def _cuda_index(device: Device) -> int:
+    return device.cuda_index if device.cuda_index >= 0 else device.index

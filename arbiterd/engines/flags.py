@@ -39,6 +39,11 @@ def value_of(command: Sequence[str], name: str) -> str | None:
     return found
 
 
+def given(command: Sequence[str], name: str) -> bool:
+    """Whether '--name' is in the command, with or without a value."""
+    return any(_is_flag(word) and _canonical(word) == name for word in command)
+
+
 def without(command: Sequence[str], flags: Iterable[OwnedFlag]) -> tuple[str, ...]:
     """The command with these flags (and their values) taken out."""
     names = {flag.name: flag for flag in flags}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import container_problem
 from arbiterd.engines.words import classify, word
@@ -74,6 +74,12 @@ class GenericEngine:
             ("{cap_mib}", str(context.cap_bytes // MIB)),
             ("{gpu_fraction}", f"{_fraction(context):.3f} (held by watching)"),
         )
+
+    def wall(self, context: LaunchContext) -> Wall:
+        """None of its own is known."""
+        if not context.devices:
+            return Wall("none", "on the CPU: no GPU memory to hold")
+        return Wall("watching", "by watching: nothing is known of its allocator")
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """What the file says."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.flags import container_problem
 from arbiterd.engines.words import classify, word
@@ -131,6 +131,14 @@ class OllamaEngine:
             f" - {format_size(context.cap_bytes)} cap): a margin, its ceiling holds by watching"
         )
         return ((name, text),)
+
+    def wall(self, context: LaunchContext) -> Wall:
+        """No ceiling of its own; without the gateway there is no load gate either."""
+        if not context.devices:
+            return Wall("none", "on the CPU: no GPU memory to hold")
+        if context.port == context.backend.port:
+            return Wall("watching", "by watching: without the gateway there is no load gate")
+        return Wall("watching", "the load gate admits no load over the cap; else by watching")
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """The allow-list."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from math import floor
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes
+from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
@@ -147,6 +147,16 @@ class TensorflowServingEngine:
             f" - {format_size(overhead)} context) / {format_size(total)})"
         )
         return (("--per_process_gpu_memory_fraction", text),)
+
+    def wall(self, context: LaunchContext) -> Wall:
+        """Its allocator takes no more than the fraction; the CUDA context is outside."""
+        if not context.devices:
+            return Wall("none", "on the CPU: no GPU memory to hold")
+        text = "TensorFlow's own allocator (--per_process_gpu_memory_fraction); its context by watching"
+        if value_of(context.backend.command, "platform-config-file") is not None:
+            text = "by watching: --platform_config_file makes it ignore its fraction"
+            return Wall("watching", text)
+        return Wall("engine", text)
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """Names of its models."""

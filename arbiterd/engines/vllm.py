@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import floor
 
 from arbiterd.engines.base import Cause as CauseOf
-from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes
+from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
@@ -248,6 +248,14 @@ class VllmEngine:
             f" - {format_size(spike_bytes(context.cap_bytes))} spikes) / {format_size(total)})"
         )
         return (("--gpu-memory-utilization", text),)
+
+    def wall(self, context: LaunchContext) -> Wall:
+        """A planning figure: it sizes its KV cache by it and never checks again."""
+        if not context.devices:
+            return Wall("none", "on the CPU: no GPU memory to hold")
+        return Wall(
+            "watching", "vLLM plans within --gpu-memory-utilization; that it does, by watching"
+        )
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """The model of the command, unless ``models`` (an image) names it."""

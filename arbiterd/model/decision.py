@@ -11,6 +11,8 @@ from arbiterd.model.events import Event, Incident
 from arbiterd.model.gateway import GatewayWish, LoadAnswer
 from arbiterd.model.health import ProbeOrder
 from arbiterd.model.pressure import LearnedCap
+from arbiterd.model.settings import Settings
+from arbiterd.model.switch import SwitchView
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class Decision:
     ``backends`` and ``devices`` keep the order of the file and of the inventory. ``incidents``:
     newest first, open ones and the last closed ones. ``blind``: any device without a fresh sample.
     ``learned``: what OOMs have taught, to be kept. ``lists_soon``: process lists with each sample.
+    ``switch``: the one under way. ``back_to``: settings that are in force again from the next tick.
     ``settled``: nothing in flight and every backend stopped (a stop job may end).
     """
 
@@ -35,3 +38,5 @@ class Decision:
     loads: tuple[LoadAnswer, ...] = ()
     learned: Mapping[str, LearnedCap] = field(default_factory=dict)
     lists_soon: bool = False
+    switch: SwitchView | None = None
+    back_to: Settings | None = None

@@ -31,8 +31,11 @@ class Pressure(StrEnum):
 class Device:
     """A GPU or a MIG slice: anything that has memory of its own.
 
-    ``index`` is the GPU's index in PCI bus order (a slice carries its parent's). A parent whose MIG
-    mode is on stays in the inventory with ``mig_enabled`` and takes no backend.
+    ``index`` is the number by which the file names the GPU: its place in PCI bus order when it was
+    first seen, bound to the uuid from then on (a slice carries its parent's). ``cuda_index`` is its
+    place among the GPUs that are there now, as CUDA counts them under CUDA_DEVICE_ORDER=PCI_BUS_ID;
+    -1: not counted, or not known. A parent whose MIG mode is on stays in the inventory with
+    ``mig_enabled`` and takes no backend.
     """
 
     uuid: str
@@ -43,6 +46,7 @@ class Device:
     reserved_bytes: int
     parent_uuid: str = ""
     mig_enabled: bool = False
+    cuda_index: int = -1
 
     @property
     def capacity_bytes(self) -> int:
@@ -75,7 +79,8 @@ class GpuProcess:
     ``holder`` is the backend that owns it (by cgroup, or by tag and process tree under the direct
     launcher), "" when it is none of ours (foreign). ``ref`` is None for a ghost: a pid that NVML
     names and /proc does not know; never signal one. ``unit``, ``user``, ``command`` name it to
-    people and may be empty.
+    people and may be empty. ``sm_percent``: the busiest SM utilisation NVML has sampled since it was
+    last asked, 0 to 100; None: not asked for, or not to be had (MIG, no rights).
     """
 
     pid: int
@@ -85,14 +90,39 @@ class GpuProcess:
     unit: str = ""
     user: str = ""
     command: str = ""
+    sm_percent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class XidEvent:
+    """The driver reports an error (XID ``code``) of a device at ``at`` (monotonic seconds).
+
+    ``uuid``: the MIG slice when the event names one, else the GPU; "" when nobody knows the card.
+    ``pid``: whose doing, 0 when not told (only the kernel log tells). ``detail``: the driver's own
+    words, "" when only NVML reported it. Meaning of the codes: core/xids.py.
+    """
+
+    uuid: str
+    code: int
+    at: float
+    pid: int = 0
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceObservation:
-    """What one tick knows of a device. ``state`` says why memory is unknown, if it is."""
+    """What one tick knows of a device. ``state`` says why memory is unknown, if it is.
+
+    ``memory.at`` is when the driver was read: a second look has another ``at``. ``recovery_action``
+    is NVML's field 230: 0 none, 1 reset the GPU, 2 reboot, 3 drain P2P, 4 drain and reset (...,
+    docs/facts/nvml.md). ``dropped``: implausible readings thrown away since the daemon started;
+    ``detail`` then names the last one while it is newer than the reading in force.
+    """
 
     device: Device
     state: GpuState
     memory: Reading[Memory]
     processes: Reading[tuple[GpuProcess, ...]]
     detail: str = ""
+    recovery_action: int = 0
+    dropped: int = 0

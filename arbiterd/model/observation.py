@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from arbiterd.model.actions import OperatorRequest, Outcome
-from arbiterd.model.devices import DeviceObservation
+from arbiterd.model.devices import DeviceObservation, XidEvent
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
 from arbiterd.model.health import HealthObservation
 from arbiterd.model.launch import UnitObservation
@@ -34,7 +34,9 @@ class Observation:
     ``now``: monotonic seconds. ``wall``: epoch seconds, for display only. ``jitter``: 0 <= j < 1,
     drawn anew each tick. ``devices``: every device NVML ever listed, lost ones included, by uuid.
     ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
+    ``xids``: those that came since the last tick, each once.
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
+    ``settings_queued``: a newer accepted file waits for the end of the switch under way.
     """
 
     now: float
@@ -53,3 +55,5 @@ class Observation:
     load_asks: tuple[LoadAsk, ...] = ()
     load_dones: tuple[LoadDone, ...] = ()
     can_freeze: bool = False
+    settings_queued: bool = False
+    xids: tuple[XidEvent, ...] = ()

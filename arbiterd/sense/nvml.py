@@ -1,40 +1,39 @@
 """NVML as the loop sees it: the newest sample, its age, and why there is none.
 
 The loop never waits for NVML: it orders a sample (``request``) and takes what is there (``latest``).
-After LATE_S without an answer memory is unknown (blind); after KILL_S the worker is killed and a new
-one started, with back-off. A worker that will not die is left behind, at most MAX_STUCK of them.
+After LATE_S without an answer it is late, after BLIND_S memory is unknown; after KILL_S the worker is
+killed and a new one started, with back-off. A worker that will not die is left behind, at most
+MAX_STUCK of them.
+
+With several GPUs a hang at one is that one's: the worker that is late there is set aside, another one
+reads the rest without it. The one set aside has until KILL_S; afterwards a worker of its own tries the
+hung card again, with back-off.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import Any
 
 from arbiterd import procfs
-from arbiterd.model.devices import (
-    Device,
-    DeviceObservation,
-    GpuProcess,
-    GpuState,
-    Memory,
-)
-from arbiterd.model.reading import Known, Reading, Unknown
+from arbiterd.model.devices import Device, DeviceObservation, GpuState, XidEvent
+from arbiterd.model.events import Event, EventName, Severity
+from arbiterd.model.reading import Known, Unknown
+from arbiterd.sense.kernel_log import KernelLog
+from arbiterd.sense.numbering import Numbering
+from arbiterd.sense.nvml_child import Child, Order
+from arbiterd.sense.nvml_rows import Picture
+from arbiterd.sense.xids import XidFeed
 
 LATE_S = 1.0  # worth saying
 BLIND_S = 3.0  # readings older than this decide nothing
 KILL_S = 5.0
 BACKOFF_S, BACKOFF_MAX_S = 1.0, 60.0
 MAX_STUCK = 3  # workers in D state that not even SIGKILL ends
-LOST_REINIT_S = 10.0  # a lost GPU comes back only to a new NVML session
+LOST_REINIT_S = 10.0  # a lost GPU comes back only to a new NVML session; twice as late each time
 _INIT_S = 30.0  # without persistence mode nvmlInit takes 1-3 s per GPU (facts/nvml.md)
 
 
@@ -47,253 +46,319 @@ class NvmlSnapshot:
 
 
 @dataclass(slots=True)
-class _Child:
-    """One worker process."""
+class _Hang:
+    """A device whose calls hang: since when, and the worker that waits there or will try again."""
 
-    process: subprocess.Popen[str]
-    asked_at: float | None = None
-    asked_seq: int = 0
-    started_at: float = 0.0
-    answered: bool = False
-    reader: threading.Thread | None = None
+    since: float
+    child: Child | None
+    retry_at: float = 0.0
+    backoff_s: float = BACKOFF_S
 
 
 class NvmlSource:
-    """Owns the worker. Methods are for the loop's thread; a reader thread per worker feeds it."""
+    """Owns the workers. Methods are for the loop's thread; a reader thread per worker feeds it.
 
-    def __init__(self, *, on_change: Callable[[], None] = lambda: None) -> None:
+    ``known``: GPUs of earlier runs, which keep their numbers. ``kernel_log``: the command that
+    follows the kernel's log, () for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        known: Iterable[Device] = (),
+        kernel_log: Sequence[str] = (),
+    ) -> None:
         self._on_change = on_change
-        self._lock = threading.Lock()
-        self._child: _Child | None = None
-        self._stuck: list[subprocess.Popen[str]] = []
+        self._lock = threading.RLock()
+        self._picture = Picture(Numbering(known), BLIND_S)
+        self._xids = XidFeed(self._resolve, on_change)
+        self._kernel_argv = kernel_log
+        self._kernel: KernelLog | None = None
+        self._child: Child | None = None
+        self._hangs: dict[int, _Hang] = {}
+        self._events_of: Child | None = None
+        self._stuck: list[Child] = []
         self._seq = 0
-        self._devices: dict[str, DeviceObservation] = {}
         self._sample_at: float | None = None
-        self._processes: dict[str, Reading[tuple[GpuProcess, ...]]] = {}
         self._began = time.monotonic()
         self._why = ""
         self._backoff_s = BACKOFF_S
         self._next_start = 0.0
         self._want_processes = True
+        self._want_utilisation = False
+        self._watch: dict[str, int] = {}
+        self._watch_told: dict[str, int] | None = None
         self._reinit_at = 0.0
+        self._reinit_s = 0.0
         self._closed = False
 
     def start(self) -> None:
-        """Start the first worker."""
+        """Start the first worker, and the follower of the kernel's log."""
         self._began = time.monotonic()
-        self._spawn(self._began)
+        with self._lock:
+            self._spawn(self._began)
+        if self._kernel_argv:
+            self._kernel = KernelLog(self._kernel_argv, self._xids.from_kernel, self._heard)
 
-    def request(self, now: float, *, processes: bool) -> None:
-        """Order a sample. While one is out, only its deadline is looked at."""
-        self._want_processes |= processes
-        child = self._child
-        if child is None:
-            if now >= self._next_start and not self._closed:
+    def watch(self, limits: Mapping[str, int]) -> None:
+        """Free bytes per device below which a sample is read again at once, and the loop woken."""
+        self._watch = dict(limits)
+
+    def request(self, now: float, *, processes: bool, utilisation: bool = False) -> None:
+        """Order a sample. While one is out, only its deadline is looked at. ``utilisation``: with
+        the SM utilisation of every listed process.
+        """
+        with self._lock:
+            self._want_processes |= processes or utilisation
+            self._want_utilisation |= utilisation
+            self._tend_hangs(now)
+            child = self._child
+            if child is None:
+                if now >= self._next_start and not self._closed:
+                    self._spawn(now)
+            elif child.asked_at is not None:
+                self._look_at_deadline(child, now - child.asked_at, now)
+            elif self._reinit_due(now):
+                self._retire(child)
                 self._spawn(now)
-            return
-        if child.asked_at is not None:
-            limit = KILL_S if child.answered else _INIT_S
-            if now - child.asked_at > limit:
-                self._give_up(child, now, f"hung for {now - child.asked_at:.1f} s")
-            return
-        if self._reinit_due(now):
-            self._retire(child)
-            self._spawn(now)
-            return
-        self._ask(child, now)
+            else:
+                self._ask(child, now)
 
     def latest(self, now: float) -> NvmlSnapshot:
-        """The newest sample with its age judged."""
+        """The newest sample with its age judged, device by device."""
         with self._lock:
-            devices, at, why = dict(self._devices), self._sample_at, self._why
-        since = self._began if at is None else at
-        age = now - since
-        if at is not None and age <= BLIND_S and not why:
-            text = f"late: no answer for {age:.1f} s" if age > LATE_S else ""
-            return NvmlSnapshot(devices, text)
-        if at is None and not why and age <= BLIND_S:
-            return NvmlSnapshot()
-        text = why or f"hung for {age:.1f} s"
-        if age <= BLIND_S:
-            return NvmlSnapshot(devices, text)
-        return NvmlSnapshot({u: _blinded(one, text, since) for u, one in devices.items()}, text)
+            text = self._trouble(now)
+            devices = {
+                uuid: self._judged(uuid, one, text, now)
+                for uuid, one in self._picture.devices.items()
+            }
+            if not text and not devices and self._hangs:
+                text = self._hung_text(next(iter(self._hangs.values())), now)
+        return NvmlSnapshot(devices, text)
+
+    def xids(self, now: float) -> tuple[XidEvent, ...]:
+        """XIDs that came since the last call, each once."""
+        return self._xids.take(now)
+
+    def said(self) -> tuple[Event, ...]:
+        """What people should know of numbers and readings, since the last call."""
+        with self._lock:
+            numbers, self._picture.numbering.said = self._picture.numbering.said, []
+            readings, self._picture.said = self._picture.said, []
+        kinds = ((EventName.GPU_RENUMBERED, numbers), (EventName.READING_DROPPED, readings))
+        return tuple(Event(kind, Severity.WARNING, text) for kind, said in kinds for text in said)
 
     def close(self) -> None:
-        """End the worker; one that hangs is left to its parent-death signal."""
-        self._closed = True
-        child = self._child
-        self._child = None
-        if child is not None:
-            self._retire(child)
-            if child.reader is not None:
-                child.reader.join(timeout=1.0)
+        """End the workers; one that hangs is left to its parent-death signal."""
+        with self._lock:
+            self._closed = True
+            children = [hang.child for hang in self._hangs.values() if hang.child is not None]
+            if self._child is not None:
+                children.append(self._child)
+            self._child = None
+            self._hangs.clear()
+            for child in children:
+                self._retire(child)
+        if self._kernel is not None:
+            self._kernel.close()
+        for child in children:
+            child.reader.join(timeout=1.0)
+
+    # -- judging -------------------------------------------------------------------------------
+    def _trouble(self, now: float) -> str:
+        """Why NVML as a whole does not answer, "" while it does."""
+        at, why = self._sample_at, self._why
+        age = now - (self._began if at is None else at)
+        if why or age > BLIND_S:
+            return why or f"hung for {age:.1f} s"
+        return f"late: no answer for {age:.1f} s" if at is not None and age > LATE_S else ""
+
+    def _judged(
+        self, uuid: str, one: DeviceObservation, trouble: str, now: float
+    ) -> DeviceObservation:
+        """What is too old is unknown, not wrong: nothing may be decided on it."""
+        if one.state is not GpuState.OK or not isinstance(one.memory, Known):
+            return one
+        at = one.memory.at
+        if now - at <= BLIND_S:
+            return one
+        hang = self._hangs.get(self._picture.nvml_index(uuid))
+        fallback = one.detail or f"no reading for {now - at:.1f} s"
+        why = self._hung_text(hang, now) if hang is not None else trouble or fallback
+        state = GpuState.HUNG if "hung" in why else GpuState.UNKNOWN
+        unknown = Unknown(why, at)
+        return replace(one, state=state, memory=unknown, processes=unknown, detail=why)
+
+    @staticmethod
+    def _hung_text(hang: _Hang, now: float) -> str:
+        return f"hung for {now - hang.since:.1f} s"
 
     # -- the worker ----------------------------------------------------------------------------
     def _spawn(self, now: float) -> None:
+        """The worker that reads every device but the hung ones."""
         self._bury()
         if len(self._stuck) >= MAX_STUCK:
-            with self._lock:
-                self._why = f"hung: {MAX_STUCK} readers cannot be killed; the driver needs a reboot"
+            self._why = f"hung: {MAX_STUCK} readers cannot be killed; the driver needs a reboot"
             self._next_start = now + BACKOFF_MAX_S
             return
-        process = subprocess.Popen(
-            [sys.executable, "-m", "arbiterd.sense.nvml_worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            bufsize=1,
-        )
-        child = self._child = _Child(process, started_at=now)
-        child.reader = threading.Thread(target=self._read, args=(child,), name="nvml", daemon=True)
-        child.reader.start()
-        self._reinit_at = now + LOST_REINIT_S
-        self._ask(child, now)
+        self._child = Child(self._take, self._ended)
+        self._want_processes = True
+        self._watch_told = None
+        self._picture.new_session()
+        self._reinit_s = min(BACKOFF_MAX_S, max(LOST_REINIT_S, self._reinit_s * 2))
+        self._reinit_at = now + self._reinit_s
+        self._ask(self._child, now)
 
-    def _ask(self, child: _Child, now: float) -> None:
+    def _ask(self, child: Child, now: float) -> None:
         self._seq += 1
-        child.asked_seq, child.asked_at = self._seq, now
-        order = {"seq": self._seq, "processes": self._want_processes}
-        self._want_processes = False
-        try:
-            _pipe(child.process.stdin).write(json.dumps(order) + "\n")
-        except (OSError, ValueError):
+        order = Order(
+            self._seq,
+            processes=self._want_processes,
+            utilisation=self._want_utilisation,
+            skip=frozenset(self._hangs),
+            watch=self._watch if self._watch != self._watch_told else None,
+        )
+        self._want_processes = self._want_utilisation = False
+        self._watch_told = self._watch
+        if not child.ask(order, now):
             self._give_up(child, now, "its reader ended")
 
-    def _read(self, child: _Child) -> None:
-        """Reader thread: one answer a line, until the worker ends."""
-        for line in _pipe(child.process.stdout):
-            with suppress(ValueError):
-                self._take(child, json.loads(line))
-                self._on_change_if_first(child)
-        child.process.wait()
-        _pipe(child.process.stdout).close()
-        if self._child is child and not self._closed:
-            code = child.process.returncode
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            self._give_up(child, time.monotonic(), f"its reader ended with {how}")
-            self._on_change()
+    def _look_at_deadline(self, child: Child, waited: float, now: float) -> None:
+        if waited > LATE_S and self._set_aside(child, waited, now):
+            return
+        if waited > (KILL_S if child.answered else _INIT_S):
+            self._give_up(child, now, f"hung for {waited:.1f} s")
 
-    def _on_change_if_first(self, child: _Child) -> None:
-        if not child.answered:
-            child.answered = True
-            self._on_change()
-
-    def _take(self, child: _Child, answer: dict[str, Any]) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if self._child is not child:
-                return
-            if "fatal" in answer:
-                self._why = f"NVML says: {answer['fatal']}"
-                return
-            if answer["seq"] != child.asked_seq:
-                return
-            child.asked_at = None
-            self._why = ""
-            self._sample_at = now
-            self._backoff_s = BACKOFF_S
-            self._merge(answer["devices"], now)
-
-    def _merge(self, rows: list[dict[str, Any]], now: float) -> None:
-        seen: dict[str, DeviceObservation] = {}
-        for index, row in _numbered(rows):
-            one = self._observation(index, row, now)
-            if one is not None:
-                seen[one.device.uuid] = one
-        for uuid, old in self._devices.items():
-            if uuid not in seen:
-                text = "no longer listed by NVML"
-                unknown = Unknown(text, now)
-                seen[uuid] = DeviceObservation(old.device, GpuState.LOST, unknown, unknown, text)
-        self._devices = seen
-
-    def _observation(self, index: int, row: dict[str, Any], now: float) -> DeviceObservation | None:
-        uuid = row.get("uuid", "")
-        old = self._devices.get(uuid)
-        if "memory" not in row:
-            if old is None:
-                return None  # a hole we know nothing of: the inventory tells what is missing
-            unknown = Unknown(row["error"], now)
-            state = GpuState(row["state"])
-            return DeviceObservation(old.device, state, unknown, unknown, row["error"])
-        total, reserved, used, free = row["memory"]
-        device = Device(
-            uuid=uuid,
-            index=index,
-            name=row["name"],
-            pci_bus_id=row["bus"],
-            total_bytes=total,
-            reserved_bytes=reserved,
-            parent_uuid=row.get("parent", ""),
-            mig_enabled=row["mig"],
-        )
-        self._keep_processes(uuid, row, now)
-        memory = Known(Memory(total, reserved, used, free), now)
-        unread: Reading[tuple[GpuProcess, ...]] = Unknown("not read yet", now)
-        return DeviceObservation(device, GpuState.OK, memory, self._processes.get(uuid, unread), "")
-
-    def _keep_processes(self, uuid: str, row: dict[str, Any], now: float) -> None:
-        """The reading stays the same object until a new list comes: attribution goes by identity."""
-        if "processes" in row:
-            self._processes[uuid] = Known(
-                tuple(
-                    GpuProcess(pid, None, Unknown("N/A", now) if used is None else Known(used, now))
-                    for pid, used in row["processes"]
-                ),
-                now,
-            )
-        elif "processes_error" in row:
-            self._processes[uuid] = Unknown(row["processes_error"], now)
-        elif row["mig"]:
-            self._processes[uuid] = Known((), now)
-
-    def _give_up(self, child: _Child, now: float, why: str) -> None:
+    def _give_up(self, child: Child, now: float, why: str) -> None:
         """This worker answers no more: kill it, start another after the back-off."""
-        with self._lock:
-            if self._child is not child:
-                return
-            self._child = None
-            self._why = self._why or why
+        if self._child is not child:
+            return
+        self._child = None
+        self._why = self._why or why
         self._next_start = now + self._backoff_s
         self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
-        self._want_processes = True
         self._retire(child)
 
-    def _retire(self, child: _Child) -> None:
-        with suppress(OSError):
-            _pipe(child.process.stdin).close()
-        if child.process.poll() is None:
-            child.process.send_signal(signal.SIGKILL)
-            self._stuck.append(child.process)
+    def _retire(self, child: Child) -> None:
+        if self._events_of is child:
+            self._events_of = None
+        child.kill()
+        self._stuck.append(child)
         self._bury()
 
     def _bury(self) -> None:
-        """Reap what has died; never wait for what has not."""
-        self._stuck = [one for one in self._stuck if one.poll() is None and procfs.ref(one.pid)]
+        """Forget what has died; never wait for what has not."""
+        self._stuck = [
+            one for one in self._stuck if one.process.poll() is None and procfs.ref(one.process.pid)
+        ]
 
     def _reinit_due(self, now: float) -> bool:
-        lost = any(one.state is not GpuState.OK for one in self._devices.values())
-        return lost and now >= self._reinit_at
+        if all(one.state is GpuState.OK for one in self._picture.devices.values()):
+            self._reinit_s = 0.0
+            return False
+        return now >= self._reinit_at
 
+    # -- one hung device among several ---------------------------------------------------------
+    def _set_aside(self, child: Child, waited: float, now: float) -> bool:
+        """The worker sits in one device's calls and there are others: let another read those.
+        Before the first sample nobody knows whether there are; it has more time, then it is tried.
+        """
+        index = child.where()
+        others = self._picture.indices() - self._hangs.keys() - {index}
+        first = not self._picture.devices and waited > KILL_S
+        if index < 0 or not (others or first) or len(self._stuck) >= MAX_STUCK:
+            return False
+        self._hangs[index] = _Hang(child.asked_at or now, child)
+        self._child = None
+        self._spawn(now)
+        return True
 
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    if stream is None:
-        raise ValueError
-    return stream
+    def _tend_hangs(self, now: float) -> None:
+        """Give up on what is set aside for too long; try hung devices again when it is time."""
+        for index, hang in self._hangs.items():
+            child = hang.child
+            if child is None:
+                self._bury()
+                # One place is kept for the worker of the healthy devices.
+                if now >= hang.retry_at and len(self._stuck) < MAX_STUCK - 1:
+                    hang.child = Child(self._take, self._ended)
+                    self._seq += 1
+                    only = Order(self._seq, processes=True, only=(index,), events=False)
+                    hang.child.ask(only, now)
+            elif child.asked_at is not None and now - child.asked_at > KILL_S:
+                self._retire(child)
+                self._try_later(hang, now)
 
+    @staticmethod
+    def _try_later(hang: _Hang, now: float) -> None:
+        hang.child = None
+        hang.retry_at = now + hang.backoff_s
+        hang.backoff_s = min(BACKOFF_MAX_S, hang.backoff_s * 2)
 
-def _numbered(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """Rows with CUDA's index: GPUs counted in PCI bus order, slices with their parent's."""
-    gpus = sorted((r for r in rows if not r.get("parent") and "bus" in r), key=lambda r: r["bus"])
-    index = {row["uuid"]: number for number, row in enumerate(gpus)}
-    return [(index.get(r.get("parent") or r.get("uuid", ""), -1), r) for r in rows]
+    def _hang_of(self, child: Child) -> int | None:
+        return next((i for i, hang in self._hangs.items() if hang.child is child), None)
 
+    # -- reader threads ------------------------------------------------------------------------
+    def _take(self, child: Child, answer: dict[str, Any]) -> None:
+        """One line of a worker."""
+        if "xid" in answer:
+            if self._events_of in (None, child):
+                self._xids.from_nvml(answer["uuid"], answer["gpu"], answer["xid"], answer["at"])
+            return
+        with self._lock:
+            wake = self._taken(child, answer, time.monotonic())
+        if wake:
+            self._on_change()
 
-def _blinded(one: DeviceObservation, why: str, since: float) -> DeviceObservation:
-    """What is too old is unknown, not wrong: nothing may be decided on it."""
-    if one.state is not GpuState.OK:
-        return one
-    unknown = Unknown(why, since)
-    state = GpuState.HUNG if "hung" in why else GpuState.UNKNOWN
-    return replace(one, state=state, memory=unknown, processes=unknown, detail=why)
+    def _taken(self, child: Child, answer: dict[str, Any], now: float) -> bool:
+        """Whether the loop is to be woken."""
+        if "events" in answer:
+            if answer["events"] and child is self._child:
+                self._events_of = child
+            return False
+        index = self._hang_of(child)
+        if index is not None:
+            return self._hang_over(child, answer, index, now)
+        if child is not self._child:
+            return False
+        if "fatal" in answer:
+            self._why = f"NVML says: {answer['fatal']}"
+            return False
+        if answer["seq"] == child.asked_seq:
+            child.asked_at = None
+        first, child.answered = not child.answered, True
+        self._why = ""
+        self._sample_at = now
+        self._backoff_s = BACKOFF_S
+        self._picture.merge(answer["devices"], now, frozenset(self._hangs))
+        return first or answer["wake"]
+
+    def _hang_over(self, child: Child, answer: dict[str, Any], index: int, now: float) -> bool:
+        if "fatal" in answer:
+            return False  # it ends now: _ended sees to the next try
+        del self._hangs[index]
+        self._picture.merge_one(answer["devices"], now, index)
+        self._retire(child)
+        return True
+
+    def _ended(self, child: Child, code: int) -> None:
+        """A worker is gone, for whatever reason."""
+        now = time.monotonic()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        with self._lock:
+            if self._closed:
+                return
+            index = self._hang_of(child)
+            if index is not None:
+                self._try_later(self._hangs[index], now)
+            self._give_up(child, now, f"its reader ended with {how}")
+        self._on_change()
+
+    # -- XIDs ----------------------------------------------------------------------------------
+    def _resolve(self, bus: tuple[int, int, int], instance: int | None) -> str:
+        with self._lock:
+            return self._picture.resolve(bus, instance)
+
+    def _heard(self) -> None:
+        self._xids.kernel_heard = True

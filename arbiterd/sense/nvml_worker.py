@@ -1,8 +1,12 @@
 """The only process that talks to NVML. Runs as ``python -m arbiterd.sense.nvml_worker``.
 
 A hung driver blocks a call for ever and even SIGKILL may not help (D state), so NVML lives in a child
-that may be lost. It reads one JSON request a line, ``{"seq": 1, "processes": true}``, and writes one
-JSON answer a line. Started by exec, never by fork: NVML does not survive a fork (facts/nvml.md).
+that may be lost. It reads one JSON order a line and writes one JSON answer a line; a suspicious sample
+is answered twice, the second time after AGAIN_S. Started by exec, never by fork: NVML does not survive
+a fork (facts/nvml.md). XIDs come as lines of their own, from a thread (nvml_events.py).
+
+Before the calls about a device its index goes into a shared word, so that whoever finds this process
+hung knows at which device.
 
 This module imports the standard library and pynvml only: about 15 MB.
 """
@@ -11,15 +15,27 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import signal
+import struct
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pynvml as nv
 
+from arbiterd.sense.nvml_events import EventWatch
+
+JUMP_BYTES = 64 << 20  # free memory moved so much: read at once who did it
+DROP_BYTES = 256 << 20  # it fell so much, or below the limit given: look again
+AGAIN_S = 0.025
+RECOVERY_EVERY_S = 10.0
+NOWHERE, STARTING = -1, -2  # in the shared word: between devices; inside nvmlInit
+_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 _PR_SET_PDEATHSIG = 1
 _LIST_RETRIES = 3  # a list may grow between pynvml's two calls: InsufficientSize (facts/nvml.md)
 _LISTS = (
@@ -30,6 +46,7 @@ _LISTS = (
 _LOST = (nv.NVML_ERROR_GPU_IS_LOST,)
 _BROKEN = (nv.NVML_ERROR_UNKNOWN, nv.NVML_ERROR_RESET_REQUIRED)
 Row = dict[str, Any]
+_saying = threading.Lock()
 
 
 def _text(value: object) -> str:
@@ -39,19 +56,49 @@ def _text(value: object) -> str:
 class Worker:
     """Handles are taken once; MIG handles each time, since they die with their instance."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: Callable[[int], None], watch: EventWatch) -> None:
         nv.nvmlInit()
+        self._where = where
+        self._watch = watch
         self._handles: dict[int, Any] = {}
         self._fixed: dict[int, Row] = {}
+        self._free: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
+        self._sampled_us: dict[str, int] = {}
+        self._recovery_at = -RECOVERY_EVERY_S
+        self._order: Row = {}
+        self.suspicious = False
 
-    def sample(self, *, processes: bool) -> list[Row]:
+    def sample(self, order: Row) -> list[Row]:
         """One row per GPU and slice. A GPU that fails is a row with ``error``; others go on."""
+        self._order = order
+        self._limits = order.get("watch", self._limits)
+        self.suspicious = False
+        now = time.monotonic()
+        recovery = self._watch.came or now - self._recovery_at >= RECOVERY_EVERY_S
+        if recovery:
+            self._watch.came, self._recovery_at = False, now
         rows: list[Row] = []
+        only, skip = order.get("only"), order.get("skip", ())
         for index in range(nv.nvmlDeviceGetCount()):
-            rows.extend(self._gpu(index, processes=processes))
+            if index in skip or (only is not None and index not in only):
+                continue
+            self._where(index)
+            rows += [{"i": index, **row} for row in self._gpu(index, recovery=recovery)]
+        self._where(NOWHERE)
+        if order.get("events"):
+            self._watch_events(rows)
         return rows
 
-    def _gpu(self, index: int, *, processes: bool) -> Iterator[Row]:
+    def _watch_events(self, rows: list[Row]) -> None:
+        self._watch.slices = {
+            (row["parent"], *row["instance"]): row["uuid"] for row in rows if "instance" in row
+        }
+        # Not those that fail: a lost GPU makes every wait return at once.
+        well = {row["i"] for row in rows if "memory" in row or row.get("mig")}
+        self._watch.want({self._fixed[i]["uuid"]: h for i, h in self._handles.items() if i in well})
+
+    def _gpu(self, index: int, *, recovery: bool) -> Iterator[Row]:
         try:
             handle = self._handles.get(index) or nv.nvmlDeviceGetHandleByIndex(index)
             self._handles[index] = handle
@@ -62,15 +109,56 @@ class Worker:
             self._handles.pop(index, None)
             return
         row = {**fixed, **_memory(handle)}
-        if "error" in row:
-            self._handles.pop(index, None)
         mig = _mig_enabled(handle)
         row["mig"] = mig
-        if processes and not mig:
-            row.update(_processes(handle))
+        if recovery:
+            row.update(_recovery(handle))
+        if not mig:
+            self._look(handle, row)
         yield row
         if mig:
-            yield from _slices(handle, fixed, processes=processes)
+            for part, one in _slices(handle, fixed):
+                self._look(part, one)
+                yield one
+        if "error" in row:
+            self._handles.pop(index, None)
+
+    def _look(self, handle: Any, row: Row) -> None:
+        """Read who holds the memory, when asked for or when it moved; judge the sample."""
+        if row.get("state") in ("lost", "fault"):
+            return  # the real library has crashed on lists of a lost GPU (facts/nvml.md)
+        processes = self._order.get("processes", False)
+        if "memory" in row:
+            uuid, free = row["uuid"], row["memory"][3]
+            before = self._free.get(uuid)
+            self._free[uuid] = free
+            limit = self._limits.get(uuid, 0)
+            processes |= before is not None and abs(free - before) > JUMP_BYTES
+            fell = before is not None and before - free > DROP_BYTES
+            self.suspicious |= fell or (free < limit and (before is None or before >= limit))
+        if processes:
+            row.update(_processes(handle))
+            if "memory" in row:
+                # Read anew: what was allocated between the two calls is in both or in none.
+                row["used_before"] = row["memory"][2]
+                row.update(_memory(handle))
+        if processes and self._order.get("utilisation"):
+            row.update(self._utilisation(handle, row["uuid"]))
+
+    def _utilisation(self, handle: Any, uuid: str) -> Row:
+        """The busiest sample of each pid since the last time; none at all: NotFound."""
+        since = self._sampled_us.get(uuid, 0)
+        try:
+            samples = nv.nvmlDeviceGetProcessUtilization(handle, since)
+        except nv.NVMLError as error:
+            return {"sm": []} if error.value == nv.NVML_ERROR_NOT_FOUND else {}
+        busiest: dict[int, int] = {}
+        for one in samples:
+            since = max(since, int(one.timeStamp))
+            if one.smUtil <= 100:
+                busiest[one.pid] = max(busiest.get(one.pid, 0), int(one.smUtil))
+        self._sampled_us[uuid] = since
+        return {"sm": list(busiest.items())}
 
 
 def _identity(handle: Any) -> Row:
@@ -89,7 +177,17 @@ def _memory(handle: Any) -> Row:
         return _error(error)
     return {
         "memory": [int(info.total), int(info.reserved), int(info.used), int(info.free)],
+        "at": time.monotonic(),
     }
+
+
+def _recovery(handle: Any) -> Row:
+    """Field 230, where the driver has it (R565 and later)."""
+    with suppress(nv.NVMLError):
+        value = nv.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION])[0]
+        if value.nvmlReturn == nv.NVML_SUCCESS:
+            return {"recovery": int(value.value.uiVal)}
+    return {}
 
 
 def _error(error: Exception) -> Row:
@@ -105,7 +203,7 @@ def _mig_enabled(handle: Any) -> bool:
         return False
 
 
-def _slices(parent: Any, fixed: Row, *, processes: bool) -> Iterator[Row]:
+def _slices(parent: Any, fixed: Row) -> Iterator[tuple[Any, Row]]:
     try:
         count = nv.nvmlDeviceGetMaxMigDeviceCount(parent)
     except nv.NVMLError:
@@ -118,14 +216,13 @@ def _slices(parent: Any, fixed: Row, *, processes: bool) -> Iterator[Row]:
             continue  # holes are possible
         if not handle:
             continue
-        name = fixed["name"]
+        row = {**fixed, "uuid": uuid, "parent": fixed["uuid"], "mig": False}
         with suppress(nv.NVMLError):
-            name = _text(nv.nvmlDeviceGetName(handle))
-        row = {**fixed, "uuid": uuid, "name": name, "parent": fixed["uuid"], "mig": False}
-        row.update(_memory(handle))
-        if processes:
-            row.update(_processes(handle))
-        yield row
+            row["name"] = _text(nv.nvmlDeviceGetName(handle))
+        with suppress(nv.NVMLError):
+            gi = int(nv.nvmlDeviceGetGpuInstanceId(handle))
+            row["instance"] = [gi, int(nv.nvmlDeviceGetComputeInstanceId(handle))]
+        yield handle, {**row, **_memory(handle)}
 
 
 def _processes(handle: Any) -> Row:
@@ -159,33 +256,53 @@ def _listed(call: Callable[[Any], list[Any]], handle: Any) -> list[Any]:
     return []
 
 
+def _marker(fd: int) -> Callable[[int], None]:
+    """Writes into the word that the parent process reads (``fd``: a memory file; -1: nowhere)."""
+    if fd < 0:
+        return lambda _index: None
+    word = mmap.mmap(fd, mmap.PAGESIZE)
+    return lambda index: struct.pack_into("i", word, 0, index)
+
+
 def main() -> int:
-    """Answer requests until stdin ends."""
+    """Answer orders until stdin ends."""
     parent = int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 0  # it died before the line above: nobody will read us
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's business
+    where = _marker(int(sys.argv[2]) if len(sys.argv) > 2 else -1)
     try:
-        worker = Worker()
+        where(STARTING)
+        worker = Worker(where, EventWatch(_say))
+        where(NOWHERE)
+        for line in sys.stdin:
+            order = json.loads(line)
+            _answer(worker, order)
+            if worker.suspicious:
+                time.sleep(AGAIN_S)
+                _answer(worker, {**order, "processes": True, "again": True})
     except nv.NVMLError as error:
         _say({"fatal": str(error), "code": int(error.value)})
         return 1
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            _say({"seq": asked["seq"], "devices": worker.sample(processes=asked["processes"])})
-        except nv.NVMLError as error:
-            _say({"fatal": str(error), "code": int(error.value)})
-            return 1
     return 0
 
 
+def _answer(worker: Worker, order: Row) -> None:
+    rows = worker.sample(order)
+    again = order.get("again", False)
+    wake = bool(worker.suspicious or again)
+    _say({"seq": order["seq"], "again": again, "wake": wake, "devices": rows})
+
+
 def _say(answer: Row) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    with _saying:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
+    code = 0
     with suppress(BrokenPipeError):
-        sys.exit(main())
+        code = main()
+    os._exit(code)  # not through nvmlShutdown or a finaliser: the events' thread may be in a call

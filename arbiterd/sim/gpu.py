@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 from typing import Self
 
 from arbiterd.errors import ArbiterError
+from arbiterd.sim.cards import MIG_SIZES, PROFILES
 from arbiterd.units import MIB
 
 STATE_ENV = "GPU_SIM_STATE"
@@ -39,36 +40,6 @@ class Flag(IntFlag):
     MEM_NA = 8
     PIN = 16
     HIDDEN = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A card: sizes from published `nvidia-smi -q` captures (docs/facts/nvml.md)."""
-
-    name: str
-    total_bytes: int
-    reserved_bytes: int
-    mig: bool = False
-
-
-PROFILES = {
-    "rtx4090-24g": Profile("NVIDIA GeForce RTX 4090", 24564 * MIB, 482 * MIB),
-    "a100-40g": Profile("NVIDIA A100-SXM4-40GB", 40960 * MIB, 518 * MIB, mig=True),
-    "h100-80g": Profile("NVIDIA H100 80GB HBM3", 81559 * MIB, 480 * MIB, mig=True),
-}
-# MiB per slice of the cards above.
-MIG_SIZES = {
-    "1g.5gb": 4864,
-    "2g.10gb": 9984,
-    "3g.20gb": 20096,
-    "4g.20gb": 20096,
-    "7g.40gb": 40320,
-    "1g.10gb": 9984,
-    "2g.20gb": 20096,
-    "3g.40gb": 40448,
-    "4g.40gb": 40448,
-    "7g.80gb": 81152,
-}
 
 
 class OutOfMemory(ArbiterError):
@@ -142,7 +113,13 @@ def _library(lib_dir: Path) -> ctypes.CDLL:
         ("gsim_alloc", i64, (pointer, i32, i32, i32, u64, u32)),
         ("gsim_resize", i32, (pointer, i64, u64)),
         ("gsim_free", i32, (pointer, i64)),
-        ("gsim_lose", i32, (pointer, i32, u32)),
+        ("gsim_lose", i32, (pointer, i32, u32, u32)),
+        ("gsim_gone", u32, (pointer, i32)),
+        ("gsim_pci", text, (pointer, i32)),
+        ("gsim_xid", i32, (pointer, i32, i32, u64)),
+        ("gsim_set_recovery", None, (pointer, i32, u32)),
+        ("gsim_set_busy", i32, (pointer, i32, i32, u32)),
+        ("gsim_set_odd", i32, (pointer, i32, i32, u64, u64, u64, u64)),
         ("gsim_add_fault", i32, (pointer, text, i32, i32, u32, i32)),
         ("gsim_clear_faults", None, (pointer,)),
         ("gsim_set_init_rc", None, (pointer, u32)),
@@ -237,7 +214,7 @@ class SimGpu:
         """
         uuids = self.uuids()
         if listed is None:
-            return [(index, -1) for index in range(len(uuids))]
+            return [(index, -1) for index in self._present()]
         out: list[tuple[int, int]] = []
         for entry in (word.strip() for word in listed.split(",")):
             found = self._resolve(entry, uuids)
@@ -246,9 +223,15 @@ class SimGpu:
             out.append(found)
         return out
 
+    def _present(self) -> list[int]:
+        """The GPUs CUDA counts: one that has fallen off has no number, those after it move up."""
+        count = self._lib.gsim_device_count(self._table)
+        return [i for i in range(count) if not self._lib.gsim_gone(self._table, i)]
+
     def _resolve(self, entry: str, uuids: list[str]) -> tuple[int, int] | None:
         if entry.isdigit():
-            return (int(entry), -1) if int(entry) < len(uuids) else None
+            present = self._present()
+            return (present[int(entry)], -1) if int(entry) < len(present) else None
         matches: list[tuple[int, int]] = []
         for index, whole in enumerate(uuids):
             if entry.startswith("GPU-") and whole.startswith(entry):
@@ -302,13 +285,51 @@ class SimGpu:
         return ArbiterError(f"cannot allocate on device {device}:{mig} (code {code})")
 
     # -- misbehaving ---------------------------------------------------------------------------
-    def lose(self, device: int, rc: int = 15) -> None:
-        """The card falls off the bus: every call about it answers ``rc``, its memory is gone."""
-        self._lib.gsim_lose(self._table, device, rc)
+    def lose(self, device: int, rc: int = 15, *, gone: bool = False) -> None:
+        """The card falls off the bus: every call about it answers ``rc``, its memory is gone.
+
+        Sessions opened later meet a hole at its index, or, with ``gone``, do not count it at all:
+        the cards after it move up.
+        """
+        self._lib.gsim_lose(self._table, device, rc, int(gone))
 
     def restore(self, device: int) -> None:
         """The card is back, empty."""
-        self._lib.gsim_lose(self._table, device, 0)
+        self._lib.gsim_lose(self._table, device, 0, 0)
+
+    def xid(self, device: int, code: int, *, pid: int = 0, mig: int = -1) -> None:
+        """The driver reports an XID: an event to every waiter registered before, and a line in the
+        kernel log (``kernel_log``), which alone names the pid.
+        """
+        if self._lib.gsim_xid(self._table, device, mig, code):
+            msg = f"no device {device}:{mig}"
+            raise ArbiterError(msg)
+        pci = self._lib.gsim_pci(self._table, device).decode()
+        who = f"pid={pid}, name=engine, Ch 0000000a" if pid else "pid='<unknown>', name=<unknown>"
+        place = f"{int(pci[:8], 16):04x}:{pci[9:14].lower()}" + (
+            f" GPU-I:{mig + 7:02d}" * (mig >= 0)
+        )
+        with self.kernel_log.open("a") as log:
+            log.write(json.dumps({"MESSAGE": f"NVRM: Xid (PCI:{place}): {code}, {who}"}) + "\n")
+
+    @property
+    def kernel_log(self) -> Path:
+        """What ``journalctl -k -f -o json`` would print of the simulated driver."""
+        return self.path.with_name(f"{self.path.name}.kernel")
+
+    def recovery_action(self, device: int, action: int) -> None:
+        """Field 230: 0 none, 1 reset the GPU, 2 reboot the node, ... (docs/facts/nvml.md)."""
+        self._lib.gsim_set_recovery(self._table, device, action)
+
+    def busy(self, device: int, pid: int, sm_percent: int) -> None:
+        """This process computes from now on; 0: it does not."""
+        self._lib.gsim_set_busy(self._table, device, pid, sm_percent)
+
+    def misread(
+        self, device: int, total: int, reserved: int, used: int, free: int, *, count: int = 1
+    ) -> None:
+        """The next ``count`` memory readings through NVML tell these bytes (-1: all, 0: none)."""
+        self._lib.gsim_set_odd(self._table, device, count, total, reserved, used, free)
 
     def fault(
         self, function: str, *, rc: int = 0, hang_ms: int = 0, device: int = -1, count: int = -1

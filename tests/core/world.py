@@ -12,13 +12,19 @@ from dataclasses import dataclass, field, replace
 from arbiterd.core.decide import decide
 from arbiterd.core.state import State
 from arbiterd.model.actions import (
+    Action,
+    FreezeBackend,
     KillProcesses,
     LoadModel,
     OperatorRequest,
     Outcome,
+    SleepBackend,
     StartBackend,
     StopBackend,
+    ThawBackend,
+    UnloadModel,
     Verb,
+    WakeBackend,
 )
 from arbiterd.model.backend import BackendView, Phase
 from arbiterd.model.decision import Decision
@@ -29,6 +35,7 @@ from arbiterd.model.devices import (
     GpuState,
     Memory,
     ProcessRef,
+    XidEvent,
 )
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import (
@@ -38,6 +45,7 @@ from arbiterd.model.gateway import (
     LoadAsk,
     LoadDone,
     LoadVerdict,
+    Requests,
     Traffic,
 )
 from arbiterd.model.health import (
@@ -136,6 +144,7 @@ class Engine:
     loaded: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     ready_after: float = 0.0
+    awake: int = 0
 
 
 @dataclass
@@ -172,6 +181,16 @@ class World:
     asks: list[LoadAsk] = field(default_factory=list)
     dones: list[LoadDone] = field(default_factory=list)
     gateway_problem: str = ""
+    unloads: list[str] = field(default_factory=list)
+    unload_ignored: bool = False
+    frozen: list[str] = field(default_factory=list)
+    can_freeze: bool = True
+    ordered: list[Action] = field(default_factory=list)
+    sleep_frees: bool = True
+    host_oom: set[str] = field(default_factory=set)
+    codes: dict[str, Requests] = field(default_factory=dict)
+    xids: list[XidEvent] = field(default_factory=list)
+    recovery: int = 0
 
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
@@ -220,8 +239,9 @@ class World:
         used = self.used(device.uuid)
         free = device.capacity_bytes - used
         memory = Known(Memory(self.total, device.reserved_bytes, used, free), self.now)
+        processes = Known(self._processes(device.uuid), self.now)
         return DeviceObservation(
-            device, GpuState.OK, memory, Known(self._processes(device.uuid), self.now)
+            device, GpuState.OK, memory, processes, recovery_action=self.recovery
         )
 
     def _units(self) -> dict[str, UnitObservation]:
@@ -237,6 +257,7 @@ class World:
                 invocation=engine.invocation,
                 intent=engine.intent,
                 exit=engine.exit,
+                host_oom=name in self.host_oom and not engine.alive,
             )
         return out
 
@@ -289,9 +310,12 @@ class World:
                 enabled=True,
                 problem=self.gateway_problem,
                 traffic={n: Known(t, self.now) for n, t in self.traffic.items()},
+                requests=dict(self.codes),
             ),
             load_asks=tuple(self.asks),
             load_dones=tuple(self.dones),
+            can_freeze=self.can_freeze,
+            xids=tuple(self.xids),
         )
 
     def tick(self, count: int = 1, dt: float = TICK_S) -> Decision:
@@ -300,30 +324,53 @@ class World:
             self.now += dt
             self.ghosts = [g for g in self.ghosts if g[0] > self.now]
             seen = self.observation()
-            self.outcomes, self.requests, self.dones = [], [], []
+            self.outcomes, self.requests, self.dones, self.xids = [], [], [], []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]
             settled = {a.id for a in self.decision.loads if a.verdict is not LoadVerdict.WAIT}
             self.asks = [a for a in self.asks if a.id not in settled]
+            self.ordered += self.decision.actions
             for action in self.decision.actions:
                 self._obey(action)
         assert self.decision is not None
         return self.decision
 
-    def _obey(self, action: StartBackend | StopBackend | KillProcesses | LoadModel) -> None:
+    def _obey(self, action: Action) -> None:
         ok, detail = True, ""
-        if isinstance(action, StartBackend):
-            ok, detail = self._start(action)
-        elif isinstance(action, StopBackend):
-            self.stopped.append(action.backend)
-            self._end(action.backend)
-        elif isinstance(action, KillProcesses):
-            self._end(action.backend)
-        else:
-            self.loads.append(action.model)
-            engine = self.engines[action.backend]
-            engine.loaded = (action.model,)
-            engine.held += 2 * GIB
+        match action:
+            case StartBackend():
+                ok, detail = self._start(action)
+            case StopBackend():
+                self.stopped.append(action.backend)
+                self._end(action.backend)
+            case KillProcesses():
+                engine = self.engines.get(action.backend)
+                if engine is not None and engine.alive:  # a runner alone: its engine goes on
+                    engine.loaded, engine.held = (), 0
+                else:
+                    self._end(action.backend)
+            case LoadModel():
+                self.loads.append(action.model)
+                engine = self.engines[action.backend]
+                engine.loaded = (action.model,)
+                engine.held += 2 * GIB
+            case UnloadModel():
+                self.unloads.append(action.model)
+                engine = self.engines[action.backend]
+                if not self.unload_ignored:
+                    engine.held = max(0, engine.held - 2 * GIB)
+                    engine.loaded = tuple(m for m in engine.loaded if m != action.model)
+            case SleepBackend():
+                engine = self.engines[action.backend]
+                assert action.requests, "an engine that cannot sleep was told to"
+                engine.awake, engine.held = engine.held, GIB if self.sleep_frees else engine.held
+            case WakeBackend():
+                engine = self.engines[action.backend]
+                engine.held = engine.awake
+            case FreezeBackend():
+                self.frozen.append(action.backend)
+            case ThawBackend():
+                pass
         self.outcomes.append(Outcome(action, ok, self.now, 10.0, detail))
 
     def _start(self, action: StartBackend) -> tuple[bool, str]:

@@ -4,7 +4,7 @@
  * x86-64; a test compares them with pynvml's. What a function cannot tell it calls NOT_SUPPORTED.
  */
 #define _GNU_SOURCE
-#include "table.h"
+#include "face.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,15 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef uint32_t rc_t;
-enum {
-    OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
-    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, VERSION_MISMATCH = 25, UNKNOWN = 999
-};
 #define MEMORY_V2 0x02000028u
 
-typedef struct { int dev, mig; } handle;
-typedef handle *device_t;
 typedef struct { uint64_t total, free, used; } memory_v1;
 typedef struct { uint32_t version, pad; uint64_t total, reserved, free, used; } memory_v2;
 typedef struct { uint32_t pid, pad; uint64_t used; uint32_t gi, ci; } process_v3;
@@ -38,16 +31,19 @@ uint32_t gsim_sizeof(int what) {
     case 4: return sizeof(utilization);
     case 5: return sizeof(bar1);
     case 6: return sizeof(attributes);
-    default: return 0;
+    default: return gsim_event_sizeof(what);
     }
 }
 
-static gsim_table *table;
+gsim_table *table;
+handle whole[GSIM_DEVICES];
 static int users;
-static handle whole[GSIM_DEVICES], part[GSIM_DEVICES][GSIM_SLICES];
+static handle part[GSIM_DEVICES][GSIM_SLICES];
+/* The devices this session has counted at its start: a GPU that fell off before is not among them. */
+static int order[GSIM_DEVICES], counted;
 
 /* Faults of this function and device: wait, then the code to answer with (OK: none). */
-static rc_t faults(const char *function, int dev) {
+rc_t faults(const char *function, int dev) {
     for (int i = 0; i < GSIM_FAULTS; i++) {
         gsim_fault *f = &table->fault[i];
         if (!f->valid || (f->dev >= 0 && dev >= 0 && f->dev != dev) || (f->dev >= 0 && dev < 0)) continue;
@@ -66,7 +62,7 @@ static rc_t faults(const char *function, int dev) {
     return OK;
 }
 
-static rc_t enter(const char *function, device_t h) {
+rc_t enter(const char *function, device_t h) {
     if (!table) return UNINITIALIZED;
     if (!h) { /* the real library may crash here: make it loud */
         fprintf(stderr, "libnvidia-ml (simulated): NULL handle given to %s\n", function);
@@ -75,10 +71,6 @@ static rc_t enter(const char *function, device_t h) {
     rc_t rc = faults(function, h->dev);
     return rc ? rc : table->device[h->dev].lost_rc;
 }
-#define ENTER(h) do { rc_t rc_ = enter(__func__, h); if (rc_) return rc_; } while (0)
-#define SYSTEM() do { if (!table) return UNINITIALIZED; rc_t rc_ = faults(__func__, -1); if (rc_) return rc_; } while (0)
-#define DEV(h) (&table->device[(h)->dev])
-#define SLICE(h) (&DEV(h)->slice[(h)->mig])
 
 static rc_t text(char *out, uint32_t length, const char *value) {
     if (strlen(value) + 1 > length) return INSUFFICIENT_SIZE;
@@ -98,7 +90,9 @@ rc_t nvmlInitWithFlags(uint32_t flags) {
             gsim_unmap(t);
             return rc;
         }
+        counted = 0;
         for (int i = 0; i < GSIM_DEVICES; i++) {
+            if (i < (int)t->devices && !t->device[i].gone) order[counted++] = i;
             whole[i] = (handle){i, -1};
             for (int k = 0; k < GSIM_SLICES; k++) part[i][k] = (handle){i, k};
         }
@@ -158,16 +152,17 @@ rc_t nvmlSystemGetProcessName(uint32_t pid, char *out, uint32_t n) {
     out[strcspn(out, "\n")] = 0;
     return OK;
 }
-rc_t nvmlDeviceGetCount_v2(uint32_t *out) { SYSTEM(); *out = table->devices; return OK; }
+rc_t nvmlDeviceGetCount_v2(uint32_t *out) { SYSTEM(); *out = (uint32_t)counted; return OK; }
 rc_t nvmlDeviceGetCount(uint32_t *out) { return nvmlDeviceGetCount_v2(out); }
 
 /* -- handles ------------------------------------------------------------------------------- */
 rc_t nvmlDeviceGetHandleByIndex_v2(uint32_t index, device_t *out) {
     SYSTEM();
-    if (index >= table->devices) return INVALID_ARGUMENT;
-    rc_t rc = faults(__func__, (int)index);
-    if (rc || table->device[index].lost_rc) return rc ? rc : table->device[index].lost_rc;
-    *out = &whole[index];
+    if (index >= (uint32_t)counted) return INVALID_ARGUMENT;
+    int dev = order[index];
+    rc_t rc = faults(__func__, dev);
+    if (rc || table->device[dev].lost_rc) return rc ? rc : table->device[dev].lost_rc;
+    *out = &whole[dev];
     return OK;
 }
 rc_t nvmlDeviceGetHandleByIndex(uint32_t index, device_t *out) { return nvmlDeviceGetHandleByIndex_v2(index, out); }
@@ -198,7 +193,11 @@ rc_t nvmlDeviceGetUUID(device_t h, char *out, uint32_t n) {
     return text(out, n, h->mig < 0 ? DEV(h)->uuid : SLICE(h)->uuid);
 }
 rc_t nvmlDeviceGetSerial(device_t h, char *out, uint32_t n) { ENTER(h); return text(out, n, "1320000000000"); }
-rc_t nvmlDeviceGetIndex(device_t h, uint32_t *out) { ENTER(h); *out = (uint32_t)h->dev; return OK; }
+rc_t nvmlDeviceGetIndex(device_t h, uint32_t *out) {
+    ENTER(h);
+    for (*out = 0; *out < (uint32_t)counted && order[*out] != h->dev;) ++*out;
+    return OK;
+}
 rc_t nvmlDeviceGetMinorNumber(device_t h, uint32_t *out) { ENTER(h); *out = (uint32_t)h->dev; return OK; }
 rc_t nvmlDeviceGetPciInfo_v3(device_t h, pci_v3 *out) {
     ENTER(h);
@@ -216,7 +215,7 @@ rc_t nvmlDeviceGetMemoryInfo(device_t h, memory_v1 *out) {
     ENTER(h);
     if (denied(h)) return NO_PERMISSION;
     uint64_t m[4];
-    if (gsim_memory(table, h->dev, h->mig, m) != GSIM_OK) return NOT_FOUND;
+    if (gsim_reading(table, h->dev, h->mig, m) != GSIM_OK) return NOT_FOUND;
     *out = (memory_v1){m[0], m[3], m[1] + m[2]}; /* v1: used includes reserved */
     return OK;
 }
@@ -225,7 +224,7 @@ rc_t nvmlDeviceGetMemoryInfo_v2(device_t h, memory_v2 *out) {
     if (out->version != MEMORY_V2) return VERSION_MISMATCH;
     if (denied(h)) return NO_PERMISSION;
     uint64_t m[4];
-    if (gsim_memory(table, h->dev, h->mig, m) != GSIM_OK) return NOT_FOUND;
+    if (gsim_reading(table, h->dev, h->mig, m) != GSIM_OK) return NOT_FOUND;
     *out = (memory_v2){MEMORY_V2, 0, m[0], m[1], m[3], m[2]};
     return OK;
 }
@@ -302,26 +301,3 @@ rc_t nvmlDeviceGetTotalEccErrors(device_t h, uint32_t a, uint32_t b, uint64_t *o
     return OK;
 }
 rc_t nvmlDeviceGetEccMode(device_t h, uint32_t *a, uint32_t *b) { ENTER(h); if (!DEV(h)->mig_capable) return NOT_SUPPORTED; *a = *b = 1; return OK; }
-/* No samples: NOT_FOUND, as the real one says on an idle card. */
-rc_t nvmlDeviceGetProcessUtilization(device_t h, void *samples, uint32_t *count, uint64_t since) {
-    (void)samples;
-    (void)since;
-    ENTER(h);
-    *count = 0;
-    return NOT_FOUND;
-}
-
-/* -- events: a set can be made and waited on; nothing is posted yet ------------------------ */
-static int event_set;
-rc_t nvmlEventSetCreate(int **out) { SYSTEM(); *out = &event_set; return OK; }
-rc_t nvmlEventSetFree(int *set) { (void)set; SYSTEM(); return OK; }
-rc_t nvmlDeviceGetSupportedEventTypes(device_t h, uint64_t *out) { ENTER(h); *out = 0x8; return OK; }
-rc_t nvmlDeviceRegisterEvents(device_t h, uint64_t mask, int *set) { (void)mask; (void)set; ENTER(h); return OK; }
-rc_t nvmlEventSetWait_v2(int *set, void *data, uint32_t ms) {
-    (void)set;
-    (void)data;
-    SYSTEM();
-    struct timespec left = {ms / 1000, (long)(ms % 1000) * 1000000};
-    nanosleep(&left, NULL);
-    return TIMEOUT;
-}

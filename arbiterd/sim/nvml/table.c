@@ -58,8 +58,7 @@ void gsim_enter(gsim_table *t) {
 
 void gsim_leave(gsim_table *t) { pthread_mutex_unlock(&t->lock); }
 
-/* Start time (field 22) of a living process; 0 for none, a zombie or a dead one. */
-static uint64_t start_of(int pid) {
+uint64_t gsim_start_of(int pid) {
     char path[32], text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -81,7 +80,7 @@ static uint64_t start_of(int pid) {
 
 /* Whether a slot counts now; stamps the first sight of its owner's death. Lock held. */
 static int counts(gsim_table *t, gsim_slot *s, int *lives) {
-    *lives = (s->flags & FLAG_PIN) || (!s->died_ns && start_of(s->pid) == s->start);
+    *lives = (s->flags & FLAG_PIN) || (!s->died_ns && gsim_start_of(s->pid) == s->start);
     if (*lives) return 1;
     uint64_t now = now_ns();
     if (!s->died_ns) s->died_ns = now;
@@ -115,6 +114,17 @@ int gsim_memory(gsim_table *t, int dev, int mig, uint64_t out[4]) {
     if (ok) memory_locked(t, dev, mig, out);
     gsim_leave(t);
     return ok ? GSIM_OK : GSIM_BAD;
+}
+
+int gsim_reading(gsim_table *t, int dev, int mig, uint64_t out[4]) {
+    int rc = gsim_memory(t, dev, mig, out);
+    if (rc != GSIM_OK || mig >= 0) return rc;
+    gsim_enter(t);
+    gsim_device *d = &t->device[dev];
+    if (d->odd_count) memcpy(out, d->odd, sizeof d->odd);
+    if (d->odd_count > 0) d->odd_count--;
+    gsim_leave(t);
+    return rc;
 }
 
 int gsim_processes(gsim_table *t, int dev, int mig, uint32_t flags, gsim_process *out, int max) {
@@ -170,7 +180,7 @@ static int room(gsim_table *t, int dev, int mig, uint64_t more) {
 /* The id of the new slot (> 0), or an error. Checking for room and taking it is one step. */
 int64_t gsim_alloc(gsim_table *t, int dev, int mig, int pid, uint64_t bytes, uint32_t flags) {
     if (dev < 0 || dev >= (int)t->devices) return GSIM_BAD;
-    uint64_t start = start_of(pid);
+    uint64_t start = gsim_start_of(pid);
     if (!start && !(flags & FLAG_PIN)) return GSIM_BAD;
     int64_t answer = GSIM_FULL;
     gsim_enter(t);
@@ -211,14 +221,17 @@ int gsim_free(gsim_table *t, int64_t id) {
     return s ? GSIM_OK : GSIM_BAD;
 }
 
-/* A lost device answers every call with rc; what was allocated there is gone. 0 brings it back. */
-int gsim_lose(gsim_table *t, int dev, uint32_t rc) {
+/* A lost device answers every call with rc; what was allocated there is gone. 0 brings it back.
+ * gone: sessions opened later do not list it at all. */
+int gsim_lose(gsim_table *t, int dev, uint32_t rc, uint32_t gone) {
     if (dev < 0 || dev >= (int)t->devices) return GSIM_BAD;
     gsim_enter(t);
     t->device[dev].lost_rc = rc;
+    t->device[dev].gone = gone;
     for (int i = 0; rc && i < GSIM_SLOTS; i++)
         if (t->slot[i].dev == dev) t->slot[i].valid = 0;
     gsim_leave(t);
+    gsim_stir(t);
     return GSIM_OK;
 }
 
@@ -243,6 +256,20 @@ void gsim_clear_faults(gsim_table *t) {
     memset(t->fault, 0, sizeof t->fault);
     t->fault_serial++;
     gsim_leave(t);
+}
+
+/* The next count readings of the device's memory (-1: all) tell these numbers. */
+int gsim_set_odd(gsim_table *t, int dev, int count, uint64_t total, uint64_t reserved, uint64_t used, uint64_t free) {
+    if (dev < 0 || dev >= (int)t->devices) return GSIM_BAD;
+    gsim_enter(t);
+    gsim_device *d = &t->device[dev];
+    d->odd_count = count;
+    d->odd[0] = total;
+    d->odd[1] = reserved;
+    d->odd[2] = used;
+    d->odd[3] = free;
+    gsim_leave(t);
+    return GSIM_OK;
 }
 
 void gsim_set_init_rc(gsim_table *t, uint32_t rc) { t->init_rc = rc; }
@@ -275,4 +302,6 @@ const char *gsim_uuid(gsim_table *t, int dev, int mig) {
     return mig < 0 ? t->device[dev].uuid : t->device[dev].slice[mig].uuid;
 }
 const char *gsim_name(gsim_table *t, int dev) { return t->device[dev].name; }
+uint32_t gsim_gone(gsim_table *t, int dev) { return t->device[dev].gone; }
+const char *gsim_pci(gsim_table *t, int dev) { return t->device[dev].pci; }
 uint32_t gsim_lost_rc(gsim_table *t, int dev) { return t->device[dev].lost_rc; }

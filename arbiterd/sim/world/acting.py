@@ -1,4 +1,4 @@
-"""Carries decisions out with the time it takes: two threads a card, as in act/executor.py."""
+"""Carries decisions out with the time it takes: per card three lanes, as in act/executor.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from arbiterd.act.executor import THREADS_PER_DEVICE
+from arbiterd.act.executor import THREADS, Lane, lane_of
 from arbiterd.model.actions import (
     Action,
     FreezeBackend,
@@ -39,8 +39,8 @@ class Acts:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._running: dict[str, int] = {}
-        self._queues: dict[str, deque[Action]] = {}
+        self._running: dict[tuple[str, Lane], int] = {}
+        self._queues: dict[tuple[str, Lane], deque[Action]] = {}
         self._epoch = 0
         self.outcomes: list[Outcome] = []
 
@@ -48,8 +48,9 @@ class Acts:
         """Begin what a thread is free for."""
         for action in actions:
             self._world.monitor.ordered(action)
-            if self._running.get(action.gpu, 0) >= THREADS_PER_DEVICE:
-                self._queues.setdefault(action.gpu, deque()).append(action)
+            lane = (action.gpu, lane_of(action))
+            if self._running.get(lane, 0) >= THREADS[lane[1]]:
+                self._queues.setdefault(lane, deque()).append(action)
             else:
                 self._begin(action)
 
@@ -61,7 +62,8 @@ class Acts:
         self._running.clear()
 
     def _begin(self, action: Action) -> None:
-        self._running[action.gpu] = self._running.get(action.gpu, 0) + 1
+        lane = (action.gpu, lane_of(action))
+        self._running[lane] = self._running.get(lane, 0) + 1
         epoch, began = self._epoch, self._world.now
 
         def done(detail: str) -> None:
@@ -71,8 +73,8 @@ class Acts:
             outcome = Outcome(action, not detail, now, (now - began) * 1000, detail)
             self.outcomes.append(outcome)
             self._world.monitor.ended(outcome)
-            self._running[action.gpu] -= 1
-            queue = self._queues.get(action.gpu)
+            self._running[lane] -= 1
+            queue = self._queues.get(lane)
             if queue:
                 self._begin(queue.popleft())
             self._world.wake()

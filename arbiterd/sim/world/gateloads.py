@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from arbiterd.gateway import fit
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadVerdict
+from arbiterd.units import MIB
 
 if TYPE_CHECKING:
     from arbiterd.sim.world.world import World
+
+FACTOR, SPARE = 1.03, 256 * MIB  # a prediction is a little more than what comes of it
 
 
 class Loads:
@@ -29,7 +31,7 @@ class Loads:
             return
         self._count += 1
         size = self.world.natures[backend].models.get(model, 0)
-        guess = int(size * fit.WEIGHTS_FACTOR) + 256 * 2**20 if predicted is None else predicted
+        guess = int(size * FACTOR) + SPARE if predicted is None else predicted
         ask = LoadAsk(f"load-{self._count}", backend, model, guess, self.world.now)
         self._asks[ask.id] = ask
         timeout = self.world.settings.active.backends[backend].queue_timeout_s

@@ -27,7 +27,7 @@ class Ours:
         self.last = last
         if last.actions or last.events or observation.now - self._kept_at >= KEEP_EVERY_S:
             self._kept_at = observation.now
-            self._kept = pack(self.state.backends, self.state.devices)
+            self._kept = pack(self.state)
         return last
 
     def restart(self) -> None:
@@ -36,5 +36,9 @@ class Ours:
         incidents = self.last.incidents if self.last else ()
         learned = self.last.learned if self.last else {}
         self.state = State(
-            run=f"w{self.runs}", incidents=incidents, learned=learned, carried=self._kept
+            run=f"w{self.runs}",
+            incidents=incidents,
+            learned=learned,
+            carried=self._kept,
+            good=self.state.good,
         )

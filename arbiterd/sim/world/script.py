@@ -13,6 +13,7 @@ from typing import Any
 
 from arbiterd.errors import ArbiterError
 from arbiterd.model.actions import Verb
+from arbiterd.model.devices import XidEvent
 from arbiterd.model.launch import Exit
 from arbiterd.sim.world.engine import Engine
 from arbiterd.sim.world.growth import CHUNK, Growth
@@ -213,6 +214,17 @@ class Script:
         """One reading says that so little is free, whatever is true."""
         one = self._card(card)
         self._world.nvml.glitches[one.device.uuid] = one.device.capacity_bytes - parse_size(free)
+
+    def xid(self, code: int, card: int = 0, backend: str = "") -> None:
+        """The driver reports an error; ``backend``: whose process it names."""
+        engine = self._engine(backend)
+        pid = engine.growing_proc().pid if engine is not None else 0
+        uuid, now = self._card(card).device.uuid, self._world.now
+        text = f"NVRM: Xid (PCI:0000:01:00): {code}, pid={pid}"
+        self._world.nvml.xids.append(XidEvent(uuid, code, now, pid, text))
+        if backend:
+            self._world.monitor.excuse(backend)
+        self._world.wake()
 
     def lose(self, card: int = 0, *, on: bool = True) -> None:
         """The card falls off the bus, or is back."""

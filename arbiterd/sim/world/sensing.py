@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from arbiterd.loop import JUMP_BYTES, PROCESSES_EVERY_S, PROCESSES_SOON_S
+from arbiterd.loop import PROCESSES_EVERY_S, PROCESSES_SOON_S
 from arbiterd.model.decision import Decision
-from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Memory
+from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Memory, XidEvent
 from arbiterd.model.health import (
     HealthObservation,
     ProbeOrder,
@@ -19,6 +19,8 @@ from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import Kind
 from arbiterd.sense.health import COUNTERS_S, FAST_S, SLOW_S
 from arbiterd.sense.nvml import BLIND_S, LATE_S
+from arbiterd.sense.nvml_worker import AGAIN_S, DROP_BYTES, JUMP_BYTES
+from arbiterd.sense.plausible import memory_problem
 from arbiterd.sim.world.hardware import Card
 from arbiterd.sim.world.kinds import Vllm
 
@@ -32,42 +34,53 @@ _NOT_YET: Reading[object] = Unknown("not probed yet", 0.0)
 
 
 class Nvml:
-    """Samples are ordered at the end of a tick and seen by the next one, as in the loop."""
+    """Samples are ordered at the end of a tick and seen by the next one, as in the loop. What the
+    worker does by itself (sense/nvml_worker.py): lists when free memory has moved, a second look at
+    a suspicious sample, which wakes the loop; what cannot be true is dropped.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._lists: dict[str, Reading[tuple[GpuProcess, ...]]] = {}
         self._memory: dict[str, Memory] = {}
         self._free: dict[str, int] = {}
-        self._jumped = True
         self._lists_at = -1e9
+        self._suspicious = False
         self.sample_at = world.now
         self.hung_until = -1.0
         self.stale_until = -1.0
         self.glitches: dict[str, int] = {}
         self.devices: dict[str, DeviceObservation] = {}
+        self.xids: list[XidEvent] = []
 
-    def sample(self, decision: Decision | None) -> None:
+    def sample(self, decision: Decision | None, *, again: bool = False) -> None:
         """Read every card, lists too when somebody needs them."""
         world, now = self._world, self._world.now
         if now < self.hung_until:
             return
-        due = self._due(decision)
+        due = again or self._due(decision)
         if due:
             self._lists_at = now
         stale = now < self.stale_until
         self.sample_at = now
+        self._suspicious = False
         self.devices = {
             uuid: self._read(uuid, card, now, due=due, stale=stale)
             for uuid, card in world.cards.items()
         }
+        if self._suspicious and not again:
+            world.at(AGAIN_S, self._again)
+
+    def _again(self) -> None:
+        self.sample(self._world.decision, again=True)
+        self._world.wake()
 
     def _due(self, decision: Decision | None) -> bool:
         views = decision.backends.values() if decision else ()
         busy = any(view.phase.value not in _QUIET or not view.accepting for view in views)
-        soon = busy or bool(decision and getattr(decision, "lists_soon", False))
+        soon = busy or (decision is not None and decision.lists_soon)
         every = PROCESSES_SOON_S if soon else PROCESSES_EVERY_S
-        return self._world.now - self._lists_at >= every - 1e-6 or self._jumped
+        return self._world.now - self._lists_at >= every - 1e-6
 
     def _read(
         self, uuid: str, card: Card, now: float, *, due: bool, stale: bool
@@ -78,8 +91,6 @@ class Nvml:
         old = self.devices.get(uuid)
         if stale and old is not None:
             return old
-        if due or uuid not in self._lists:
-            self._lists[uuid] = Known(self._processes(card, now), now)
         device, used = card.device, card.used
         if uuid in self.glitches:
             used = self.glitches.pop(uuid)
@@ -87,8 +98,21 @@ class Nvml:
         if memory is None or memory.used_bytes != used:
             free = device.capacity_bytes - used
             memory = Memory(device.total_bytes, device.reserved_bytes, used, free)
+            if old is not None and memory_problem(memory, device.total_bytes):
+                return old
             self._memory[uuid] = memory
+            self._judge(uuid, free)
+            due |= abs(free - self._free.get(uuid, free)) > JUMP_BYTES
+            self._free[uuid] = free
+        if due or uuid not in self._lists:
+            self._lists[uuid] = Known(self._processes(card, now), now)
         return DeviceObservation(device, GpuState.OK, Known(memory, now), self._lists[uuid], "")
+
+    def _judge(self, uuid: str, free: int) -> None:
+        """Whether this sample wants a second look."""
+        before = self._free.get(uuid, free)
+        line = self._world.monitor.critical_line(uuid)
+        self._suspicious |= before - free > DROP_BYTES or free < line <= before
 
     def _processes(self, card: Card, now: float) -> tuple[GpuProcess, ...]:
         return tuple(
@@ -105,26 +129,35 @@ class Nvml:
         )
 
     def latest(self) -> tuple[dict[str, DeviceObservation], str]:
-        """The newest sample with its age judged, as sense/nvml.py judges it; and whether free jumped."""
-        age = self._world.now - self.sample_at
-        self._jumped = False
-        for uuid, seen in self.devices.items():
-            if isinstance(seen.memory, Known):
-                free = seen.memory.value.free_bytes
-                self._jumped |= abs(free - self._free.get(uuid, free)) > JUMP_BYTES
-                self._free[uuid] = free
-        if age <= LATE_S:
+        """The newest sample with its age judged, as sense/nvml.py judges it."""
+        now = self._world.now
+        age = now - self.sample_at
+        if age <= LATE_S and not (self.stale_until > 0 and now - self.stale_until < BLIND_S):
             return self.devices, ""
-        if age <= BLIND_S:
-            return self.devices, f"late: no answer for {age:.1f} s"
-        why = f"hung for {age:.1f} s"
-        unknown = Unknown(why, self.sample_at)
-        return {
-            uuid: replace(seen, state=GpuState.HUNG, memory=unknown, processes=unknown, detail=why)
-            if seen.state is GpuState.OK
-            else seen
-            for uuid, seen in self.devices.items()
-        }, why
+        text = f"hung for {age:.1f} s" if age > BLIND_S else ""
+        if LATE_S < age <= BLIND_S:
+            text = f"late: no answer for {age:.1f} s"
+        return {uuid: _judged(seen, now, text) for uuid, seen in self.devices.items()}, text
+
+    def take_xids(self) -> tuple[XidEvent, ...]:
+        """Those since the last call."""
+        if not self.xids:
+            return ()
+        out, self.xids = tuple(self.xids), []
+        return out
+
+
+def _judged(seen: DeviceObservation, now: float, trouble: str) -> DeviceObservation:
+    """What is too old is unknown, not wrong."""
+    if seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
+        return seen
+    at = seen.memory.at
+    if now - at <= BLIND_S:
+        return seen
+    why = trouble or f"no reading for {now - at:.1f} s"
+    state = GpuState.HUNG if "hung" in why else GpuState.UNKNOWN
+    unknown = Unknown(why, at)
+    return replace(seen, state=state, memory=unknown, processes=unknown, detail=why)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from arbiterd.model.gateway import GatewayObservation
 from arbiterd.model.launch import UnitObservation
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.settings import BackendSettings, Settings
-from arbiterd.sim.gpu import PROFILES
+from arbiterd.sim.cards import PROFILES
 from arbiterd.sim.world.acting import Acts
 from arbiterd.sim.world.engine import Engine, Faults, Nature
 from arbiterd.sim.world.gateloads import Loads
@@ -91,6 +91,7 @@ class World:
         self.decision: Decision | None = None
         self.stopping = False
         self.ticks = 0
+        self._queued: Settings | None = None
         self.between: list[tuple[float, Callable[[], None]]] = []  # done between two ticks
         self.first_event = self.now
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -181,9 +182,17 @@ class World:
             self.probes.order(decision.probes)
             if decision.loads:
                 self.loads.answered(decision.loads)
+            self._settings(decision)
             self.nvml.sample(decision)
         assert decision is not None
         return decision
+
+    def _settings(self, decision: Decision) -> None:
+        """A layout that did not come up goes back; a newer one waits for the end of a switch."""
+        if decision.back_to is not None:
+            self.settings = decision.back_to
+        elif self._queued is not None and decision.switch is None:
+            self.settings, self._queued = self._queued, None
 
     def run(self, seconds: float) -> None:
         """Tick for so long."""
@@ -217,6 +226,8 @@ class World:
             load_asks=self.loads.asks(),
             load_dones=self.loads.dones(),
             can_freeze=self.host.can_freeze,
+            xids=self.nvml.take_xids(),
+            settings_queued=self._queued is not None,
         )
 
     def _units(self, now: float) -> dict[str, UnitObservation]:
@@ -306,7 +317,7 @@ class World:
 
     def reload(self, settings: Settings) -> None:
         """Another configuration is accepted."""
-        self.settings = settings
+        self._queued = settings
         for name in _backends(settings):
             self.natures.setdefault(name, Nature())
             self.faults.setdefault(name, Faults())

@@ -1,0 +1,98 @@
+"""Which accepted files a restart must know of, kept in runtime_dir.
+
+last-good.toml     the configuration in force, for a start on a bad file
+previous.toml      the one before, while a switch is under way: the way back survives our death
+rolled-back.json   the digest of a file whose layout did not come up, and why: a restart of the daemon
+                   must not try it again by itself; a reload does
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from arbiterd.config import Loaded, load
+from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.model.settings import Settings
+
+LAST_GOOD = "last-good.toml"
+PREVIOUS = "previous.toml"
+ROLLED_BACK = "rolled-back.json"
+
+
+class Layouts:
+    """The three files. A failure to write costs only what they are for."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._good = runtime_dir / LAST_GOOD
+        self._previous = runtime_dir / PREVIOUS
+        self._rolled_back = runtime_dir / ROLLED_BACK
+
+    def started(self, text: str) -> None:
+        """The daemon starts on this text."""
+        _put(self._good, text)
+
+    def accepted(self, text: str) -> None:
+        """A reload was accepted; until it has come through, the one before is kept beside it."""
+        with suppress(OSError):
+            if not self._previous.exists() and self._good.exists():
+                _put(self._previous, self._good.read_text())
+        _put(self._good, text)
+        self._rolled_back.unlink(missing_ok=True)
+
+    def rolled_back(self, reason: str) -> None:
+        """The layout before comes back. ``reason``: why the newer one did not come up."""
+        with suppress(OSError):
+            sha = hashlib.sha256(self._good.read_bytes()).hexdigest()
+            _put(self._rolled_back, json.dumps({"sha256": sha, "reason": reason}))
+            _put(self._good, self._previous.read_text())
+
+    def settled(self) -> None:
+        """A switch or a rollback has come through."""
+        self._previous.unlink(missing_ok=True)
+
+    def refused(self, path: Path) -> str:
+        """Why the file at ``path`` is not to be tried again by a start, "" when it may be."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            row = json.loads(self._rolled_back.read_text())
+            if row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
+                return str(row["reason"])
+        return ""
+
+    def last_good(self, path: Path, environ: Mapping[str, str]) -> Loaded | None:
+        """The configuration that was in force last, under the name of the real file."""
+        return _load(self._good, path, environ)
+
+    def before(self, path: Path, environ: Mapping[str, str]) -> Settings | None:
+        """The layout to go back to, when a switch was under way as the daemon died."""
+        found = _load(self._previous, path, environ)
+        return found.settings if found else None
+
+
+def rolled_back_problem(path: Path, reason: str) -> Problem:
+    """What is said of a file whose layout was rolled back."""
+    wrong = f"its layout did not come up and was rolled back: {reason}"
+    right = "mend it, or try it again: systemctl reload gpu-arbiter"
+    return Problem(str(path), 0, "mode", wrong, right)
+
+
+def _load(kept: Path, path: Path, environ: Mapping[str, str]) -> Loaded | None:
+    if not kept.exists():
+        return None
+    try:
+        loaded = load(kept, environ)
+    except ConfigRefused:
+        return None
+    source = replace(loaded.settings.source, path=str(path))
+    return replace(loaded, settings=replace(loaded.settings, source=source))
+
+
+def _put(path: Path, text: str) -> None:
+    with suppress(OSError):
+        temporary = path.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.replace(path)

@@ -1,0 +1,8 @@
+"""What the files of models tell, without loading anything: safetensors and GGUF headers, config.json,
+Ollama's store, SavedModels. No file is trusted: sizes and counts are bounded, a broken one is a sentence.
+"""
+
+from arbiterd.weights.files import Unreadable
+from arbiterd.weights.find import models_of
+
+__all__ = ["Unreadable", "models_of"]

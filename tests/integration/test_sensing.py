@@ -1,0 +1,126 @@
+"""What the senses bring to the running daemon."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+from arbiterd import startup
+from arbiterd.act.executor import Executor
+from arbiterd.config import load
+from arbiterd.core.state import State
+from arbiterd.loop import Inbox, Loop, Parts
+from arbiterd.model.devices import XidEvent
+from arbiterd.model.reading import Known
+from arbiterd.sense.health import Prober
+from arbiterd.sense.host import HostFactsSource
+from arbiterd.sim.gpu import SimGpu
+from arbiterd.units import GIB
+from tests.sense.watching import events_on, until, watching
+from tests.support.host import Host
+
+VLLM_ONLY = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }\n'
+
+
+def test_foreign_memory_is_noticed_within_a_second(host: Host) -> None:
+    """From the allocation to the API naming the bytes foreign, three times."""
+    host.write(VLLM_ONLY, only=("vllm",))
+    host.start()
+    host.wait_ready()
+
+    def foreign() -> int:
+        row = next(r for r in host.gpu_row()["ledger"] if r["holder"] == "foreign")
+        return int(row["used"] or 0)
+
+    took = []
+    for _ in range(3):
+        host.wait(lambda: foreign() == 0, "calm", 10)
+        began = time.monotonic()
+        handle = host.gpu.alloc(0, GIB, pid=os.getpid())
+        host.wait(lambda: foreign() == GIB, "the stranger to be named", 10)
+        took.append(time.monotonic() - began)
+        host.gpu.free(handle)
+    assert statistics.median(took) < 1.0, took
+
+
+def test_a_bad_reading_is_told_and_disturbs_nothing(host: Host) -> None:
+    """In the journal, counted; the card stays ok and vLLM its pids."""
+    host.write(VLLM_ONLY, only=("vllm",))
+    host.start()
+    host.wait_ready()
+    pids = host.backend("vllm")["pids"]
+    total = host.gpu.memory(0)[0]
+    host.gpu.misread(0, total, 0, 2 * total, 0, count=4)
+    event = host.wait_event("reading_dropped")
+    assert "used" in event["MESSAGE"]
+    assert host.gpu_row()["state"] == "ok"
+    assert host.backend("vllm")["pids"] == pids
+    assert not host.events("driver_hung")
+
+
+def test_a_backend_stays_on_its_card_when_another_falls_off(pair: Host) -> None:
+    """GPU 0 is gone for NVML and CUDA: GPU 1 keeps its number, its backend its device and pids."""
+    pair.write('[modes.A]\nvllm = { gpu = 1, memory = "55%" }\n', only=("vllm",))
+    pair.start()
+    pair.wait_ready()
+    first, second = pair.gpu.uuids()
+    pids = pair.backend("vllm")["pids"]
+    assert pair.backend("vllm")["gpu"] == [second]
+    pair.gpu.lose(0, gone=True)
+    event = pair.wait_event("gpu_renumbered")  # after the new session, 10 s
+    assert "gpu = 1 still means this card" in event["MESSAGE"]
+    assert {g["uuid"]: g["index"] for g in pair.status()["gpus"]} == {first: 0, second: 1}
+    assert pair.backend("vllm")["gpu"] == [second]
+    assert pair.backend("vllm")["pids"] == pids
+
+
+def test_a_tick_sees_each_xid_once(
+    gpu: SimGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real parts, ticked by hand: the observation after an XID has it, the next one has not."""
+    config = tmp_path / "gpu-arbiter.toml"
+    config.write_text(
+        f'mode = "A"\n[arbiter]\nruntime_dir = "{tmp_path}/run"\nstate_dir = "{tmp_path}/state"\n'
+        'launcher = "direct"\n[gateway]\nenabled = false\n[backends]\n[modes.A]\n'
+    )
+    settings = load(config, {}).settings
+    launcher = startup.make_launcher(settings, lambda: None)
+    prober = Prober(lambda: None)
+    facts = HostFactsSource(launcher.owner_of)
+    executor = Executor(launcher, lambda _action: None, lambda: None, dry_run=True)
+    try:
+        with watching(gpu, monkeypatch) as source:
+            until(source, events_on(source))
+            parts = Parts(
+                launcher,
+                executor,
+                source,
+                prober,
+                facts,
+                publish=lambda _seen, _events: None,
+                keep=lambda _carry: None,
+                settled=lambda _settings, *, rolled_back: None,
+            )
+            loop = Loop(parts, settings, State(run="test"), lambda: None)
+            uuid = gpu.uuids()[0]
+            seen: list[XidEvent] = []
+            gpu.xid(0, 94)
+            gpu.xid(0, 63)
+            end = time.monotonic() + 10
+            while len(seen) < 2 and time.monotonic() < end:
+                observation = loop.tick(Inbox()).observation
+                seen += observation.xids
+            assert [(one.uuid, one.code) for one in seen] == [(uuid, 94), (uuid, 63)]
+            assert loop.tick(Inbox()).observation.xids == ()
+            assert source._watch[uuid] >= 256 << 20, "the loop has the critical line watched"
+            device = observation.devices[uuid]
+            assert isinstance(device.memory, Known)
+    finally:
+        prober.close()
+        facts.close()
+        executor.close()
+        launcher.close()
