@@ -47,10 +47,8 @@ def plan(
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
-        rows, fits = _rows(settings, devices)
-        models: dict[str, list[Fit]] = {}
-        for one in mode_fits(settings, devices):
-            models.setdefault(one.backend, []).append(one.fit)
+        rows, fits = plan_rows(settings, devices)
+        models = model_fits(settings, devices)
         for row in rows:
             row["models"] = [fit_row(fit) for fit in models.get(str(row["name"]), [])]
         placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
@@ -66,12 +64,23 @@ def plan(
             }
         )
     else:
-        _print(settings, devices, why, rows, models)
+        print_plan(console(), settings, devices, why, rows, models)
     if not fits:
         raise typer.Exit(EX_CONFIG)
 
 
-def _rows(settings: Settings, devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], bool]:
+def model_fits(settings: Settings, devices: tuple[Device, ...]) -> dict[str, list[Fit]]:
+    """Whether the models of each backend fit, by backend."""
+    models: dict[str, list[Fit]] = {}
+    for one in mode_fits(settings, devices):
+        models.setdefault(one.backend, []).append(one.fit)
+    return models
+
+
+def plan_rows(
+    settings: Settings, devices: tuple[Device, ...]
+) -> tuple[list[dict[str, object]], bool]:
+    """One row per backend of the active mode, and whether all of it fits."""
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     by_uuid = {device.uuid: device for device in devices}
     rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
@@ -147,14 +156,15 @@ def _gpu_row(
     }
 
 
-def _print(
+def print_plan(
+    out: Console,
     settings: Settings,
     devices: tuple[Device, ...],
     why: str,
     rows: list[dict[str, object]],
     models: dict[str, list[Fit]],
 ) -> None:
-    out = console()
+    """The plan for people."""
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     how = sharing(settings.active, placements)
     out.print(f"[bold]mode {escape(settings.mode)}[/bold] ({how})")

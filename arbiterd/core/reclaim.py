@@ -20,7 +20,7 @@ from arbiterd.core.limits import (
     TRIM_IGNORED_S,
 )
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, DeviceState, Reclaim
+from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
@@ -82,6 +82,12 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if reclaim.rung is Rung.TRIM:
         return _follow_trim(desk, uuid, state, reclaim)
     backend = desk.backends.get(reclaim.backend)
+    if backend is not None and _mended(state, backend):
+        back = replace(
+            backend, after=After.STOPPED, deadline=None, sleep=Sleep(), failures=backend.failures[:-1]
+        )
+        desk.enter(back, Phase.READY, "")
+        return _end(desk, uuid, state, reclaim, "called off: it is within its cap again", 0)
     asleep = reclaim.rung is Rung.SLEEP and backend is not None
     moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
     if asleep and backend is not None and sleeping.busy(backend):
@@ -92,6 +98,15 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if desk.seen.now >= reclaim.deadline:
         return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed_of(state))
     return state
+
+
+def _mended(state: DeviceState, backend: BackendState) -> bool:
+    """Whether its requests still end while it has given back what it held above its cap: then it is
+    one of those that are never touched for a neighbour.
+    """
+    if backend.phase is not Phase.DRAINING or backend.deadline is None:
+        return False
+    return state.seen_at == state.last_sample_at and backend.name not in state.over_since
 
 
 def freed_of(state: DeviceState) -> int:

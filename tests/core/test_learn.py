@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-
 from arbiterd.core import learn
 from arbiterd.core.limits import CAP_CALM_S, CAP_FLOOR_FRACTION
 from arbiterd.engines.base import CauseClass
