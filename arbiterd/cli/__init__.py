@@ -32,8 +32,8 @@ def _app() -> typer.Typer:
     )
     from arbiterd.cli.plan import plan  # noqa: PLC0415
     from arbiterd.cli.show import incidents, status, why  # noqa: PLC0415
-    from arbiterd.cli.trace import record, replay_trace  # noqa: PLC0415
     from arbiterd.cli.takeover import takeover  # noqa: PLC0415
+    from arbiterd.cli.trace import record, replay_trace  # noqa: PLC0415
 
     app = typer.Typer(
         name="arbiterctl",

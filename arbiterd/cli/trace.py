@@ -76,19 +76,17 @@ def record(
 def replay_trace(
     context: typer.Context,
     file: Path = typer.Argument(help="a trace of arbiterctl record"),
-    with_config: Path | None = typer.Option(
-        None, "--with", help="decide by this configuration instead of the recorded one"
-    ),
     quiet: bool = typer.Option(False, "--quiet", help="no timeline, only the comparison"),
 ) -> None:
     """Run a trace through the decision core of this version, and compare with what was decided then.
 
-    Exit status 1: it decides otherwise now (without --with or --config).
+    With --config FILE it decides by that configuration instead of the recorded one. Exit status 1: by
+    the recorded one it decides otherwise now.
 
-    Examples: arbiterctl replay incident.jsonl.gz · arbiterctl replay incident.jsonl --with new.toml
+    Examples: arbiterctl replay incident.jsonl.gz · arbiterctl replay incident.jsonl --config new.toml
     """
     own = globals_of(context)
-    other = with_config or own.config
+    other = own.config
     with polite():
         settings = load(other, os.environ).settings if other else None
         with _opened(file, "r") as lines:

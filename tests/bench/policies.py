@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -28,19 +28,20 @@ from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.rivals import Oracle, Plain, Threshold
 from arbiterd.sim.world.scenario import NATURES, Happening, Scenario, play
 from arbiterd.sim.world.script import Script
-from arbiterd.sim.world.world import World
+from arbiterd.sim.world.world import Policy, World
 from arbiterd.units import MIB
 
 SCENARIOS = int(os.environ.get("SCENARIOS", "500"))
 DAYS = float(os.environ.get("DAYS", "7"))
 JOBS = int(os.environ.get("JOBS", "2"))
-RIVALS: dict[str, Callable[[], Ours | Plain]] = {
+RIVALS: dict[str, Callable[[], Policy]] = {
     "ours": Ours,
     "none": Plain,
     "threshold": Threshold,
     "oracle": Oracle,
 }
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def row(*cells: object) -> None:
@@ -48,7 +49,7 @@ def row(*cells: object) -> None:
     print("| " + " | ".join(str(one) for one in cells) + " |", flush=True)
 
 
-def spread(work: Callable[[A], B], over: Sequence[A]) -> Iterable[B]:
+def spread(work: Callable[[A], B], over: Sequence[A]) -> Iterator[B]:
     """In processes, results in order."""
     if JOBS == 1:
         yield from map(work, over)
@@ -63,6 +64,7 @@ class Result:
     """One policy in one world, from the moment that everything was up."""
 
     ooms: int = 0
+    start_ooms: int = 0
     innocent_ooms: int = 0
     innocents: int = 0
     disruptions: int = 0
@@ -94,6 +96,7 @@ def run_one(scenario: Scenario, name: str) -> Result:
     hits = [one for one in monitor.disruptions if one.at >= monitor.began]
     return Result(
         ooms=len(ooms),
+        start_ooms=sum(1 for one in ooms if one.what == "start"),
         innocent_ooms=sum(1 for one in ooms if not one.over),
         innocents=sum(1 for one in hits if not one.over),
         disruptions=len(hits),
@@ -113,7 +116,7 @@ def run_all(seed: int) -> tuple[int, dict[str, Result]]:
 
 def overloads() -> bool:
     """The table of the overload scenarios; whether the goals are met."""
-    results = dict(spread(run_all, range(SCENARIOS)))
+    results: dict[int, dict[str, Result]] = dict(spread(run_all, range(SCENARIOS)))
     avoidable = [s for s, r in results.items() if r["none"].ooms and not r["oracle"].ooms]
     hopeless = [s for s, r in results.items() if r["none"].ooms and r["oracle"].ooms]
     print(f"\n{SCENARIOS} overload scenarios, {len(avoidable)} with an avoidable OOM, "
@@ -122,7 +125,7 @@ def overloads() -> bool:
     row("", "ours", "none", "threshold killer", "oracle")
     row("---", "---", "---", "---", "---")
     names = list(RIVALS)
-    free = {n: sum(1 for s in avoidable if not results[s][n].ooms) for n in names}
+    free = {n: len([s for s in avoidable if not results[s][n].ooms]) for n in names}
     share = {n: 100 * free[n] / max(1, len(avoidable)) for n in names}
     row(
         "avoidable OOMs avoided",
@@ -130,7 +133,7 @@ def overloads() -> bool:
     )
     row(
         "of the others avoided",
-        *(sum(1 for s in hopeless if not results[s][n].ooms) for n in names),
+        *(len([s for s in hopeless if not results[s][n].ooms]) for n in names),
     )
     total: dict[str, Counter[str]] = {n: Counter() for n in names}
     for one in results.values():
@@ -138,12 +141,14 @@ def overloads() -> bool:
             got = one[n]
             total[n].update(
                 ooms=got.ooms,
+                start_ooms=got.start_ooms,
                 innocent_ooms=got.innocent_ooms,
                 innocents=got.innocents,
                 disruptions=got.disruptions,
                 foreign=got.foreign,
             )
     row("OOMs in all", *(total[n]["ooms"] for n in names))
+    row("of them at a start", *(total[n]["start_ooms"] for n in names))
     row("of them in a backend within its cap", *(total[n]["innocent_ooms"] for n in names))
     row("backends ended or put to sleep", *(total[n]["disruptions"] for n in names))
     row("of them within their cap (innocents)", *(total[n]["innocents"] for n in names))

@@ -95,5 +95,5 @@ def test_the_rules_hold_in_every_world_and_every_shed_is_followed_by_an_unshed(s
         assert wish.admit in (Admit.UP, Admit.AWAY), f"{name}: {wish.why}\n{story}"
         usual = world.settings.active.backends[name].max_in_flight
         assert wish.max_in_flight == usual, f"{name} is still throttled\n{story}"
-    for view in decision.devices.values():
-        assert not view.detail or not view.detail.loads_held, f"{view.detail}\n{story}"
+    for card in decision.devices.values():
+        assert not card.detail or not card.detail.loads_held, f"{card.detail}\n{story}"

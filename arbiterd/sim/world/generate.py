@@ -179,7 +179,7 @@ def overload(seed: int, *, span_s: float = 90.0) -> Scenario:
     happen = [_event(0.5, "load", backend=n, in_flight=rng.randint(1, 8)) for n in layout.names]
     at, kind = rng.uniform(4.0, 10.0), rng.choice(KINDS)
     guilty = rng.choice(layout.names)
-    rate = _mib(_rate(rng, 15, 400))
+    rate = _mib(_rate(rng, 45, 800))
     if kind == "leak":
         happen.append(_event(at, "leak", backend=guilty, rate=rate))
     elif kind == "load":
@@ -191,7 +191,7 @@ def overload(seed: int, *, span_s: float = 90.0) -> Scenario:
         other = rng.choice(layout.names)
         happen.append(_event(at, "leak", backend=guilty, rate=rate))
         happen.append(
-            _event(at + rng.uniform(0, 5), "leak", backend=other, rate=_mib(_rate(rng, 15, 200)))
+            _event(at + rng.uniform(0, 5), "leak", backend=other, rate=_mib(_rate(rng, 15, 400)))
         )
     elif kind == "foreign":
         size = _mib(rng.uniform(800, 3500))
@@ -201,11 +201,11 @@ def overload(seed: int, *, span_s: float = 90.0) -> Scenario:
         happen.append(_event(at + 2, "leak", backend=guilty, rate=rate))
     elif kind == "sawtooth":
         happen.append(
-            _event(at, "sawtooth", backend=guilty, size=_mib(rng.uniform(1500, 6000)), every=_s(rng.uniform(6, 20)), times=5)
+            _event(at, "sawtooth", backend=guilty, size=_mib(rng.uniform(3000, 9000)), every=_s(rng.uniform(6, 20)), times=5)
         )  # fmt: skip
     else:
         happen.append(
-            _event(at, "leak", backend=guilty, rate=rate, total=_mib(rng.uniform(500, 5000)))
+            _event(at, "leak", backend=guilty, rate=rate, total=_mib(rng.uniform(2000, 8000)))
         )
     return Scenario(
         name=f"{kind}-{seed}",
