@@ -82,7 +82,7 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if reclaim.rung is Rung.TRIM:
         return _follow_trim(desk, uuid, state, reclaim)
     backend = desk.backends.get(reclaim.backend)
-    if backend is not None and _mended(state, backend):
+    if backend is not None and _mended(desk, state, backend):
         back = replace(
             backend, after=After.STOPPED, deadline=None, sleep=Sleep(), failures=backend.failures[:-1]
         )
@@ -100,13 +100,15 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     return state
 
 
-def _mended(state: DeviceState, backend: BackendState) -> bool:
+def _mended(desk: Desk, state: DeviceState, backend: BackendState) -> bool:
     """Whether its requests still end while it has given back what it held above its cap: then it is
     one of those that are never touched for a neighbour.
     """
     if backend.phase is not Phase.DRAINING or backend.deadline is None:
         return False
-    return state.seen_at == state.last_sample_at and backend.name not in state.over_since
+    fresh = state.seen_at == state.last_sample_at  # over_since leaves out those that drain
+    cap = desk.placements[backend.name].cap_bytes
+    return fresh and backend.name in state.used and state.used[backend.name] <= cap
 
 
 def freed_of(state: DeviceState) -> int:
