@@ -74,7 +74,11 @@ class Plain:
 
     def _supervise(self, seen: Observation, settings: Settings) -> list[Action]:
         for outcome in seen.outcomes:
-            self._pending.discard(outcome.action.backend)
+            name = outcome.action.backend
+            self._pending.discard(name)
+            if isinstance(outcome.action, StopBackend):
+                self._not_before[name] = seen.now + RESTART_S
+                self._warm.discard(name)
         devices = {uuid: one.device for uuid, one in seen.devices.items()}
         headroom = settings.arbiter.headroom_bytes
         places = place(settings.active, list(devices.values()), headroom)
