@@ -44,6 +44,7 @@ def test_a_live_daemon_is_recorded_and_replays_to_identical_decisions(host: Host
         assert report["identical"] is True
         assert report["ticks"] == len(found)
 
+        assert host.get("/v1/admin/trace").status_code == 404, "on the admin socket only"
         limited = host.ctl("record", "-", "--seconds", "1")
         assert limited.returncode == 0, limited.stderr
         assert len(list(Reader(limited.stdout.splitlines(keepends=True)).ticks())) >= 5
