@@ -38,7 +38,7 @@ def test_there_are_the_scenarios_that_were_asked_for() -> None:
 
 def test_the_same_file_gives_the_same_world_twice() -> None:
     """Deterministic: every event at the same moment, every byte."""
-    scenario = read(FOLDER / "slow-leak.toml")
+    scenario = read(FOLDER / "fast-leak.toml")
     first, second = play(scenario), play(scenario)
     assert list(first.monitor.events) == list(second.monitor.events)
     assert [c.used for c in first.cards.values()] == [c.used for c in second.cards.values()]
