@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-real test-device bench bench-gateway install uninstall clean
+.PHONY: help setup run test check test-real test-device bench bench-gateway bench-policies invariants install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +51,15 @@ bench-gateway: ## the doors beside nginx (and LiteLLM, where LITELLM=its command
 	@scripts/setup dev
 	@command -v nginx wrk >/dev/null || { echo "please install: apt-get install nginx-light wrk" >&2; exit 1; }
 	$(PY) -m tests.bench.gateway
+
+bench-policies: ## ours, none, a threshold killer and an oracle in the same worlds; slopes; a healthy week (SCENARIOS, DAYS, JOBS)
+	@scripts/setup dev
+	$(PY) -m tests.bench.policies
+
+RUNS ?= 3000
+invariants: ## the rules in RUNS random worlds
+	@scripts/setup dev
+	INVARIANT_RUNS=$(RUNS) $(PY) -m pytest -q --tb=short --timeout=7200 tests/core/test_invariants.py
 
 install: ## venv, units, users, config, journal catalogue (PREFIX and DESTDIR honoured)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

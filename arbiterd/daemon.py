@@ -45,6 +45,7 @@ from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
+from arbiterd.tap import Tap
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
@@ -88,6 +89,7 @@ class Daemon:
         self._notes: tuple[str, ...] = ()
         self._listening = False
         self._gateway: GatewayParts | None = None
+        self._tap = Tap()
 
     # -- wiring --------------------------------------------------------------------------------
     def run(self) -> int:
@@ -127,6 +129,7 @@ class Daemon:
                 self._publish,
                 gateway=self._gateway,
                 keep=self._carry.save,
+                tap=self._tap,
                 settled=self._settled,
             )
             # three random bytes: ids of different runs never meet in one journal
@@ -169,6 +172,7 @@ class Daemon:
             socket_path=Path(self._arbiter.runtime_dir) / "admin.sock",
             admin=admin,
             loads=(self._gateway.loads, self._gateway.paths.loads) if self._gateway else None,
+            tap=self._tap,
         )
         try:
             loop.tick(self._inbox(reloader))

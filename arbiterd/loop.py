@@ -31,6 +31,8 @@ from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
+from arbiterd.tap import Tap
+from arbiterd.trace import Tick
 from arbiterd.web.loads import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
@@ -65,6 +67,7 @@ class Parts:
     keep: Callable[[Carry], None]
     settled: Settled
     gateway: GatewayParts | None = None
+    tap: Tap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +133,12 @@ class Loop:
         began = time.monotonic()
         self._take(inbox.settings)
         observation = self._observe(began, inbox)
-        decision, self._state = decide(observation, self._state, self.settings)
+        before = self._state
+        decision, self._state = decide(observation, before, self.settings)
         self.decision = decision
         parts = self._parts
+        if parts.tap is not None and parts.tap.listeners:
+            parts.tap.put(Tick(observation, before, decision, self.settings))
         # Before it is carried out: who comes after us must know what was begun.
         if decision.actions or decision.events or began - self._kept_at >= KEEP_EVERY_S:
             self._kept_at = began

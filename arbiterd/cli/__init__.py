@@ -36,6 +36,7 @@ def _app() -> typer.Typer:
     from arbiterd.cli.plan import plan  # noqa: PLC0415
     from arbiterd.cli.show import incidents, status  # noqa: PLC0415
     from arbiterd.cli.takeover import takeover  # noqa: PLC0415
+    from arbiterd.cli.trace import record, replay_trace  # noqa: PLC0415
     from arbiterd.cli.why import why  # noqa: PLC0415
 
     app = typer.Typer(
@@ -68,6 +69,8 @@ def _app() -> typer.Typer:
     learned.command(epilog=_EPILOG)(reset)
     app.add_typer(learned, name="caps")
     app.command("stop-all", epilog=_EPILOG)(stop_all)
+    app.command(epilog=_EPILOG)(record)
+    app.command("replay", epilog=_EPILOG)(replay_trace)
     app.command("stop-post")(stop_post)
     return app
 

@@ -100,6 +100,7 @@ def remembered(old: BackendState, fresh: BackendState) -> BackendState:
         stop_took_s=old.stop_took_s,
         cause=old.cause,
         ooms=old.ooms,
+        warm_done=old.warm_done,
     )
 
 

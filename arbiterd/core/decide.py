@@ -114,7 +114,12 @@ def _ledgers(desk: Desk) -> dict[str, tuple[LedgerRow, ...]]:
 def _availability(desk: Desk) -> None:
     """One incident while no backend takes work although some should."""
     expected = [b for b in desk.backends.values() if desk.wanted(b.name) and not b.parked]
-    up = [b for b in expected if b.phase is Phase.READY and b.vitals.sick_since is None]
+    up = [
+        b
+        for b in expected
+        if (b.phase is Phase.READY and b.vitals.sick_since is None)
+        or (b.adopted and b.phase is Phase.STARTING)  # it ran before we came
+    ]
     open_ = desk.open_incident("", "", EventName.ALL_UNAVAILABLE)
     now = desk.seen.now  # a first start is no outage
     settled = all(b.start_took_s or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)

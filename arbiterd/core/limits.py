@@ -97,6 +97,7 @@ DISRUPTIVE_WINDOW_S: Final = 600.0  # ... within so long, per device: past it pe
 TRIM_AGAIN_S: Final = (
     5.0  # the same model: an unload waits for its request, asking twice helps nobody
 )
+TRIM_FAILED_S: Final = 60.0  # a model that stayed is not counted on again: the guilty one is
 SLEEP_AGAIN_S: Final = 60.0  # asleep again so soon after: sleep has not cured it, a restart may
 RESTART_AGAIN_S: Final = 10.0  # the same backend: its dead bytes must be seen back first
 STOP_AFTER_RESTARTS: Final = 3  # of one backend within the window: the next is a stop

@@ -20,7 +20,7 @@ from arbiterd.core.limits import (
     TRIM_IGNORED_S,
 )
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, DeviceState, Reclaim
+from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
@@ -83,6 +83,16 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if reclaim.rung is Rung.TRIM:
         return _follow_trim(desk, uuid, state, reclaim)
     backend = desk.backends.get(reclaim.backend)
+    if backend is not None and _mended(desk, state, backend):
+        back = replace(
+            backend,
+            after=After.STOPPED,
+            deadline=None,
+            sleep=Sleep(),
+            failures=backend.failures[:-1],
+        )
+        desk.enter(back, Phase.READY, "")
+        return _end(desk, uuid, state, reclaim, "called off: it is within its cap again", 0)
     asleep = reclaim.rung is Rung.SLEEP and backend is not None
     moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
     if asleep and backend is not None and sleeping.busy(backend):
@@ -93,6 +103,17 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if desk.seen.now >= reclaim.deadline:
         return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed_of(state))
     return state
+
+
+def _mended(desk: Desk, state: DeviceState, backend: BackendState) -> bool:
+    """Whether its requests still end while it has given back what it held above its cap: then it is
+    one of those that are never touched for a neighbour.
+    """
+    if backend.phase is not Phase.DRAINING or backend.deadline is None:
+        return False
+    fresh = state.seen_at == state.last_sample_at  # over_since leaves out those that drain
+    cap = desk.placements[backend.name].cap_bytes
+    return fresh and backend.name in state.used and state.used[backend.name] <= cap
 
 
 def freed_of(state: DeviceState) -> int:
@@ -264,6 +285,9 @@ def _end(
         took_ms=took * 1000,
         kind=reclaim.rung.value,
     )
+    done = state.done
+    if reclaim.rung is Rung.TRIM and not worked:
+        done = {**done, f"failed {_key(reclaim)}": desk.seen.now}
     record = ActionRecord(
         id=desk.next_id("act"),
         action=f"Reclaim {reclaim.rung}",
@@ -277,4 +301,4 @@ def _end(
     )
     desk.record(reclaim.incident, record)
     lead = pressure.lead_of(took, state.lead_s, LEAD_MAX_S) if worked else state.lead_s
-    return replace(state, reclaim=None, lead_s=lead)
+    return replace(state, reclaim=None, lead_s=lead, done=done)

@@ -45,14 +45,17 @@ def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
 
 
 def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[str, int]]:
-    """(held bytes, unattributed bytes) per device, from the freshest readings; the old ones where
-    a device cannot be read now.
+    """(held bytes, unattributed bytes) per device, from the freshest list that is as new as the memory
+    beside it; the old ones otherwise. A list from before a free or a take makes any rest of it, and
+    with a wrong rest to compare with a release could never be proven.
     """
     held, spare = dict(backend.held_bytes), dict(backend.spare_then)
     placement = desk.placements.get(backend.name)
     for uuid in placement.devices if placement else ():
         device = desk.seen.devices.get(uuid)
         if device is None or not isinstance(device.processes, Known):
+            continue
+        if not isinstance(device.memory, Known) or device.processes.at < device.memory.at:
             continue
         ledger = desk.ledgers[uuid]
         mine, rest = used_of(ledger, backend.name), used_of(ledger, UNATTRIBUTED)
