@@ -116,10 +116,12 @@ def test_an_idle_runner_that_grows_is_trimmed_and_ollama_lives_on(host: Host) ->
     milder than a restart, and comes again when it is calm.
     """
     pids, doors, serve = _pids(host, "tensorflow", "vllm"), Doors(host), _serve(host)
-    over = host.backend("ollama")["cap_bytes"] - _used(host, "ollama") + 900 * MIB
+    room = (host.backend("ollama")["cap_bytes"] - _used(host, "ollama")) / MIB
     with LowWater(host.gpu) as card:
         stream = Stream(host, "vllm", 1200)
-        host.fault("ollama", grow_mib_per_s=1024, grow_max_mib=over / MIB)
+        host.fault("ollama", grow_mib_per_s=2048, grow_max_mib=room)
+        host.wait(lambda: _used(host, "ollama") > (room - 1) * MIB, "its cap to be used", 10)
+        host.fault("ollama", grow_mib_per_s=128, grow_max_mib=room + 900)
         leak = host.wait_event("leak", "ollama")
         host.wait_event("throttle", "ollama")
         wait_until(lambda: doors.limit("ollama") < 8, 5, "HAProxy to let fewer in")
