@@ -126,8 +126,8 @@ def tensorflow_leak(cards: Cards, number: int) -> Found:
 
 
 def runaway(cards: Cards, number: int) -> Found:
-    """12 GiB/s: the room beside its cap is gone within two polls."""
-    return _fault(cards, number, leak_mib_per_s=12 * 1024)
+    """8 GiB/s: the room beside its cap is gone within two polls."""
+    return _fault(cards, number, leak_mib_per_s=8 * 1024)
 
 
 def orphan(cards: Cards, number: int) -> Found:
@@ -162,7 +162,7 @@ SCENARIOS: tuple[tuple[str, str, str, Callable[[Cards, int], Found]], ...] = (
     ("TensorFlow leaks, 1 GiB/s", "tensorflow", "85%", tensorflow_leak),
     ("a notebook grabs all but 100 MiB", "ollama", "60%", grab),
     ("vLLM's API server killed, EngineCore stays", "vllm", "85%", orphan),
-    ("vLLM runs away, 12 GiB/s", "vllm", "85%", runaway),
+    ("vLLM runs away, 8 GiB/s", "vllm", "85%", runaway),
 )
 
 
