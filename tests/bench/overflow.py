@@ -84,8 +84,12 @@ class Cards:
         """The engine of this card takes work, and its memory is where it was."""
         name, host = self.names[number], self.host
         host.wait(lambda: host.backend(name)["accepting"], f"{name} to accept", 60)
-        if self.kind == "ollama":
-            host.wait(lambda: int(host.backend(name)["used_bytes"] or 0) > GIB, "its model", 60)
+        if self.kind != "ollama":
+            return
+        loaded = int(host.backend(name)["used_bytes"] or 0) > GIB
+        host.wait(lambda: int(host.backend(name)["used_bytes"] or 0) > GIB, "its model", 60)
+        if not loaded:
+            time.sleep(2)  # until the next probe has heard of it: before, there is nothing to trim
 
     def watch(self, number: int, line: int, trigger: Callable[[], float | None]) -> Found:
         """One trial. ``trigger`` returns the moment of the crossing when it knows it itself."""

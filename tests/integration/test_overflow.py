@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -329,3 +330,40 @@ def test_signals_are_what_the_witness_would_see(host: Host) -> None:
         notebook.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not notebook.unharmed(), 5)
         assert notebook.process.poll() is None
+
+
+# -- sleep ------------------------------------------------------------------------------------------
+def test_an_engine_that_can_sleep_sleeps_instead_of_dying(sim_lib: Path) -> None:
+    """Over its cap while a stranger takes the rest: it is put to sleep, keeps its processes, gives its
+    bytes back, and wakes when it is calm.
+    """
+    if psutil.virtual_memory().available < 10 * GIB:
+        pytest.skip("sleep copies the weights into host memory: less than 10 GiB are available")
+    folder = Path(tempfile.mkdtemp(prefix="gpua-of-", dir="/tmp"))
+    host = Host(folder, sim_lib, gateway=True)
+    try:
+        mode = '[modes.A]\nvllm = { gpu = 0, memory = "25%" }\n'
+        host.write(mode, only=("vllm",), keys={"vllm": "sleep = true\n"})
+        host.fault("vllm", weights_bytes=2 * GIB)
+        host.start()
+        host.wait_ready()
+        pids, doors = _pids(host, "vllm"), Doors(host)
+        host.fault("vllm", leak_mib_per_s=800, leak_max_mib=800)
+        host.wait_event("leak", "vllm")
+        with stranger(host) as notebook:
+            notebook.grab(_short(host))
+            asleep = host.wait_event("sleep", "vllm")
+            host.wait(lambda: host.backend("vllm")["phase"] == "sleeping", "it to sleep", 20)
+            host.wait(lambda: _used(host, "vllm") < 3 * GIB, "its bytes to be back", 20)
+            wait_until(lambda: doors.shut("vllm"), 5, "no request to reach a sleeper")
+            assert "pressure" in asleep["MESSAGE"]
+            assert _pids(host, "vllm") == pids
+            notebook.leave()
+            host.wait_event("wake", "vllm")
+            assert notebook.unharmed()
+        host.wait_ready()
+        assert _pids(host, "vllm") == pids
+        assert not host.events("oom")
+    finally:
+        host.close()
+        shutil.rmtree(folder, ignore_errors=True)
