@@ -57,7 +57,8 @@ def pool_refusals(desk: Desk, names: list[str]) -> int:
 def refusals(desk: Desk) -> dict[str, int]:
     """The counts that the next tick compares with."""
     names = (*desk.settings.active.backends, *desk.seen.gateway.requests)
-    return {name: desk.codes_429(name) for name in names}  # 0 as well: the first answer may be a 429
+    # Zeros as well: the very first answer may be a 429.
+    return {name: desk.codes_429(name) for name in names}
 
 
 def outstanding(desk: Desk, name: str) -> tuple[int, int]:

@@ -32,7 +32,9 @@ from tests.support.host import Host
 from tests.support.overflow import Stranger
 
 CARDS = 8
-ROUNDS = 4  # of all cards: 32 trials; three restarts and a stop of one backend stay within every bound
+ROUNDS = (
+    4  # of all cards: 32 trials; three restarts and a stop of one backend stay within every bound
+)
 LINE = 256 * MIB  # the critical line of a 24 GiB card (core/pressure.py)
 Found = dict[str, float]
 
@@ -205,7 +207,9 @@ def measure(lib: Path, only: Sequence[str]) -> None:
                     "all to accept",
                     120,
                 )
-                time.sleep(6)  # a full window of samples, as any daemon has that has run for a while
+                time.sleep(
+                    6
+                )  # a full window of samples, as any daemon has that has run for a while
                 trials = []
                 for _ in range(ROUNDS):
                     for number in range(CARDS):

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -280,12 +281,9 @@ def _utilisation(host: Host) -> float:
     """--gpu-memory-utilization of the running vLLM."""
     for pid in host.backend("vllm")["pids"]:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        for flag, value in zip(words, words[1:], strict=False):
+        for flag, value in pairwise(words):
             if flag == "--gpu-memory-utilization":
                 return float(value)
-        for word in words:
-            if word.startswith("--gpu-memory-utilization="):
-                return float(word.split("=")[1])
     return 0.0
 
 
@@ -298,8 +296,7 @@ def test_a_card_full_by_its_own_growth_lowers_its_cap(host: Host) -> None:
     assert "by its own growth" in event["MESSAGE"]
     host.wait(lambda: len(host.events("ready", "vllm")) == 2, "vllm to be back")
     after = wait_until(lambda: _utilisation(host), 5)
-    step = 1 - host.backend("vllm")["cap_bytes"] / (before * 24 * GIB)
-    assert 0 < after < before, step
+    assert 0 < after < before
 
 
 def test_a_neighbours_doing_lowers_nobodys_cap(host: Host) -> None:

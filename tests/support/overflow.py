@@ -85,9 +85,7 @@ class Stranger:
         """Alive, not stopped, and no signal was ever sent to it."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         state = next(line for line in status.splitlines() if line.startswith("State:"))
-        return (
-            self.process.poll() is None and state.split()[1] in "RS" and not self.log.read_text()
-        )
+        return self.process.poll() is None and state.split()[1] in "RS" and not self.log.read_text()
 
     def close(self) -> None:
         """End it: it blocks everything that can be blocked."""
