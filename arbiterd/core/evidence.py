@@ -56,7 +56,9 @@ def pool_refusals(desk: Desk, names: list[str]) -> int:
 
 def refusals(desk: Desk) -> dict[str, int]:
     """The counts that the next tick compares with."""
-    return {name: desk.codes_429(name) for name in desk.seen.gateway.requests}
+    names = (*desk.settings.active.backends, *desk.seen.gateway.requests)
+    # Zeros as well: the very first answer may be a 429.
+    return {name: desk.codes_429(name) for name in names}
 
 
 def outstanding(desk: Desk, name: str) -> tuple[int, int]:

@@ -155,7 +155,10 @@ def _follow_trim(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
     backend = desk.backends.get(reclaim.backend)
     if freed >= SEEN_BACK * reclaim.expected:
         return _end(desk, uuid, state, reclaim, "done", freed)
-    if backend is None or backend.phase is not Phase.READY:
+    here = backend is not None and (
+        backend.phase is Phase.READY or (backend.adopted and backend.phase is Phase.STARTING)
+    )
+    if not here:
         return _end(desk, uuid, state, reclaim, "its engine is gone", freed)
     if now >= reclaim.deadline:
         return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed)

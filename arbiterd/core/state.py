@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from arbiterd.core.limits import LEAD_S
 from arbiterd.core.slope import Window
 from arbiterd.engines.base import Cause
-from arbiterd.model.backend import Phase
-from arbiterd.model.devices import Pressure
+from arbiterd.model.backend import Phase, Placement
+from arbiterd.model.devices import Device, Pressure
 from arbiterd.model.events import Incident
 from arbiterd.model.gateway import Admit
 from arbiterd.model.pressure import Candidate, LearnedCap, Rung
@@ -276,6 +276,15 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """Placements as configured, for as long as settings and inventory are the same objects."""
+
+    settings: Settings
+    devices: tuple[Device, ...]
+    placements: Mapping[str, Placement]
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """Everything. ``run``: a short id of this daemon run, the prefix of incident and action ids.
 
@@ -284,6 +293,7 @@ class State:
     have taught, by ``learn.key``. ``carried``: what the daemon before us left, until the first tick.
     ``refusals``: answers 429 counted so far, by backend. ``settings``: those of the last tick;
     ``good``: the last that came through; ``rollback``: why those come back at the next tick.
+    ``placed``: the placements of the last tick and what they were made from.
     """
 
     run: str
@@ -307,3 +317,4 @@ class State:
     good: Settings | None = None
     switch: Switch | None = None
     rollback: str = ""
+    placed: Placed | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core import brakes, judge, ledger, pressure
@@ -111,17 +112,21 @@ def _braked(one: Braked) -> str:
     return "; ".join(parts)
 
 
-def backend_view(
-    desk: Desk, backend: BackendState, ledgers: dict[str, tuple[LedgerRow, ...]]
-) -> BackendView:
-    """One backend as published."""
+def used_by_holder(ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, int]:
+    """Bytes used on all devices together, by holder."""
+    out: dict[str, int] = {}
+    for rows in ledgers.values():
+        for row in rows:
+            out[row.holder] = out.get(row.holder, 0) + (row.used_bytes or 0)
+    return out
+
+
+def backend_view(desk: Desk, backend: BackendState, used: int) -> BackendView:
+    """One backend as published; ``used``: the bytes that the ledgers say it holds."""
     wanted = desk.wanted(backend.name)
     placement = desk.placements.get(backend.name)
     unit = desk.unit(backend.name)
     running, waiting = outstanding(desk, backend.name)
-    used = 0
-    for rows in ledgers.values():
-        used += sum(r.used_bytes or 0 for r in rows if r.holder == backend.name)
     reason = not_accepting(desk, backend) or shut(desk, backend.name)
     full = "" if reason else _full(desk, backend.name)
     return BackendView(
