@@ -12,6 +12,7 @@ from typing import assert_never
 
 from arbiterd.core import breaker, evidence, judge, learn, sleeping
 from arbiterd.core.desk import Desk
+from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back
 from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
 from arbiterd.core.limits import (
@@ -211,7 +212,7 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
         hard_deadline=None,
         adopted=False,
         ready_at=now,
-        start_took_s=took,
+        start_took_s=backend.start_took_s if backend.adopted else took,
         vitals=judge.fresh(now),
         pending="",
     )
@@ -361,7 +362,7 @@ def _ended(desk: Desk, backend: BackendState) -> bool:
 def _still_wanted(desk: Desk, backend: BackendState) -> bool:
     """Stop what the mode no longer names, what changed, and what an operator wants restarted."""
     if not runnable(desk, backend):
-        stop(desk, backend, After.STOPPED, "not wanted any more")
+        stop(desk, backend, After.STOPPED, UNWANTED)
         return False
     if backend.restart_asked:
         stop(desk, backend, After.WAITING, "restart asked by an operator")
