@@ -20,6 +20,7 @@ _EPILOG = (
 def _app() -> typer.Typer:
     from arbiterd.cli.check import check  # noqa: PLC0415 - --version stays instant
     from arbiterd.cli.common import Globals  # noqa: PLC0415
+    from arbiterd.cli.mode import mode  # noqa: PLC0415
     from arbiterd.cli.operate import (  # noqa: PLC0415
         drain,
         reload,
@@ -51,7 +52,7 @@ def _app() -> typer.Typer:
         """Operate gpu-arbiter: check, plan, watch, change."""
         context.obj = Globals(json=json, config=config, socket=socket)
 
-    for command in (check, plan, status, incidents, why, reload, drain, resume, restart):
+    for command in (check, plan, status, incidents, why, mode, reload, drain, resume, restart):
         app.command(epilog=_EPILOG)(command)
     app.command("stop-all", epilog=_EPILOG)(stop_all)
     app.command("stop-post")(stop_post)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
+from arbiterd.cli.running import running
 from arbiterd.config import load
 from arbiterd.config.fit import mode_fits
 from arbiterd.core.placement import headroom_bytes, place, sharing
@@ -23,6 +24,7 @@ from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Settings
+from arbiterd.model.switch import Change
 from arbiterd.model.weights import Fit
 from arbiterd.sense.host import version_of
 from arbiterd.units import format_size
@@ -47,7 +49,13 @@ def plan(
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
-        rows, fits = _rows(settings, devices)
+        found = running(own.client(), settings)
+        changes = found.changes(settings)
+        rows, fits = _rows(settings, devices, changes)
+        for row in rows:
+            name = str(row["name"])
+            row["why"] = found.why(name, changes[name], settings)
+        stops = [name for name, change in changes.items() if change is Change.STOP]
         models: dict[str, list[Fit]] = {}
         for one in mode_fits(settings, devices):
             models.setdefault(one.backend, []).append(one.fit)
@@ -62,19 +70,30 @@ def plan(
                 "gpus": [_gpu_row(settings, device, rows) for device in devices],
                 "mig_slices": slice_rows(devices, placements),
                 "backends": rows,
+                "stops": stops,
+                "estimated_s": round(found.estimate(settings), 1),
                 "fits": fits,
             }
         )
     else:
         _print(settings, devices, why, rows, models)
+        for name in stops:
+            console().print(
+                f"\n[bold]{escape(name)}[/bold]: stop; {found.why(name, Change.STOP, settings)}"
+            )
     if not fits:
         raise typer.Exit(EX_CONFIG)
 
 
-def _rows(settings: Settings, devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], bool]:
+def _rows(
+    settings: Settings, devices: tuple[Device, ...], changes: Mapping[str, Change]
+) -> tuple[list[dict[str, object]], bool]:
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     by_uuid = {device.uuid: device for device in devices}
-    rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
+    rows = [
+        _row(settings, name, placements, by_uuid, changes[name].value)
+        for name in settings.active.shares
+    ]
     booked = {
         uuid: sum(p.cap_bytes for p in placements.values() if uuid in p.devices) for uuid in by_uuid
     }
@@ -92,6 +111,7 @@ def _row(
     name: str,
     placements: dict[str, Placement],
     devices: dict[str, Device],
+    change: str,
 ) -> dict[str, object]:
     backend = settings.active.backends[name]
     placement = placements[name]
@@ -103,7 +123,7 @@ def _row(
         "problem": placement.problem,
     }
     if placement.problem:
-        return {**row, "change": "waits"}
+        return {**row, "change": change}
     version = backend.version or version_of(backend)
     found = launch_context(settings, name, placements, devices, version=version)
     spec = launch_spec(found)
@@ -115,18 +135,8 @@ def _row(
         "files": {one.name: one.content for one in spec.files},
         "walls": wall_rows(walls(found)),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],
-        "change": _change(settings, name, spec.intent),
+        "change": change,
     }
-
-
-def _change(settings: Settings, name: str, intent: str) -> str:
-    """keep, restart or start, by the record of the running invocation."""
-    record = Path(settings.arbiter.runtime_dir) / "backends" / f"{name}.json"
-    try:
-        running = str(json.loads(record.read_text())["intent"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "start"
-    return "keep" if running == intent else "restart"
 
 
 def _gpu_row(
@@ -179,7 +189,10 @@ def _print(
     for line in slice_lines(devices, placements):
         out.print(escape(line))
     for row in rows:
-        out.print(f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}")
+        out.print(
+            f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}"
+            + (f" ({escape(str(row['why']))})" if row["change"] == "restart" else "")
+        )
         if row["problem"]:
             out.print(f"  [red]{escape(str(row['problem']))}[/red]")
             continue
