@@ -1,3 +1,3 @@
 """gpu-arbiter: keeps several inference servers on one GPU within their caps."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Processes and CPU time of a cgroup, read from whichever hierarchy systemd tracks units in."""
+"""A cgroup's processes, CPU time, freezer and OOM kills, in whichever hierarchy systemd tracks units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 _CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 
 
-def _folder(cgroup: str) -> Path | None:
+def folder_of(cgroup: str) -> Path | None:
+    """Where a cgroup is, None when it is not there (any more)."""
     if not cgroup:
         return None
     for root in _CGROUP_ROOTS:
@@ -21,7 +22,7 @@ def _folder(cgroup: str) -> Path | None:
 
 def pids_of(cgroup: str) -> tuple[int, ...]:
     """Every process of a cgroup and of those below it."""
-    folder = _folder(cgroup)
+    folder = folder_of(cgroup)
     if folder is None:
         return ()
     out: list[int] = []
@@ -33,11 +34,29 @@ def pids_of(cgroup: str) -> tuple[int, ...]:
 
 def cpu_s_of(cgroup: str) -> float:
     """CPU seconds of a v2 cgroup, 0 where the controller is not there."""
-    folder = _folder(cgroup)
+    return _value(cgroup, "cpu.stat", "usage_usec") / 1e6
+
+
+def frozen_of(cgroup: str) -> bool:
+    """Whether every process of a v2 cgroup stands still."""
+    return _value(cgroup, "cgroup.events", "frozen") == 1
+
+
+def oom_kills_of(cgroup: str) -> int:
+    """Processes of a v2 cgroup that the kernel's OOM killer has ended, those below it included; 0
+    where the memory controller is not there.
+    """
+    return _value(cgroup, "memory.events", "oom_kill")
+
+
+def _value(cgroup: str, file: str, key: str) -> int:
+    """One number of a flat keyed file, 0 when it is not there."""
+    folder = folder_of(cgroup)
     if folder is None:
-        return 0.0
+        return 0
     with suppress(OSError, ValueError):
-        for line in (folder / "cpu.stat").read_text().splitlines():
-            if line.startswith("usage_usec "):
-                return int(line.split()[1]) / 1e6
-    return 0.0
+        for line in (folder / file).read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == key:
+                return int(value)
+    return 0

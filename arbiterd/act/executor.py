@@ -1,5 +1,9 @@
-"""Carries actions out: intent in, outcome back. One small fixed pool per device, made on first
-sight of the device, so that a hung card cannot stop work on another.
+"""Carries actions out: intent in, outcome back.
+
+Per device, so that a hung card cannot stop work on another, and per lane within it: what ends
+something (stop, kill, thaw) takes seconds and must never wait behind a load or a sleep (minutes) or
+a freeze. Three lanes with threads of their own, made on first sight of the device, are the simplest
+scheme under which that holds whatever is queued: no priorities, no hand-over, nothing to prove.
 """
 
 from __future__ import annotations
@@ -8,22 +12,40 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-
-import requests
+from contextlib import suppress
+from enum import StrEnum
+from typing import assert_never
 
 from arbiterd.act.launcher import Launcher
+from arbiterd.act.reclaim import carry_out
 from arbiterd.errors import ArbiterError
 from arbiterd.model.actions import (
     Action,
+    FreezeBackend,
     KillProcesses,
     LoadModel,
     Outcome,
+    SleepBackend,
     StartBackend,
     StopBackend,
+    ThawBackend,
+    UnloadModel,
+    WakeBackend,
 )
 from arbiterd.model.health import HttpProbe
 
-THREADS_PER_DEVICE = 2  # a long model load must not hold up the stop of a neighbour
+
+class Lane(StrEnum):
+    """Who must not wait for whom. A freeze waits for nobody either: it is a matter of milliseconds."""
+
+    END = "end"
+    FREEZE = "freeze"
+    WORK = "work"
+
+
+# Two who end things: one drains for its grace while a leftover is killed. Two who work: a start
+# beside a load.
+THREADS = {Lane.END: 2, Lane.FREEZE: 1, Lane.WORK: 2}
 QUEUE_MAX = 256
 LoadProbe = Callable[[LoadModel], HttpProbe | None]
 
@@ -43,29 +65,32 @@ class Executor:
         self._load_probe = load_probe
         self._on_change = on_change
         self._dry_run = dry_run
-        self._pools: dict[str, queue.Queue[Action | None]] = {}
+        self._pools: dict[tuple[str, Lane], queue.Queue[Action | None]] = {}
         self._threads: list[threading.Thread] = []
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
 
     def prepare(self, devices: Sequence[str]) -> None:
         """Make the pools of these devices ("" is the CPU's)."""
         for uuid in devices:
-            if uuid in self._pools:
-                continue
-            work: queue.Queue[Action | None] = queue.Queue(QUEUE_MAX)
-            self._pools[uuid] = work
-            for number in range(THREADS_PER_DEVICE):
-                name = f"act-{uuid[:12] or 'cpu'}-{number}"
-                thread = threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
-                thread.start()
-                self._threads.append(thread)
+            for lane, count in THREADS.items():
+                if (uuid, lane) in self._pools:
+                    continue
+                work: queue.Queue[Action | None] = queue.Queue(QUEUE_MAX)
+                self._pools[uuid, lane] = work
+                for number in range(count):
+                    name = f"act-{uuid[:12] or 'cpu'}-{lane}-{number}"
+                    thread = threading.Thread(
+                        target=self._run, args=(work,), name=name, daemon=True
+                    )
+                    thread.start()
+                    self._threads.append(thread)
 
     def apply(self, actions: Sequence[Action]) -> None:
         """Queue actions; a full queue is an outcome, never a wait."""
         for action in actions:
             self.prepare((action.gpu,))
             try:
-                self._pools[action.gpu].put_nowait(action)
+                self._pools[action.gpu, lane_of(action)].put_nowait(action)
             except queue.Full:
                 text = f"{QUEUE_MAX} actions wait already"
                 self._done.put(
@@ -83,9 +108,10 @@ class Executor:
 
     def close(self) -> None:
         """No further actions; those under way go on in daemon threads."""
-        for work in self._pools.values():
-            for _ in range(THREADS_PER_DEVICE):
-                work.put(None)
+        for (_, lane), work in self._pools.items():
+            for _ in range(THREADS[lane]):
+                with suppress(queue.Full):
+                    work.put_nowait(None)
 
     def _run(self, work: queue.Queue[Action | None]) -> None:
         while (action := work.get()) is not None:
@@ -112,27 +138,29 @@ class Executor:
             case KillProcesses():
                 self._launcher.kill_processes(action.processes)
             case LoadModel():
-                self._load(action)
+                probe = self._load_probe(action)
+                probes = () if probe is None else (probe,)
+                carry_out(f"cannot load {action.model}", action.url, probes)
+            case UnloadModel():
+                carry_out(f"cannot unload {action.model}", action.url, action.requests)
+            case SleepBackend():
+                carry_out(f"cannot put {action.backend} to sleep", action.url, action.requests)
+            case WakeBackend():
+                carry_out(f"cannot wake {action.backend}", action.url, action.requests)
+            case FreezeBackend():
+                self._launcher.freeze(action.backend, action.for_s)
+            case ThawBackend():
+                self._launcher.thaw(action.backend)
+            case _:
+                assert_never(action)
 
-    def _load(self, action: LoadModel) -> None:
-        probe = self._load_probe(action)
-        if probe is None:
-            msg = f"cannot load {action.model}: this engine loads nothing at run time"
-            raise ArbiterError(msg)
-        headers = {"Content-Type": "application/json", **probe.headers}
-        with requests.Session() as session:
-            session.trust_env = False
-            try:
-                reply = session.request(
-                    probe.method,
-                    action.url + probe.path,
-                    data=probe.body,
-                    headers=headers,
-                    timeout=(2.0, probe.timeout_s),
-                )
-            except requests.RequestException as error:
-                msg = f"cannot load {action.model}: {type(error).__name__}"
-                raise ArbiterError(msg) from None
-        if reply.status_code != requests.codes.ok:
-            msg = f"cannot load {action.model}: HTTP {reply.status_code}: {reply.text[:300]}"
-            raise ArbiterError(msg)
+
+def lane_of(action: Action) -> Lane:
+    """The lane an action runs in."""
+    match action:
+        case StopBackend() | KillProcesses() | ThawBackend():
+            return Lane.END
+        case FreezeBackend():
+            return Lane.FREEZE
+        case _:
+            return Lane.WORK

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arbiterd import procfs
-from arbiterd.act.cgroups import cpu_s_of, pids_of
+from arbiterd.act.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
+from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
 from arbiterd.act.launcher import resolve_command, write_files
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of
@@ -29,7 +30,6 @@ from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
 
-PREFIX, SUFFIX = "gpu-arbiter-backend-", ".service"
 DEFAULT_USER = "gpu-engines"
 _PATH_PREFIX = "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2d"
 _START_S = 30.0
@@ -68,6 +68,8 @@ class SystemdLauncher:
         self._bus = Bus()
         self._watch_bus = Bus()
         self._refreshed_at = 0.0
+        self._freezer = Freezer()
+        self._oomed: dict[str, str] = {}  # backend: invocation of which a process was OOM-killed
         self._signals = Signals(self._on_signal, self._refresh_all)
 
     # -- signals -------------------------------------------------------------------------------
@@ -150,11 +152,15 @@ class SystemdLauncher:
             cgroup=str(bus.get(path, SERVICE, "ControlGroup")),
             since=time.monotonic(),
             main=procfs.ref(main_pid) if main_pid else None,
+            result=str(bus.get(path, SERVICE, "Result")),
         )
 
     # -- adoption and observation --------------------------------------------------------------
     def adopt(self) -> None:
-        """Every loaded unit of ours, by name; records tell what it was started with."""
+        """Every loaded unit of ours, by name; records tell what it was started with. Thawed first:
+        who froze it is gone.
+        """
+        self.problems += thaw_all()
         for path in sorted(self._dir.glob("*.json")):
             try:
                 record = _Record(**json.loads(path.read_text()))
@@ -199,7 +205,15 @@ class SystemdLauncher:
             exit=exit_of(unit),
             cpu_s=cpu_s_of(unit.cgroup) or sum(one.cpu_s for one in stats),
             started_wall=mine.started_wall if mine else 0.0,
+            frozen=frozen_of(unit.cgroup),
+            host_oom=self._host_oom(unit),
         )
+
+    def _host_oom(self, unit: Unit) -> bool:
+        """By systemd's word, or the kernel's count; remembered, as the count goes with the cgroup."""
+        if unit.result == "oom-kill" or oom_kills_of(unit.cgroup):
+            self._oomed[unit.backend] = unit.invocation
+        return self._oomed.get(unit.backend) == unit.invocation
 
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """By cgroup: whatever an engine forks stays in its unit."""
@@ -279,6 +293,10 @@ class SystemdLauncher:
     # -- stopping ------------------------------------------------------------------------------
     def stop(self, backend: str, grace_s: float) -> None:
         """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace."""
+        with self._freezer.ending(backend):
+            self._stop(backend, grace_s)
+
+    def _stop(self, backend: str, grace_s: float) -> None:
         unit = f"{PREFIX}{backend}{SUFFIX}"
         try:
             if grace_s <= 0:
@@ -325,6 +343,19 @@ class SystemdLauncher:
     def _forget(self, backend: str) -> None:
         self._records.pop(backend, None)
         (self._dir / f"{backend}.json").unlink(missing_ok=True)
+
+    @property
+    def can_freeze(self) -> bool:
+        """systemd 246 or newer on a unified cgroup hierarchy."""
+        return self._freezer.supported
+
+    def freeze(self, backend: str, for_s: float) -> None:
+        """FreezeUnit, after a timer that thaws is armed."""
+        self._freezer.freeze(backend, for_s)
+
+    def thaw(self, backend: str) -> None:
+        """ThawUnit."""
+        thaw(f"{PREFIX}{backend}{SUFFIX}")
 
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity, through a pidfd: between check and signal no pid can change hands."""

@@ -91,7 +91,7 @@ def resolve_command(argv: Sequence[str], path: str = BASE_PATH) -> str:
     found = shutil.which(program, path=path)
     if found is None:
         where = "" if "/" in program else f" in {path}"
-        why = "is not executable" if Path(program).exists() else f"is not there{where}"
+        why = "is not executable" if os.path.exists(program) else f"is not there{where}"
         msg = f"cannot start {program}: it {why}; write its full path in command"
         raise LaunchError(msg)
     return os.path.abspath(found)

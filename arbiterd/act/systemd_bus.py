@@ -43,7 +43,8 @@ class BusError(LaunchError):
 class Bus:
     """Calls, from any thread, one at a time. Reconnects when the bus was restarted."""
 
-    def __init__(self) -> None:
+    def __init__(self, call_s: float = _CALL_S) -> None:
+        self._call_s = call_s
         self._lock = threading.Lock()
         self._connection: DBusConnection | None = None
         self._closed = False
@@ -81,7 +82,7 @@ class Bus:
                 try:
                     if self._connection is None:
                         self._connection = open_dbus_connection(bus="SYSTEM")
-                    reply = self._connection.send_and_get_reply(message, timeout=_CALL_S)
+                    reply = self._connection.send_and_get_reply(message, timeout=self._call_s)
                     break
                 except (OSError, EOFError, TimeoutError) as error:
                     self._drop()
@@ -93,6 +94,14 @@ class Bus:
             text = str(reply.body[0]) if reply.body else name
             raise BusError(name, text)
         return tuple(reply.body)
+
+    def call_manager(self, method: str, signature: str, body: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A method of the manager. Raises as ``call``."""
+        return self.call(_MANAGER, method, signature, body)
+
+    def version(self) -> str:
+        """systemd's own: '252.38-1~deb12u1'."""
+        return str(self.get(PATH, f"{NAME}.Manager", "Version"))
 
     def get(self, path: str, interface: str, name: str) -> Any:
         """One property."""
@@ -112,9 +121,15 @@ class Bus:
         rows = self.call(_MANAGER, "ListUnitsByPatterns", "asas", ([], [pattern]))[0]
         return [(str(row[0]), str(row[6])) for row in rows]
 
-    def start_transient(self, unit: str, properties: Sequence[Property]) -> str:
-        """Start; returns the job's path."""
-        body: tuple[Any, ...] = (unit, "fail", list(properties), [])
+    def start_transient(
+        self,
+        unit: str,
+        properties: Sequence[Property],
+        aux: Sequence[tuple[str, Sequence[Property]]] = (),
+    ) -> str:
+        """Start; returns the job's path. ``aux``: units made with it (a timer's service)."""
+        others = [(name, list(of)) for name, of in aux]
+        body: tuple[Any, ...] = (unit, "fail", list(properties), others)
         return str(self.call(_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)[0])
 
     def stop(self, unit: str) -> str:

@@ -29,6 +29,7 @@ class Unit:
     cgroup: str
     since: float
     main: ProcessRef | None = None
+    result: str = ""
 
 
 def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Property]:
@@ -55,6 +56,8 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
         ("ProtectSystem", ("s", "full")),
         ("LimitMEMLOCK", ("t", 2**64 - 1)),  # pinned host memory
     ]
+    if home.startswith("/usr/"):  # Ollama's package keeps keys and models in /usr/share/ollama
+        out.append(("ReadWritePaths", ("as", [f"-{home}"])))
     if spec.env_file:
         out.append(("EnvironmentFiles", ("a(sb)", [(spec.env_file, False)])))
     if spec.loopback_only:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Literal
 
 from arbiterd import procfs
+from arbiterd.act.freezer import thaw_all
 from arbiterd.act.systemd_bus import NAME, UNIT, Bus, BusError
 from arbiterd.act.systemd_unit import SLICE
 from arbiterd.errors import LaunchError
@@ -39,7 +40,10 @@ def own_job() -> Job:
 
 
 def stop_slice() -> None:
-    """Stop every engine at once, by their slice; then the doors."""
+    """Stop every engine at once, by their slice; then the doors. Thawed first: newer systemds refuse
+    to stop what is frozen.
+    """
+    thaw_all()
     bus = Bus()
     try:
         with suppress(BusError):

@@ -20,6 +20,8 @@ _EPILOG = (
 def _app() -> typer.Typer:
     from arbiterd.cli.check import check  # noqa: PLC0415 - --version stays instant
     from arbiterd.cli.common import Globals  # noqa: PLC0415
+    from arbiterd.cli.doctor import doctor  # noqa: PLC0415
+    from arbiterd.cli.init import init  # noqa: PLC0415
     from arbiterd.cli.mode import mode  # noqa: PLC0415
     from arbiterd.cli.operate import (  # noqa: PLC0415
         drain,
@@ -31,6 +33,7 @@ def _app() -> typer.Typer:
     )
     from arbiterd.cli.plan import plan  # noqa: PLC0415
     from arbiterd.cli.show import incidents, status, why  # noqa: PLC0415
+    from arbiterd.cli.takeover import takeover  # noqa: PLC0415
 
     app = typer.Typer(
         name="arbiterctl",
@@ -53,6 +56,8 @@ def _app() -> typer.Typer:
         context.obj = Globals(json=json, config=config, socket=socket)
 
     for command in (check, plan, status, incidents, why, mode, reload, drain, resume, restart):
+        app.command(epilog=_EPILOG)(command)
+    for command in (init, doctor, takeover):
         app.command(epilog=_EPILOG)(command)
     app.command("stop-all", epilog=_EPILOG)(stop_all)
     app.command("stop-post")(stop_post)

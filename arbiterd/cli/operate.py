@@ -7,6 +7,7 @@ import time
 
 import typer
 
+from arbiterd.act.freezer import thaw_all
 from arbiterd.act.unit_job import own_job, stop_slice
 from arbiterd.cli.client import Client, Json, Refused, segment
 from arbiterd.cli.common import globals_of, polite, print_json
@@ -142,8 +143,10 @@ def stop_all(
 def stop_post() -> None:
     """For the unit's ExecStopPost=: on a `stop` job, stop the slice, should the daemon have died.
 
-    On a restart, a crash or an upgrade the engines go on.
+    On a restart, a crash or an upgrade the engines go on; what a dead daemon left frozen is thawed.
     """
     with polite():
+        for problem in thaw_all():
+            print(f"arbiterctl: {problem}", file=sys.stderr)
         if own_job() == "stop":
             stop_slice()

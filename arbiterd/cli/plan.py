@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
-from arbiterd.cli.running import running
+from arbiterd.cli.running import recorded, running
 from arbiterd.config import load
 from arbiterd.config.fit import mode_fits
 from arbiterd.core.placement import headroom_bytes, place, sharing
@@ -51,14 +51,12 @@ def plan(
         devices, why = inventory(Path(settings.arbiter.state_dir))
         found = running(own.client(), settings)
         changes = found.changes(settings)
-        rows, fits = _rows(settings, devices, changes)
+        rows, fits = plan_rows(settings, devices, changes)
+        models = model_fits(settings, devices)
         for row in rows:
             name = str(row["name"])
             row["why"] = found.why(name, changes[name], settings)
         stops = [name for name, change in changes.items() if change is Change.STOP]
-        models: dict[str, list[Fit]] = {}
-        for one in mode_fits(settings, devices):
-            models.setdefault(one.backend, []).append(one.fit)
         for row in rows:
             row["models"] = [fit_row(fit) for fit in models.get(str(row["name"]), [])]
         placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
@@ -76,7 +74,7 @@ def plan(
             }
         )
     else:
-        _print(settings, devices, why, rows, models)
+        print_plan(console(), settings, devices, why, rows, models)
         for name in stops:
             console().print(
                 f"\n[bold]{escape(name)}[/bold]: stop; {found.why(name, Change.STOP, settings)}"
@@ -85,9 +83,22 @@ def plan(
         raise typer.Exit(EX_CONFIG)
 
 
-def _rows(
-    settings: Settings, devices: tuple[Device, ...], changes: Mapping[str, Change]
+def model_fits(settings: Settings, devices: tuple[Device, ...]) -> dict[str, list[Fit]]:
+    """Whether the models of each backend fit, by backend."""
+    models: dict[str, list[Fit]] = {}
+    for one in mode_fits(settings, devices):
+        models.setdefault(one.backend, []).append(one.fit)
+    return models
+
+
+def plan_rows(
+    settings: Settings, devices: tuple[Device, ...], changes: Mapping[str, Change] | None = None
 ) -> tuple[list[dict[str, object]], bool]:
+    """One row per backend of the active mode, and whether all of it fits. ``changes``: by backend; by
+    the records of the running invocations when not given.
+    """
+    if changes is None:
+        changes = recorded(settings).changes(settings)
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     by_uuid = {device.uuid: device for device in devices}
     rows = [
@@ -157,14 +168,15 @@ def _gpu_row(
     }
 
 
-def _print(
+def print_plan(
+    out: Console,
     settings: Settings,
     devices: tuple[Device, ...],
     why: str,
     rows: list[dict[str, object]],
     models: dict[str, list[Fit]],
 ) -> None:
-    out = console()
+    """The plan for people."""
     placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
     how = sharing(settings.active, placements)
     out.print(f"[bold]mode {escape(settings.mode)}[/bold] ({how})")
@@ -191,7 +203,11 @@ def _print(
     for row in rows:
         out.print(
             f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}"
-            + (f" ({escape(str(row['why']))})" if row["change"] == "restart" else "")
+            + (
+                f" ({escape(str(row['why']))})"
+                if row["change"] == "restart" and "why" in row
+                else ""
+            )
         )
         if row["problem"]:
             out.print(f"  [red]{escape(str(row['problem']))}[/red]")

@@ -51,7 +51,7 @@ def running(client: Client, settings: Settings) -> Running:
     try:
         status = as_row(client.get("/v1/status"))
     except Unreachable:
-        return Running(dict(_records(Path(settings.arbiter.runtime_dir) / "backends")))
+        return recorded(settings)
     backends, devices = {}, {}
     for row in rows(status.get("backends")):
         name = str(row.get("name"))
@@ -68,6 +68,11 @@ def running(client: Client, settings: Settings) -> Running:
         for name, one in as_row(status.get("times")).items()
     }
     return Running(backends, _in_force(status, settings), times, devices)
+
+
+def recorded(settings: Settings) -> Running:
+    """By the records that both launchers keep of the running invocations."""
+    return Running(dict(_records(Path(settings.arbiter.runtime_dir) / "backends")))
 
 
 def _in_force(status: Row, settings: Settings) -> Settings | None:

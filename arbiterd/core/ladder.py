@@ -83,9 +83,9 @@ def _need(desk: Desk, seen: DeviceObservation, state: DeviceState) -> Need:
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
     free = seen.memory.value.free_bytes if isinstance(seen.memory, Known) else 0
     speed = max(0.0, state.slope or 0.0)
-    lacking = max(0, headroom - free) + int(speed * state.lead_s)
     seconds = state.time_to_full_s if state.time_to_full_s is not None else float("inf")
     critical = state.pressure is Pressure.CRITICAL
+    lacking = max(0, headroom - free) + (int(speed * state.lead_s) if critical else 0)
     return Need(max(lacking, GROWING_BYTES), seconds, critical)
 
 

@@ -53,6 +53,7 @@ class Option:
     candidate: Candidate
     possible: bool
     model: str = ""
+    grows: bool = False
 
 
 def options(desk: Desk, uuid: str, state: DeviceState, need: Need) -> list[Option]:
@@ -68,10 +69,18 @@ def options(desk: Desk, uuid: str, state: DeviceState, need: Need) -> list[Optio
 
 
 def choose(found: list[Option], need: Need) -> Option | None:
-    """The mildest that frees enough in time; when nothing mild does, the guilty one; else what there is."""
+    """The mildest that frees enough in time; when nothing mild does, the guilty one; else what there is.
+
+    While somebody grows beyond his cap, an idle model of somebody else would only buy him seconds:
+    then he is the one, and of trims only his own count.
+    """
     able = [one for one in found if one.possible]
-    trims = [one for one in able if one.candidate.rung is Rung.TRIM]
     harder = [one for one in able if one.candidate.rung is not Rung.TRIM]
+    # Not critical yet, his turn will come; critical and not to be had (cool-down, bound), others must do.
+    growers = {o.candidate.backend for o in (harder if need.critical else found) if o.grows}
+    trims = [one for one in able if one.candidate.rung is Rung.TRIM]
+    if growers:
+        trims = [one for one in trims if one.candidate.backend in growers]
     enough = next((one for one in trims if one.candidate.bytes_expected >= need.bytes), None)
     if enough is not None and (need.seconds > TRIM_S or not harder):
         return enough
@@ -154,7 +163,7 @@ def _over(desk: Desk, name: str, state: DeviceState, need: Need) -> Option:
         why_not = f"it is {backend.phase.value}"
     priority = desk.settings.active.backends[name].priority
     text = f"{over}{how}, priority {priority}" + (f"; not now: {why_not}" if why_not else "")
-    return Option(Candidate(name, rung, held, False, text), possible=not why_not)
+    return Option(Candidate(name, rung, held, False, text), possible=not why_not, grows=grows)
 
 
 def _rung(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> tuple[Rung, str]:

@@ -130,8 +130,13 @@ def _missing(backend: BackendSettings) -> str:
     program = backend.command[0]
     if shutil.which(program, path=_PATH):
         return ""
-    if "/" in program and Path(program).exists():
-        return f"{program} is not executable; chmod +x {program}"
+    try:
+        if "/" in program and os.stat(program):
+            return f"{program} is not executable; chmod +x {program}"
+    except PermissionError:  # a home of mode 0700: the daemon is root without capabilities
+        return f"the arbiter may not enter a folder above {program}; arbiterctl doctor names it"
+    except OSError:
+        pass
     return f"{program} is not there; install it or write its full path in backends.{backend.name}.command"
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arbiterd.errors import EX_REFUSED, EX_USAGE, ArbiterError
-from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
-from arbiterd.units import format_size, parse_size
+from arbiterd.sim.engines.growth import Grower, torch_words
+from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, OutOfMemory, SimGpu
+from arbiterd.units import MIB, format_size, parse_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold = commands.add_parser("hold", help="hold memory until Ctrl-C, as a stranger would")
     hold.add_argument("gpu", type=int)
     hold.add_argument("size", help="like 3GiB")
+    ramp = commands.add_parser("ramp", help="hold memory that grows, as a notebook's does")
+    ramp.add_argument("gpu", type=int)
+    ramp.add_argument("rate", type=float, metavar="RATE_MIB_S", help="MiB a second, like 4096")
+    ramp.add_argument("most", nargs="?", default="", metavar="MAX", help="like 3GiB")
     for name, text in (("lose", "the card falls off the bus"), ("restore", "it is back, empty")):
         commands.add_parser(name, help=text).add_argument("gpu", type=int)
     hang = commands.add_parser("hang", help="NVML calls about this GPU hang")
@@ -64,6 +69,8 @@ def _do(gpu: SimGpu, given: argparse.Namespace) -> None:
             )
             sys.stdout.flush()
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        case "ramp":
+            _ramp(gpu, given.gpu, given.rate * MIB, parse_size(given.most) if given.most else None)
         case "lose":
             gpu.lose(given.gpu)
         case "restore":
@@ -76,6 +83,44 @@ def _do(gpu: SimGpu, given: argparse.Namespace) -> None:
             gpu.recovery_action(given.gpu, given.action)
         case _:
             gpu.clear_faults()
+
+
+class _Device:
+    """A card for the grower."""
+
+    def __init__(self, gpu: SimGpu, device: int) -> None:
+        self._gpu, self._device = gpu, device
+
+    def alloc(self, size: int) -> int:
+        """Take."""
+        return self._gpu.alloc(self._device, size)
+
+    def resize(self, handle: int, size: int) -> None:
+        """Grow."""
+        self._gpu.resize(handle, size, self._device)
+
+
+def _ramp(gpu: SimGpu, device: int, rate: float, most: int | None) -> None:
+    """Grow until MAX or until the card is full; like a notebook's kernel it lives on and holds all."""
+    rates = [rate]
+
+    def full(error: OutOfMemory) -> None:
+        rates[0] = 0.0
+        print(torch_words(error), flush=True)
+
+    gpu.memory(device)  # is it there?
+    grower = Grower(
+        _Device(gpu, device),
+        lambda: rates[0],
+        most=lambda: float("inf") if most is None else most,
+        on_oom=full,
+    )
+    print(f"pid {os.getpid()} grows by {format_size(rate)}/s on GPU {device}; Ctrl-C frees it")
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    grower.start()
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    print(f"held {format_size(grower.size)}")
 
 
 def _show(gpu: SimGpu) -> None:

@@ -301,3 +301,16 @@ def test_secrets_come_by_file_only(bench: Bench) -> None:
     main = found.main
     wait_until(lambda: procfs.environ(main.pid).get("TOKEN") == "s3cret", 5)
     assert "s3cret" not in procfs.command(main.pid)
+
+
+def test_freeze_is_offered_or_refused_with_a_sentence(bench: Bench) -> None:
+    """With systemd: tests/act/test_freezing.py. Thawing what is not frozen is always fine."""
+    bench.launcher.start(bench.spec(SLEEP))
+    assert not bench.wait(UnitState.RUNNING).frozen
+    bench.launcher.thaw("probe")
+    if bench.launcher.can_freeze:
+        bench.launcher.freeze("probe", 0.1)
+    else:
+        with pytest.raises(LaunchError, match="cannot freeze probe: the direct launcher"):
+            bench.launcher.freeze("probe", 0.1)
+    assert bench.wait(UnitState.RUNNING).main is not None

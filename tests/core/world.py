@@ -35,6 +35,7 @@ from arbiterd.model.devices import (
     GpuState,
     Memory,
     ProcessRef,
+    XidEvent,
 )
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import (
@@ -44,6 +45,7 @@ from arbiterd.model.gateway import (
     LoadAsk,
     LoadDone,
     LoadVerdict,
+    Requests,
     Traffic,
 )
 from arbiterd.model.health import (
@@ -183,6 +185,12 @@ class World:
     unload_ignored: bool = False
     frozen: list[str] = field(default_factory=list)
     can_freeze: bool = True
+    ordered: list[Action] = field(default_factory=list)
+    sleep_frees: bool = True
+    host_oom: set[str] = field(default_factory=set)
+    codes: dict[str, Requests] = field(default_factory=dict)
+    xids: list[XidEvent] = field(default_factory=list)
+    recovery: int = 0
 
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
@@ -231,8 +239,9 @@ class World:
         used = self.used(device.uuid)
         free = device.capacity_bytes - used
         memory = Known(Memory(self.total, device.reserved_bytes, used, free), self.now)
+        processes = Known(self._processes(device.uuid), self.now)
         return DeviceObservation(
-            device, GpuState.OK, memory, Known(self._processes(device.uuid), self.now)
+            device, GpuState.OK, memory, processes, recovery_action=self.recovery
         )
 
     def _units(self) -> dict[str, UnitObservation]:
@@ -248,6 +257,7 @@ class World:
                 invocation=engine.invocation,
                 intent=engine.intent,
                 exit=engine.exit,
+                host_oom=name in self.host_oom and not engine.alive,
             )
         return out
 
@@ -300,10 +310,12 @@ class World:
                 enabled=True,
                 problem=self.gateway_problem,
                 traffic={n: Known(t, self.now) for n, t in self.traffic.items()},
+                requests=dict(self.codes),
             ),
             load_asks=tuple(self.asks),
             load_dones=tuple(self.dones),
             can_freeze=self.can_freeze,
+            xids=tuple(self.xids),
         )
 
     def tick(self, count: int = 1, dt: float = TICK_S) -> Decision:
@@ -312,11 +324,12 @@ class World:
             self.now += dt
             self.ghosts = [g for g in self.ghosts if g[0] > self.now]
             seen = self.observation()
-            self.outcomes, self.requests, self.dones = [], [], []
+            self.outcomes, self.requests, self.dones, self.xids = [], [], [], []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]
             settled = {a.id for a in self.decision.loads if a.verdict is not LoadVerdict.WAIT}
             self.asks = [a for a in self.asks if a.id not in settled]
+            self.ordered += self.decision.actions
             for action in self.decision.actions:
                 self._obey(action)
         assert self.decision is not None
@@ -349,7 +362,8 @@ class World:
                     engine.loaded = tuple(m for m in engine.loaded if m != action.model)
             case SleepBackend():
                 engine = self.engines[action.backend]
-                engine.awake, engine.held = engine.held, GIB
+                assert action.requests, "an engine that cannot sleep was told to"
+                engine.awake, engine.held = engine.held, GIB if self.sleep_frees else engine.held
             case WakeBackend():
                 engine = self.engines[action.backend]
                 engine.held = engine.awake

@@ -27,6 +27,14 @@ port, mib, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 held = torch.empty(mib * 2**20, dtype=torch.uint8, device="cuda")
 if how == "oom":
     more = torch.empty(2**50, dtype=torch.uint8, device="cuda")
+if how.startswith("ramp"):
+    import threading, time
+    def ramp(rate=int(how[4:]), step=64, kept=[]):
+        time.sleep(5)
+        while True:
+            kept.append(torch.empty(step * 2**20, dtype=torch.uint8, device="cuda"))
+            time.sleep(step / rate)
+    threading.Thread(target=ramp, daemon=True).start()
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
     def do_GET(self):
@@ -58,13 +66,16 @@ def host(tmp_path: Path, sim_lib: Path) -> Iterator[Host]:
     one.close()
 
 
-def _write(host: Host, how: str = "serve") -> None:
+def _write(host: Host, how: str = "serve", head: str = "") -> None:
     backend = (
         f'[backends.torch]\nkind = "generic"\nhealth = "/health"\nport = {host.ports["other"]}\n'
         f'command = ["{TORCH}", "{host.home}/server.py", "{{port}}", "2048", "{how}"]\n'
         f'restart_delay = "1s"\nenv = {{ GPU_SIM_FAULTS = "{host.home}/none" }}\n'
     )
-    host.write('[modes.A]\ntorch = { gpu = 0, memory = "4GiB" }', only=(), backends=backend)
+    mode = '[modes.A]\ntorch = { gpu = 0, memory = "4GiB" }'
+    host.write(mode, only=(), backends=backend)
+    if head:
+        host.config.write_text(host.config.read_text().replace("[arbiter]\n", f"[arbiter]\n{head}"))
 
 
 def _start(host: Host) -> None:
@@ -103,3 +114,26 @@ def test_a_real_out_of_memory_is_classified(host: Host) -> None:
     _start(host)
     event = host.wait_event("oom", "torch")
     assert "oom_start" in event["MESSAGE"]
+
+
+@pytest.mark.parametrize("rate", [200, 1000, 4000])
+def test_a_ramp_of_the_allocator_is_ended_before_the_card_is_full(host: Host, rate: int) -> None:
+    """Real cudaMalloc at a set rate: over its cap, then critical, then ended by the arbiter; PyTorch
+    never says that the card is full. A large headroom brings the critical line near.
+    """
+    _write(host, "serve")
+    _start(host)
+    host.wait_ready("torch")
+    free = int(host.gpu_row()["memory"]["free"])
+    host.stop()
+    head = f'headroom = "{(free - (8 << 30)) >> 20}MiB"\n'
+    _write(host, f"ramp{rate}", head)
+    _start(host)
+    host.wait_ready("torch")
+    event = host.wait_event("reclaim", "torch")
+    began = time.monotonic()
+    gone = host.wait_event("stop", "torch")
+    print(f"\nfigure: {rate} MiB/s: {event['MESSAGE']}")
+    print(f"figure: {rate} MiB/s: gone after {(time.monotonic() - began) * 1000:.0f} ms")
+    print(f"figure: {rate} MiB/s: bytes back after {gone['ARBITER_TOOK_MS']} ms")
+    assert not host.events("oom", "torch")

@@ -13,17 +13,17 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 def test_the_systemd_launcher_keeps_the_contract(box: Box) -> None:
-    """tests/act/test_launcher_contract.py, every test of it, with transient units."""
+    """tests/act/test_launcher_contract.py and test_freezing.py, every test, with transient units."""
     done = box.run(
         "env",
         "GPU_ARBITER_LAUNCHERS=systemd",
         "sh",
         "-c",
         f"cd {ROOT} && {sys.executable} -m pytest -q -p no:cacheprovider -p no:randomly "
-        "--basetemp=/run/contract tests/act/test_launcher_contract.py",
+        "--basetemp=/run/contract tests/act/test_launcher_contract.py tests/act/test_freezing.py",
         timeout_s=200,
     )
     found = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert found is not None
-    assert int(found[1]) >= 18
+    assert int(found[1]) >= 28

@@ -23,19 +23,28 @@ CONTEXT_BYTES = 400 * MIB  # a CUDA context on a 24 GiB consumer card takes 300-
 
 
 class Faults:
-    """Keys: start_delay_s, load_s, exit_on_start (a code), die_after_s, hang, leak_bytes_per_s,
-    oom_next_request, weights_bytes, activation_bytes, health_status, token_s, cuda_gone, version.
+    """Switches in a file, read anew whenever it changes, so that they take effect within 50 ms.
+
+    All: start_delay_s, load_s, exit_on_start (a code), last_words, die_after_s, die_code, hang,
+    oom_next_request, health_status, version; leak_mib_per_s, leak_bytes_per_s, leak_max_mib: memory
+    beyond what it should hold (it stays when the leak is switched off; a refused step ends or hurts
+    the engine as the real one's does). vLLM, Ollama: weights_bytes, token_s. vLLM: activation_bytes,
+    sleep_s, wake_s, sleep_residual_mib, sleep_fails. Ollama: unload_delay_s, unload_ignored (the
+    runner stays: 'Stopping...'), parameters; its runners: grow_mib_per_s over their plan, up to
+    grow_max_mib. TensorFlow: predict_s; with memory growth grow_mib_per_s within the fraction;
+    oom_crash ("in_use", "bad_alloc", "cudnn"): a full card ends it.
     """
 
     def __init__(self) -> None:
         self._path = Path(os.environ.get(FAULTS_ENV) or "/nonexistent")
-        self._stamp = 0
+        self._stamp = (0, 0)
         self._values: dict[str, Any] = {}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value now."""
         try:
-            stamp = self._path.stat().st_mtime_ns
+            found = self._path.stat()
+            stamp = found.st_mtime_ns, found.st_ino
         except OSError:
             return default
         if stamp != self._stamp:
@@ -123,25 +132,6 @@ class Card:
         """Give it back."""
         if self.gpu is not None and handle >= 0:
             self.gpu.free(handle)
-
-
-def leak(card: Card, faults: Faults) -> None:
-    """Grow by leak_bytes_per_s for ever, in a thread of its own."""
-
-    def run() -> None:
-        handle, size = -1, 0
-        while True:
-            time.sleep(0.1)
-            size += int(float(faults.get("leak_bytes_per_s", 0)) / 10)
-            if not size:
-                continue
-            with suppress(Exception):
-                if handle < 0:
-                    handle = card.alloc(size)
-                else:
-                    card.resize(handle, size)
-
-    threading.Thread(target=run, name="leak", daemon=True).start()
 
 
 def gib(size: float) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import ClassVar
 
-from arbiterd.sim.engines.common import Card, Faults, Handler, Server, leak, say
+from arbiterd.sim.engines.common import Card, Faults, Handler, Server, say
+from arbiterd.sim.engines.growth import leak, torch_words
 from arbiterd.sim.gpu import OutOfMemory
 from arbiterd.units import MIB
 
@@ -34,12 +36,17 @@ def main() -> int:
     card = Card()
     try:
         card.alloc(given.hold_mib * MIB)
-    except OutOfMemory:
-        say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    except OutOfMemory as error:
+        say(torch_words(error))
         return 1
-    leak(card, faults)
+    leak(card, faults, _die)
     Server(("127.0.0.1", given.port), Api, listen=True).serve_forever()
     return 0
+
+
+def _die(error: OutOfMemory) -> None:
+    say(torch_words(error))
+    os._exit(1)
 
 
 if __name__ == "__main__":

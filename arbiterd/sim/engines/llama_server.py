@@ -15,8 +15,10 @@ import threading
 import time
 from typing import Any
 
-from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, leak, say
+from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, say
+from arbiterd.sim.engines.growth import Grower, leak
 from arbiterd.sim.gpu import OutOfMemory
+from arbiterd.units import MIB
 
 TOKEN_S = 0.02
 _WORDS = [
@@ -55,13 +57,28 @@ def main() -> int:
         )
         return 1
     link.send(ready=True)
-    leak(card, faults)
+    leak(card, faults, _die)
+    Grower(
+        card,
+        lambda: float(faults.get("grow_mib_per_s", 0)) * MIB,
+        most=lambda: float(faults.get("grow_max_mib", "inf")) * MIB,
+        on_oom=_die,
+    ).start()
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_work, args=(jobs, link, faults), daemon=True).start()
     for message in link:
         jobs.put(message)
     while True:
         signal.pause()
+
+
+def _die(error: OutOfMemory) -> None:
+    """ggml's own words, then its abort."""
+    say(
+        f"ggml_backend_cuda_buffer_type_alloc_buffer: allocating {error.asked_bytes / MIB:.2f} MiB on "
+        "device 0: cudaMalloc failed: out of memory\nCUDA error: out of memory"
+    )
+    os._exit(134)
 
 
 def _work(jobs: queue.Queue[dict[str, Any]], link: Link, faults: Faults) -> None:

@@ -85,14 +85,12 @@ class Api(Handler):
         if not name:
             self.reply(404, {"error": f"model '{body.get('model')}' not found"})
             return
+        vector = {"model": name, "embeddings": [[0.1, 0.2]], "embedding": [0.1, 0.2]}
         try:
-            self.state.touch(
-                self.state.get(name, body.get("options") or {}), body.get("keep_alive")
-            )
+            with self.state.using(name, body.get("options") or {}, body.get("keep_alive")):
+                self.reply(200, vector)
         except RuntimeError as error:
             self.reply(500, {"error": str(error)})
-            return
-        self.reply(200, {"model": name, "embeddings": [[0.1, 0.2]], "embedding": [0.1, 0.2]})
 
     def models(self) -> None:
         rows = [{"id": name, "object": "model"} for name in self.state.names]
@@ -143,18 +141,16 @@ class Api(Handler):
             return
         options = body.get("options") or {}
         try:
-            runner = self.state.get(name, options)
+            with self.state.using(name, options, keep) as runner:
+                if load_only:
+                    done = {"model": name, "response": "", "done": True, "done_reason": "load"}
+                    self.reply(200, done)
+                    return
+                tokens = int(options.get("num_predict") or 16)
+                self._tokens(runner, tokens, stream=body.get("stream", True), chat=chat)
         except RuntimeError as error:
             say(str(error))
             self.reply(500, {"error": str(error)})
-            return
-        self.state.touch(runner, keep)
-        if load_only:
-            self.reply(200, {"model": name, "response": "", "done": True, "done_reason": "load"})
-            return
-        tokens = int(options.get("num_predict") or 16)
-        self._tokens(runner, tokens, stream=body.get("stream", True), chat=chat)
-        self.state.touch(runner, keep)
 
     def _ask(self, runner: Runner, tokens: int) -> tuple[int, queue.Queue[dict[str, Any]]]:
         number = next(self.state.numbers)
@@ -213,11 +209,12 @@ class Api(Handler):
             self.reply(404, {"error": error})
             return
         try:
-            runner = self.state.get(name, {})
+            with self.state.using(name, {}, None) as runner:
+                self._v1(runner, body)
         except RuntimeError as failed:
             self.reply(500, {"error": {"message": str(failed), "type": "api_error"}})
-            return
-        self.state.touch(runner, None)
+
+    def _v1(self, runner: Runner, body: dict[str, Any]) -> None:
         number, out = self._ask(runner, int(body.get("max_tokens") or 16))
         if body.get("stream"):
             self._sse(str(body["model"]), out)

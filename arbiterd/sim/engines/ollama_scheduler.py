@@ -1,4 +1,8 @@
-"""The stand-in Ollama's scheduler: which models are loaded, in which runner, with how much on the card."""
+"""The stand-in Ollama's scheduler: which models are loaded, in which runner, with how much on the card.
+
+Unloading is asynchronous and interrupts nothing: a runner goes when its time is over and no request
+uses it; a request that comes before re-arms it (facts/engines.md, 5.5).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +25,7 @@ from arbiterd.units import MIB, parse_duration
 
 VERSION = "0.33.0"
 MIN_VRAM = 457 * MIB
+OOM_CODE = 134  # the runner aborts
 FOR_EVER_S = 10 * 365 * 86400.0
 LIBRARY = {  # name: (weights in bytes, KV bytes per token of context)
     "qwen2.5:3b": (1_929_912_432, 36 * 1024),
@@ -30,7 +37,9 @@ LIBRARY = {  # name: (weights in bytes, KV bytes per token of context)
 
 @dataclass(slots=True)
 class Runner:
-    """One llama-server process."""
+    """One llama-server process. ``keep_s``: how long it stays after its last request; ``users``:
+    requests that use it now; ``ending``: its unload is under way and is not taken back.
+    """
 
     model: str
     size: int
@@ -38,6 +47,9 @@ class Runner:
     process: subprocess.Popen[bytes]
     link: Link
     expires_at: float = 0.0
+    keep_s: float = 0.0
+    users: int = 0
+    ending: bool = False
     outputs: dict[int, queue.Queue[dict[str, Any]]] = field(default_factory=dict)
     ready: threading.Event = field(default_factory=threading.Event)
     dead: bool = False
@@ -65,6 +77,7 @@ class State:
         self.runners: dict[str, Runner] = {}
         self.names = dict.fromkeys(LIBRARY, "")
         self.numbers = itertools.count(1)
+        self.changed = threading.Condition(self.lock)
         self.limit = max(1, int(os.environ.get("OLLAMA_MAX_LOADED_MODELS") or 3))
         self.keep_s = keep_alive(os.environ.get("OLLAMA_KEEP_ALIVE") or "5m")
         threading.Thread(target=self._expire, daemon=True).start()
@@ -80,29 +93,54 @@ class State:
             return ""
         return self.names[full] or full
 
-    def get(self, name: str, options: dict[str, Any]) -> Runner:
-        """A loaded runner; loads, evicting the least recently used ones.
+    @contextmanager
+    def using(self, name: str, options: dict[str, Any], keep: object) -> Iterator[Runner]:
+        """A loaded runner for one request; loads, evicting the least recently used idle ones. Its
+        keep-alive counts anew from the end of the request.
 
         Raises:
             RuntimeError: with Ollama's own text.
         """
-        with self.lock:
-            found = self.runners.get(name)
-            if found is not None and not found.dead:
-                return found
-            self.runners.pop(name, None)
-            while len(self.runners) >= self.limit:
-                self.unload(next(iter(self.runners)))
-            runner = self._load(name, options)
-            self.runners[name] = runner
-        runner.ready.wait()
-        if runner.dead:
-            code = runner.process.wait()
-            with self.lock:
-                self.runners.pop(name, None)
-            msg = f"llama-server process has terminated: exit status {code}: cudaMalloc failed: out of memory"
-            raise RuntimeError(msg)
-        return runner
+        runner = self._hire(name, options)
+        runner.keep_s = self.keep_s if keep is None else keep_alive(keep)
+        try:
+            runner.ready.wait()
+            if runner.dead:
+                code = runner.process.wait()
+                msg = f"llama-server process has terminated: exit status {code}: cudaMalloc failed: out of memory"
+                raise RuntimeError(msg)
+            runner.expires_at = time.time() + runner.keep_s
+            yield runner
+        finally:
+            with self.changed:
+                runner.users -= 1
+                runner.expires_at = time.time() + runner.keep_s
+                self.changed.notify_all()
+
+    def _hire(self, name: str, options: dict[str, Any]) -> Runner:
+        with self.changed:
+            while True:
+                found = self.runners.get(name)
+                if found is not None and not found.ending and not found.dead:
+                    break
+                if found is None and len(self.runners) < self.limit:
+                    found = self.runners[name] = self._load(name, options)
+                    break
+                if found is None:
+                    self._evict()
+                self.changed.wait(0.05)
+            found.users += 1
+            self.runners[name] = self.runners.pop(name)  # the order is that of the last use
+            return found
+
+    def _evict(self) -> None:
+        """The least recently used runner that nobody uses goes."""
+        if any(one.ending for one in self.runners.values()):
+            return
+        for one in self.runners.values():
+            if not one.users:
+                one.keep_s, one.expires_at = 0.0, time.time()
+                return
 
     def _load(self, name: str, options: dict[str, Any]) -> Runner:
         weights, per_token = LIBRARY[name]
@@ -126,8 +164,19 @@ class State:
         theirs.close()
         say(f"starting llama-server pid={process.pid} model={name} size={size} vram={vram}")
         runner = Runner(name, size, vram, process, Link(ours))
-        threading.Thread(target=runner.listen, daemon=True).start()
+        threading.Thread(target=self._follow, args=(runner,), daemon=True).start()
         return runner
+
+    def _follow(self, runner: Runner) -> None:
+        """Until it is gone, by whatever hand: then the model is loaded again on demand."""
+        runner.listen()
+        code = runner.process.wait()
+        if code == OOM_CODE:
+            say(f"runtime OOM detected; expiring loaded models model={runner.model}")
+        with self.changed:
+            if self.runners.get(runner.model) is runner:
+                del self.runners[runner.model]
+            self.changed.notify_all()
 
     def _fit(self, size: int, options: dict[str, Any]) -> int:
         """Bytes that go to the GPU: all, a part, or none."""
@@ -148,29 +197,30 @@ class State:
         return room if room >= MIN_VRAM else 0
 
     def unload(self, name: str) -> None:
-        """End a runner; its memory returns when the process is gone."""
-        with self.lock:
-            runner = self.runners.pop(name, None)
-        if runner is not None:
-            runner.process.kill()
-            runner.process.wait()
-
-    def touch(self, runner: Runner, keep: object) -> None:
-        """(Re)arm the keep-alive; 0 unloads."""
-        seconds = self.keep_s if keep is None else keep_alive(keep)
-        runner.expires_at = time.time() + seconds
-        if seconds == 0:
-            threading.Thread(target=self.unload, args=(runner.model,), daemon=True).start()
+        """keep_alive 0: heard at once, done when no request uses it and nothing re-arms it."""
+        with self.changed:
+            runner = self.runners.get(name)
+            if runner is not None:
+                runner.keep_s = 0.0
+                if not runner.users:
+                    delay_s = float(self.faults.get("unload_delay_s", 0))
+                    runner.expires_at = time.time() + delay_s
+                    runner.ending = runner.ending or not delay_s
 
     def _expire(self) -> None:
+        """Ends what is due. With unload_ignored the runner stays although its time is over: that is
+        what `ollama ps` shows as 'Stopping...' for ever (ollama #7606).
+        """
         while True:
-            time.sleep(0.1)
-            with self.lock:
-                due = [
-                    name for name, one in self.runners.items() if 0 < one.expires_at < time.time()
-                ]
-            for name in due:
-                self.unload(name)
+            time.sleep(0.02)
+            stays = bool(self.faults.get("unload_ignored"))
+            with self.changed:
+                for one in self.runners.values():
+                    due = one.ready.is_set() and not one.users and one.expires_at <= time.time()
+                    one.ending = one.ending or due
+                    if one.ending and not stays:
+                        with suppress(ProcessLookupError):
+                            one.process.kill()
 
     def stop(self, *_: object) -> None:
         """SIGTERM: requests are cut, runners killed, exit 0."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -18,13 +19,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Handler, Server, leak, say
+from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Handler, Server, say
+from arbiterd.sim.engines.growth import Grower, leak
 from arbiterd.sim.gpu import OutOfMemory
 from arbiterd.units import MIB
 
 _MODEL = re.compile(r'name:\s*"([^"]+)"\s+base_path:\s*"([^"]+)"')
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(?::(\w+)|(/metadata))?")
 _GROW_FIRST = 256 * MIB
+OOM_TEXT = (
+    "OOM when allocating tensor with shape[64,1024,1024] and type float on "
+    "/job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc"
+)
+_CRASHES = {  # what some do instead of a 429, then SIGABRT
+    "in_use": "F bfc_allocator.cc:519] Check failed: c->in_use() && (c->bin_num == kInvalidBinNum)",
+    "bad_alloc": "terminate called after throwing an instance of 'std::bad_alloc'",
+    "cudnn": "E cuda_dnn.cc:466] Could not create cudnn handle: CUDNN_STATUS_ALLOC_FAILED",
+}
 
 
 class State:
@@ -37,6 +48,12 @@ class State:
         self.requests = 0
         self.metrics_path = ""
         self.lock = threading.Lock()
+        self.pool: Grower | None = None  # with memory growth
+
+    def refuses(self) -> bool:
+        """A predict finds no room: by fault, or because the growing pool cannot grow."""
+        full = self.pool is not None and self.pool.full
+        return self.faults.take("oom_next_request") or full
 
 
 class Rest(Handler):
@@ -81,13 +98,9 @@ class Rest(Handler):
             self.reply(404, {"error": f"Servable not found for request: Latest({name})"})
             return
         faults.wait_while_hung()
-        if faults.take("oom_next_request"):
-            text = (
-                "OOM when allocating tensor with shape[64,1024,1024] and type float on "
-                "/job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc"
-            )
-            say(text)
-            self.reply(429, {"error": text})
+        if self.state.refuses():
+            say(OOM_TEXT)
+            self.reply(429, {"error": OOM_TEXT})
             return
         instances = body.get("instances")
         if not isinstance(instances, list) or not instances:
@@ -156,6 +169,7 @@ def _take_pool(state: State, fraction: float) -> None:
     free, total = card.sizes()
     wanted = int(total * fraction) if fraction else max(0, free - 500 * MIB)
     if os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH") == "true":
+        _grow(state, wanted - _GROW_FIRST)
         wanted = min(wanted, _GROW_FIRST)
     size = wanted
     while size > MIB:
@@ -171,6 +185,30 @@ def _take_pool(state: State, fraction: float) -> None:
         "Created device /job:localhost/replica:0/task:0/device:GPU:0 with "
         f"{size // MIB} MB memory:  -> device: 0, name: simulated"
     )
+
+
+def _grow(state: State, room: int) -> None:
+    """With memory growth the pool grows by grow_mib_per_s, within the fraction; it never shrinks."""
+    state.pool = Grower(
+        state.card,
+        lambda: float(state.faults.get("grow_mib_per_s", 0)) * MIB,
+        most=lambda: max(0, room),
+        on_oom=lambda error: _full(state, error),
+    )
+    state.pool.start()
+
+
+def _full(state: State, error: OutOfMemory) -> None:
+    """The device is full: a warning and 429s to come, or one of the crashes."""
+    say(
+        f"failed to allocate {error.asked_bytes / 2**30:.2f}GiB ({error.asked_bytes} bytes) from "
+        "device: CUDA_ERROR_OUT_OF_MEMORY: out of memory"
+    )
+    crash = _CRASHES.get(str(state.faults.get("oom_crash", "")))
+    if crash is not None:
+        say(crash)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), signal.SIGABRT)
 
 
 def main() -> int:
@@ -203,7 +241,7 @@ def main() -> int:
             say(f"Exporting HTTP/REST API at:localhost:{options.rest_api_port} ...")
             run: Callable[[], None] = server.serve_forever
             threading.Thread(target=run, daemon=True).start()
-    leak(state.card, state.faults)
+    leak(state.card, state.faults, lambda error: _full(state, error))
     while True:
         signal.pause()
 

@@ -35,7 +35,7 @@ class Predict(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: i
             text = f"Servable not found for request: Latest({name})"
             context.abort(grpc.StatusCode.NOT_FOUND, text)
         faults.wait_while_hung()
-        if faults.take("oom_next_request"):
+        if self._state.refuses():
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "OOM when allocating tensor")
         time.sleep(float(faults.get("predict_s", 0.01)))
         with self._state.lock:

@@ -20,7 +20,8 @@ import time
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from arbiterd.sim.engines.common import Faults, Handler, Link, Server, say
+from arbiterd.sim.engines.common import Faults, Link, Server, say
+from arbiterd.sim.engines.vllm_sleep import PAUSED, Pausing, SleepRoutes
 
 VERSION = "0.33.0"
 WATCHDOG_S = 1.0  # the real one looks every 5 s
@@ -39,7 +40,9 @@ class State:
         self.running: set[int] = set()
         self.prompt_tokens = self.generation_tokens = self.finished = self.preemptions = 0
         self.rejected = 0
-        self.dead = self.sleeping = self.draining = False
+        self.dead = self.draining = False
+        self.pausing = Pausing()
+        self.generating: set[int] = set()
         self.ready = threading.Event()
         self.failed = False
         self.core, self.link = self._spawn()
@@ -105,26 +108,39 @@ class State:
         out: queue.Queue[dict[str, Any]] = queue.Queue()
         with self.lock:
             self.outputs[number] = out
+            if message["op"] == "generate":
+                self.generating.add(number)
         self.link.send(id=number, **message)
+        if self.dead:
+            out.put({"dead": True})
         return number, out
 
     def end(self, number: int) -> None:
         """Forget a request; the core stops making tokens for it."""
         with self.lock:
             self.outputs.pop(number, None)
+            self.generating.discard(number)
+            self.running.discard(number)
         self.link.send(op="cancel", id=number)
+
+    def abort(self) -> None:
+        """End every running request: 200 and finish_reason 'abort' for its client."""
+        with self.lock:
+            for number in self.generating:
+                self.outputs[number].put({"done": True, "aborted": True})
 
     def busy(self) -> bool:
         """More waiting than --max-num-queued-reqs allows."""
         with self.lock:
-            waiting = len(self.outputs) - len(self.running)
+            waiting = len(self.generating) - len(self.running)
         limit = self.options.max_num_queued_reqs
         return limit is not None and waiting >= limit
 
     def metrics(self) -> str:
         """Prometheus text."""
         with self.lock:
-            running, waiting = len(self.running), len(self.outputs) - len(self.running)
+            running = len(self.running)
+            waiting = len(self.generating) - running + self.pausing.hanging
         label = f'{{model_name="{self.models[0]}",engine="0"}}'
         done = f'{{model_name="{self.models[0]}",engine="0",finished_reason="length"}}'
         rows = [
@@ -137,10 +153,11 @@ class State:
             ("num_preemptions_total", label, self.preemptions),
             ("admission_rejections_total", label, self.rejected),
         ]
+        rows += self.pausing.rows(self.models[0])
         return "".join(f"vllm:{name}{labels} {value}\n" for name, labels, value in rows)
 
 
-class Api(Handler):
+class Api(SleepRoutes):
     """vLLM's routes."""
 
     state: State
@@ -154,6 +171,8 @@ class Api(Handler):
         ("GET", "/metrics"): "metrics",
         ("POST", "/v1/completions"): "completions",
         ("POST", "/v1/chat/completions"): "chat",
+        ("POST", "/pause"): "pause",
+        ("POST", "/resume"): "resume",
         ("POST", "/sleep"): "sleep",
         ("POST", "/wake_up"): "wake",
         ("GET", "/is_sleeping"): "is_sleeping",
@@ -183,10 +202,6 @@ class Api(Handler):
     def chat(self) -> None:
         self._generate(chat=True)
 
-    def _error(self, status: int, message: str, kind: str) -> None:
-        error = {"message": message, "type": kind, "param": None, "code": status}
-        self.reply(status, {"error": error})
-
     def _generate(self, *, chat: bool) -> None:
         body, state = self.body(), self.state
         model = body.get("model")
@@ -200,6 +215,16 @@ class Api(Handler):
                 503, "The engine is currently busy. Please retry later.", "ServiceUnavailable"
             )
             return
+        if not state.pausing.enter():
+            self._error(503, PAUSED, "ServiceUnavailable")
+            return
+        try:
+            self._run(body, chat=chat)
+        finally:
+            state.pausing.leave()
+
+    def _run(self, body: dict[str, Any], *, chat: bool) -> None:
+        state, model = self.state, body.get("model")
         prompt = str(body.get("prompt") or body.get("messages") or "")
         tokens = int(body.get("max_tokens") or 16)
         number, out = state.ask(
@@ -229,13 +254,14 @@ class Api(Handler):
             if "token" in message:
                 words.append(message["token"])
             if "done" in message:
+                finish = "abort" if "aborted" in message else "length"
                 break
         used = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(words)}
         self.reply(
             200,
             {
                 **_head(model, chat=chat),
-                "choices": [_choice("".join(words), "length", chat=chat)],
+                "choices": [_choice("".join(words), finish, chat=chat)],
                 "usage": used,
             },
         )
@@ -255,40 +281,14 @@ class Api(Handler):
                 }
                 self.chunk(f"data: {json.dumps(part)}\n\n")
             if "done" in message:
+                if "aborted" in message:
+                    last = _choice("", "abort", chat=chat, delta=True)
+                    self.chunk(
+                        f"data: {json.dumps({**_head(model, chat=chat), 'choices': [last]})}\n\n"
+                    )
                 break
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
-
-    def _dev(self) -> bool:
-        on = self.state.options.enable_sleep_mode and os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
-        if not on:
-            self.reply(404, {"detail": "Not Found"})
-        return bool(on)
-
-    def sleep(self) -> None:
-        if self._dev():
-            number, out = self.state.ask(op="sleep")
-            out.get()
-            self.state.end(number)
-            self.state.sleeping = True
-            self.reply(200)
-
-    def wake(self) -> None:
-        if self._dev():
-            number, out = self.state.ask(op="wake")
-            found = out.get()
-            self.state.end(number)
-            if "error" in found:
-                self._error(
-                    500, f"Call to wake_up method failed: {found['error']}", "InternalServerError"
-                )
-                return
-            self.state.sleeping = False
-            self.reply(200, {"status": "awake"})
-
-    def is_sleeping(self) -> None:
-        if self._dev():
-            self.reply(200, {"is_sleeping": self.state.sleeping})
 
 
 def _head(model: str, *, chat: bool) -> dict[str, Any]:

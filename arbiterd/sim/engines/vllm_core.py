@@ -19,7 +19,8 @@ import time
 from typing import Any
 
 from arbiterd.errors import ArbiterError
-from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, gib, leak
+from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, gib
+from arbiterd.sim.engines.growth import leak, torch_words
 from arbiterd.sim.gpu import OutOfMemory
 from arbiterd.units import GIB, MIB
 
@@ -39,7 +40,9 @@ class Core:
         self.card = Card()
         self.handles: list[int] = []
         self.weights = int(self.faults.get("weights_bytes", WEIGHTS))
-        self.kv = 0
+        self.kv = self.workspace = 0
+        self.away: set[str] = set()  # what sleeps: "weights", "kv_cache"
+        self.unmapped = False  # a sleep failed half-way
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.cancelled: set[int] = set()
 
@@ -86,7 +89,8 @@ class Core:
         graphs = 0 if self.options["enforce_eager"] else GRAPHS
         self.kv = requested - self.weights - activation - graphs - taken
         self._check_kv()
-        self.handles.append(self._take(activation + graphs))
+        self.workspace = activation + graphs
+        self.handles.append(self._take(self.workspace))
         self.handles.append(self._take(self.kv))
         self._say(f"Available KV cache memory: {gib(self.kv)} GiB")
 
@@ -118,12 +122,7 @@ class Core:
                 time.sleep(over_s / 3)
                 self.card.resize(handle, size * part // 4)
         except OutOfMemory as error:
-            free, total = self.card.sizes()
-            msg = (
-                f"CUDA out of memory. Tried to allocate {gib(error.asked_bytes)} GiB. GPU 0 has a "
-                f"total capacity of {gib(total)} GiB of which {gib(free)} GiB is free."
-            )
-            raise MemoryError(msg) from None
+            raise MemoryError(torch_words(error)) from None
         return handle
 
     def _say(self, text: str) -> None:
@@ -133,7 +132,7 @@ class Core:
     # -- work ----------------------------------------------------------------------------------
     def run(self) -> None:
         """Serve until SIGTERM; a lost API server is not noticed, as with the real one."""
-        leak(self.card, self.faults)
+        leak(self.card, self.faults, lambda error: self._die(torch_words(error)))
         workers = max(1, int(self.options["max_num_seqs"] or 256))
         for _ in range(min(workers, 32)):
             threading.Thread(target=self._work, daemon=True).start()
@@ -145,7 +144,7 @@ class Core:
             elif message["op"] == "sleep":
                 self._sleep(message["id"])
             elif message["op"] == "wake":
-                self._wake(message["id"])
+                self._wake(message["id"], set(message["tags"]) or {"weights", "kv_cache"})
         while True:
             signal.pause()
 
@@ -155,7 +154,11 @@ class Core:
             number = job["id"]
             self.faults.wait_while_hung()
             if self.faults.take("oom_next_request"):
-                self._die("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+                self._die(torch_words(OutOfMemory(2 * GIB, *self.card.sizes())))
+            if self.unmapped:
+                self._die(
+                    "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+                )
             self.link.send(id=number, started=True, prompt_tokens=job["prompt_tokens"])
             for count in range(job["max_tokens"]):
                 time.sleep(float(self.faults.get("token_s", TOKEN_S)))
@@ -174,21 +177,52 @@ class Core:
         os._exit(1)
 
     def _sleep(self, number: int) -> None:
-        for handle in self.handles[1:]:
-            self.card.free(handle)
-        freed = self.handles[1:]
-        self.handles = self.handles[:1]
-        self._say(f"Sleep mode freed {gib(self.weights + self.kv)} GiB memory")
-        self.link.send(id=number, done=True, freed=len(freed))
-
-    def _wake(self, number: int) -> None:
-        try:
-            self.handles.append(self._take(self.weights))
-            self.handles.append(self._take(self.kv + ACTIVATION))
-        except MemoryError as error:
-            self.link.send(id=number, done=True, error=f"CUDA Error: out of memory at {error}")
+        """Weights to the host, the KV cache dropped, 1 GiB stays (1-2 on the real one). Free memory
+        of the whole device is compared: a neighbour that takes more meanwhile makes it fail, and then
+        it is neither asleep nor usable.
+        """
+        if self.away or not self.card.present:
+            self.link.send(id=number, done=True)
             return
+        before, total = self.card.sizes()
+        spend_s = float(self.faults.get("sleep_s", 0.2))
+        time.sleep(spend_s / 2)
+        residual = int(float(self.faults.get("sleep_residual_mib", 1024)) * MIB) - CONTEXT_BYTES
+        self.card.resize(self.handles[1], min(self.weights, max(0, residual)))
+        for handle in self.handles[2:]:
+            self.card.free(handle)
+        del self.handles[2:]
+        time.sleep(spend_s / 2)
+        after, _ = self.card.sizes()
+        if after < before or self.faults.get("sleep_fails"):
+            self.unmapped = True
+            self.link.send(id=number, error="Memory usage increased after sleeping.")
+            return
+        self.away = {"weights", "kv_cache"}
+        self._say(
+            f"Sleep mode freed {gib(after - before)} GiB memory, {gib(total - after)} GiB memory is "
+            "still in use."
+        )
         self.link.send(id=number, done=True)
+
+    def _wake(self, number: int, tags: set[str]) -> None:
+        """What was mapped before the memory ended stays mapped, as there."""
+        if not self.away:
+            self._say("WARNING Executor is not sleeping.")
+        time.sleep(float(self.faults.get("wake_s", 0.2)) if self.away else 0)
+        try:
+            if "weights" in self.away & tags:
+                self.card.resize(self.handles[1], self.weights)
+                self.away.discard("weights")
+            if "kv_cache" in self.away & tags:
+                for size in (self.workspace, self.kv)[len(self.handles) - 2 :]:
+                    self.handles.append(self.card.alloc(size))
+                self.away.discard("kv_cache")
+        except OutOfMemory:
+            text = "CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:139"
+            self.link.send(id=number, error=text)
+            return
+        self.link.send(id=number, done=True, awake=not self.away)
 
 
 _WORDS = [
@@ -217,11 +251,11 @@ def main() -> int:
     try:
         core.start()
     except (ValueError, AssertionError, MemoryError, ArbiterError) as error:
-        kind = "torch.OutOfMemoryError" if isinstance(error, MemoryError) else type(error).__name__
+        said = str(error) if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
         name = f"(EngineCore pid={os.getpid()})"
         sys.stderr.write(
             f"{name} ERROR EngineCore failed to start.\n{name} Traceback (most recent call last):\n"
-            f"{name}   ...\n{name} {kind}: {error}\n"
+            f"{name}   ...\n{name} {said}\n"
         )
         sys.stderr.flush()
         core.link.send(failed=True)

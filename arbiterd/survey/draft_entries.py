@@ -1,0 +1,216 @@
+"""One line of [backends] per engine that was found: which program, which user, which models. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import tomlkit
+
+from arbiterd.engines import engine_of
+from arbiterd.engines.base import CommandProblem
+from arbiterd.engines.flags import OwnedFlag, without
+from arbiterd.engines.vllm import model_of
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.survey.facts import EngineName, Image, OllamaModel, OllamaStore, Survey, Venv
+from arbiterd.units import format_size
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-3B-Instruct"
+MAX_MODELS = 16  # an allow-list that can still be read in one line
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EMBEDS = re.compile(r"embed|minilm|bge-", re.IGNORECASE)
+_SECRETS = (OwnedFlag("api-key", ""), OwnedFlag("hf-token", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """``body``: what stands between the braces. ``why_not``: written as a comment, and why."""
+
+    body: str
+    notes: tuple[str, ...] = ()
+    why_not: str = ""
+
+
+def entries(survey: Survey, *, images_run: bool) -> dict[EngineName, Entry]:
+    """What was found; an engine of which nothing was found is missing."""
+    found: dict[EngineName, Entry | None] = {
+        "tensorflow": _tensorflow(survey, images_run=images_run),
+        "vllm": _vllm(survey, images_run=images_run),
+        "ollama": _ollama(survey, images_run=images_run),
+    }
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+# -- TensorFlow Serving ------------------------------------------------------------------------
+def _tensorflow(survey: Survey, *, images_run: bool) -> Entry | None:
+    program = survey.program("tensorflow")
+    image = _image(survey, "tensorflow")
+    if not program and image is None:
+        return None
+    if program:
+        start, why_not = f"command = {words([program])}", ""
+    else:
+        start, why_not = _image_start(image, images_run=images_run)
+    chosen: dict[str, str] = {}
+    for model in survey.saved_models:
+        if _NAME.fullmatch(model.name) and model.path.isprintable() and len(chosen) < MAX_MODELS:
+            chosen.setdefault(model.name, model.path)
+    models = ", ".join(f"{key(name)} = {string(path)}" for name, path in chosen.items())
+    if not chosen:
+        models = 'NAME = "/srv/models/NAME"'
+        why_not = why_not or "no model found: write a folder with numbered versions in it"
+    return Entry(f"{start}, models = {{ {models} }}", why_not=why_not)
+
+
+# -- vLLM --------------------------------------------------------------------------------------
+def _vllm(survey: Survey, *, images_run: bool) -> Entry | None:
+    venv = _best_venv(survey)
+    image = _image(survey, "vllm")
+    program = venv.program if venv is not None else survey.program("vllm")
+    model, flags, source = _served(survey)
+    notes = [source]
+    if program:
+        command = _clean((program, "serve", model), flags)
+        body = f"command = {words(command)}"
+        if venv is not None:
+            notes.append(f"version {venv.version} in {venv.folder}")
+            if not venv.open and venv.owner not in ("root", ""):
+                body += f", user = {string(venv.owner)}"
+                notes.append(f"it lies where only {venv.owner} may go, so it runs as {venv.owner}")
+        return Entry(body, tuple(notes))
+    if image is None:
+        return None
+    start, why_not = _image_start(image, images_run=images_run)
+    command = _clean(("--model", model), flags)
+    return Entry(f"{start}, command = {words(command)}", tuple(notes), why_not)
+
+
+def _best_venv(survey: Survey) -> Venv | None:
+    """The one in use; else one that every user may run, of the highest version."""
+    used = {run.argv[0] for run in survey.vllm_runs}
+    venvs = [one for one in survey.venvs if one.program.isprintable()]
+    return max(venvs, key=lambda v: (v.program in used, v.open, _version(v.version)), default=None)
+
+
+def _served(survey: Survey) -> tuple[str, tuple[str, ...], str]:
+    """(model, flags, where it comes from): a command line in use, else a cache, else an example."""
+    for run in survey.vllm_runs:
+        model = model_of(run.argv)
+        if model and model[0] != "-" and all(word.isprintable() for word in run.argv):
+            after = run.argv[run.argv.index("serve") + 1 :] if "serve" in run.argv else ()
+            flags = without(after, (OwnedFlag("model", ""),))
+            return model, flags[1:] if flags[:1] == (model,) else flags, f"as {run.source} runs it"
+    for one in survey.cached:
+        if one.servable and one.name.isprintable() and one.name[0] != "-":
+            return one.name, (), f"the model is in {one.owner}'s Hugging Face cache"
+    return DEFAULT_MODEL, (), "no model found in a cache: write the one you want"
+
+
+def _clean(base: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+    """The command without the flags that the arbiter sets itself and without secrets; without any
+    flag when what is left would still be refused.
+    """
+    command = without((*base, *flags), _SECRETS)
+    found = _refused(command)
+    corrected = next((one.corrected for one in found if one.corrected), tuple(command))
+    return tuple(base) if _refused(corrected) else corrected
+
+
+def _refused(command: Sequence[str]) -> tuple[CommandProblem, ...]:
+    backend = BackendSettings("vllm", Kind.VLLM, tuple(command), 8000, 18000)
+    return engine_of(Kind.VLLM).check_command(backend)
+
+
+# -- Ollama ------------------------------------------------------------------------------------
+def _ollama(survey: Survey, *, images_run: bool) -> Entry | None:
+    unit = survey.unit("ollama")
+    image = _image(survey, "ollama")
+    if unit is not None and unit.command and unit.command[0].rsplit("/", 1)[-1] == "ollama":
+        whose = unit.user or "root"
+        note = f"{unit.name} runs it as {whose} now. `arbiterctl takeover ollama` writes its user, "
+        note += "environment and model folder here and disables that unit"
+        return Entry(f"command = {words(unit.command)}", (note,))
+    program = survey.program("ollama")
+    if program:
+        body = f"command = {words([program, 'serve'])}"
+        store = _best_store(survey)
+        notes = []
+        if store is not None and store.owner not in ("", "gpu-engines"):
+            body += f", env = {{ OLLAMA_MODELS = {string(store.folder)} }}"
+            if store.owner != "root":
+                body += f", user = {string(store.owner)}"
+            notes.append(f"its models belong to {store.owner}")
+        return Entry(body, tuple(notes))
+    if image is None:
+        return None
+    start, why_not = _image_start(image, images_run=images_run)
+    return Entry(start, why_not=why_not)
+
+
+def with_models(survey: Survey, entry: Entry, cap_bytes: int | None) -> Entry:
+    """The allow-list: what fits the cap, newest first (the first is kept warm), embedders last."""
+    store = _best_store(survey)
+    models = [one for one in store.models if one.name.isprintable()] if store is not None else []
+    fits = [one for one in models if cap_bytes is None or one.size_bytes <= cap_bytes]
+    fits.sort(key=lambda one: (bool(_EMBEDS.search(one.name)), -one.pulled_at))
+    notes = list(entry.notes)
+    large = [one for one in models if one not in fits]
+    if large:
+        notes.append(f"larger than its cap, so left out: {_sizes(large)}")
+    if not fits:
+        notes.append("no model found: any may load that fits; models = [...] names the only ones")
+        return replace(entry, notes=tuple(notes))
+    if len(fits) > MAX_MODELS:
+        notes.append(f"{len(fits) - MAX_MODELS} older models left out")
+    names = words([one.name for one in fits[:MAX_MODELS]])
+    notes.append("only these may load; the first is kept warm")
+    return Entry(f"{entry.body}, models = {names}", tuple(notes), entry.why_not)
+
+
+def _best_store(survey: Survey) -> OllamaStore | None:
+    stores = [one for one in survey.stores if one.folder.isprintable()]
+    return next((one for one in stores if one.models), stores[0] if stores else None)
+
+
+def _sizes(models: Iterable[OllamaModel]) -> str:
+    rows = [f"{one.name} ({format_size(one.size_bytes)})" for one in models]
+    return ", ".join(rows[:4]) + (" ..." if len(rows) > 4 else "")
+
+
+# -- shared ------------------------------------------------------------------------------------
+def _image(survey: Survey, engine: EngineName) -> Image | None:
+    """The GPU build before the CPU build, named by a tag."""
+    images = [one for one in survey.images if one.engine == engine and one.name.isprintable()]
+    return min(images, key=lambda one: "gpu" not in one.name, default=None)
+
+
+def _image_start(image: Image | None, *, images_run: bool) -> tuple[str, str]:
+    if image is None:
+        return "", "no program found"
+    start = f"image = {string(image.name)}, container = {string(image.client)}"
+    why = (
+        ""
+        if images_run
+        else f"only its image is here ({image.client}), which this version cannot run"
+    )
+    return start, why
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def string(text: str) -> str:
+    """A TOML string."""
+    return tomlkit.string(text).as_string()
+
+
+def key(text: str) -> str:
+    """A TOML key, quoted where it must be."""
+    return tomlkit.key(text).as_string()
+
+
+def words(given: Sequence[str]) -> str:
+    """A TOML list of strings."""
+    return "[" + ", ".join(string(one) for one in given) + "]"
