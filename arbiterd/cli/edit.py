@@ -48,7 +48,11 @@ def set_mode(path: Path, mode: str) -> Edit | None:
 
     """
     real = Path(os.path.realpath(path))
-    before = real.read_bytes()
+    try:
+        before = real.read_bytes()
+    except PermissionError:
+        msg = f"you may not read {path}"
+        raise NoRight(msg) from None
     text = before.decode()
     old = tomllib.loads(text)
     if old.get("mode") == mode:

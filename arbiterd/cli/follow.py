@@ -77,7 +77,7 @@ class Screen(Quiet):
         console = Console(stderr=True, highlight=False)
         self._live = Live(console=console, refresh_per_second=8, transient=True)
 
-    def __enter__(self) -> Quiet:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 
