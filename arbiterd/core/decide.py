@@ -135,12 +135,13 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
             continue
         vitals = backend.vitals
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
+        ending = backend.phase is Phase.DRAINING and backend.deadline is not None
         orders.append(
             ProbeOrder(
                 backend=backend.name,
                 url=engine_url(desk.settings, wanted),
                 fence=unit.invocation,
-                fast=backend.phase is Phase.STARTING or suspect,
+                fast=backend.phase is Phase.STARTING or ending or suspect,
                 canary_due=vitals.canary_due,
             )
         )

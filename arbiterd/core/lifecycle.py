@@ -315,7 +315,8 @@ def _draining(desk: Desk, backend: BackendState) -> None:
         return
     held, spare = remember(desk, backend)
     backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
-    if sum(evidence.outstanding(desk, backend.name)) and desk.seen.now < (backend.deadline or 0.0):
+    busy = evidence.busy(desk, backend.name, backend.since)
+    if busy and desk.seen.now < (backend.deadline or 0.0):
         return
     if backend.after is After.SLEEPING:
         sleeping.fall(desk, backend)

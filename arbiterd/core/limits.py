@@ -123,6 +123,7 @@ ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until 
 FAILBACK_S: Final = (
     5.0  # well for so long before its requests come back: a flapping engine must not
 )
+DOOR_CLOSES_S: Final = 0.1  # from the decision to HAProxy refusing: it takes milliseconds
 HOLD_MAX_S: Final = 5.0  # clients rather wait so long than try again; longer is 503 + Retry-After
 GATEWAY_DOWN_S: Final = 3.0  # a restart of HAProxy takes 0.1-0.5 s: no incident for that
 LEASE_HELD_SAID_S: Final = 1.0  # a load that waits longer is told in the journal

@@ -454,13 +454,13 @@ def _load(host: Host) -> Iterator[dict[str, dict[str, int]]]:
         text=True,
     )
     out: dict[str, dict[str, int]] = {}
-    try:
-        yield out
-        said, _ = client.communicate("\n", timeout=70)
-        out.update(json.loads(said))
-    finally:
-        client.kill()
-        client.wait()
+    with client:
+        try:
+            yield out
+            said, _ = client.communicate("\n", timeout=70)
+            out.update(json.loads(said))
+        finally:
+            client.kill()
 
 
 def test_there_and_back_under_load(sim_lib: Path) -> None:
