@@ -17,6 +17,7 @@ from arbiterd.core.failing import TROUBLE, bury, fail, give_back
 from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
 from arbiterd.core.limits import (
     BLOCKED_AFTER_S,
+    PORT_TAKEN_AFTER_S,
     PROGRESS_CPU_S,
     START_HARD_FACTOR,
 )
@@ -101,7 +102,7 @@ def _say_blocked(desk: Desk, backend: BackendState, reason: str) -> None:
     taken = backend.name in desk.seen.host.taken_ports
     name = EventName.PORT_TAKEN if taken else EventName.BLOCKED_START
     waited = desk.seen.now - backend.since
-    if waited < BLOCKED_AFTER_S and not taken:
+    if waited < (PORT_TAKEN_AFTER_S if taken else BLOCKED_AFTER_S):
         return
     if desk.open_incident(backend.name, "", *TROUBLE, name):
         return

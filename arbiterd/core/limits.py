@@ -17,6 +17,9 @@ FREE_CRITICAL_MIN_BYTES: Final = 256 * MIB  # below, cuBLAS workspaces and graph
 # -- start gate ----------------------------------------------------------------------------------
 FRESH_SAMPLES: Final = 3  # after a start of ours: judge nothing on fewer (design, section 8)
 BLOCKED_AFTER_S: Final = 10.0  # a start that waits longer is an incident (contract, section 3)
+PORT_TAKEN_AFTER_S: Final = (
+    2.0  # what has just been stopped here may be seen in its port as long as facts are old
+)
 
 # -- start ---------------------------------------------------------------------------------------
 START_HARD_FACTOR: Final = 3.0  # progress extends a start, but never past 3 x start_timeout
