@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-real test-device bench bench-gateway install uninstall clean
+.PHONY: help setup run test check test-real test-device bench bench-gateway bench-switch install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +51,10 @@ bench-gateway: ## the doors beside nginx (and LiteLLM, where LITELLM=its command
 	@scripts/setup dev
 	@command -v nginx wrk >/dev/null || { echo "please install: apt-get install nginx-light wrk" >&2; exit 1; }
 	$(PY) -m tests.bench.gateway
+
+bench-switch: ## A → B → A beside the engines' own stops and starts
+	@scripts/setup dev
+	$(PY) -m tests.bench.switch
 
 install: ## venv, units, users, config, journal catalogue (PREFIX and DESTDIR honoured)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
