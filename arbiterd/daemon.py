@@ -25,6 +25,7 @@ from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.intake import Ending
 from arbiterd.inventory import Inventory
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
@@ -77,6 +78,7 @@ class Daemon:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._accepted: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._refused: tuple[str, ...] = tuple(str(p) for p in start.refused)
+        self._rolled_back = bool(start.rolled_back)  # what is refused is a layout, not a text
         self._signals: list[int] = []
         self._leaving = ""  # "": running, "stop": stop engines first, "leave": engines go on
         self._status_at = 0.0
@@ -133,12 +135,14 @@ class Daemon:
                 settled=self._settled,
             )
             # three random bytes: ids of different runs never meet in one journal
+            good = self._layouts.before(self._path, self._environ)
             state = State(
                 run=uuid.uuid4().hex[:6],
                 incidents=self._incidents.load(),
                 learned=self._learned.load(),
                 carried=self._carry.load(),
-                good=self._layouts.before(self._path, self._environ),
+                good=good,
+                rollback=self._start.rolled_back if good is not None else "",
             )
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
@@ -264,7 +268,8 @@ class Daemon:
                 event = Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(problem))
                 self._journal.write(event, mode)
         else:
-            self._layouts.started(self._start.loaded.text)
+            alive = startup.engines_alive(Path(self._arbiter.runtime_dir))
+            self._layouts.started(self._start.loaded.text, alive=alive)
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
@@ -302,19 +307,20 @@ class Daemon:
         self._accepted.put(loaded)
         self.waker.wake()
 
-    def _settled(self, settings: Settings, *, rolled_back: str) -> None:
+    def _settled(self, ending: Ending, rolled_back: str) -> None:
         """A switch has come through, or its layout goes and the one before is in force again."""
-        self._settings = settings
-        if not rolled_back:
-            self._layouts.settled()
+        settings = self._settings = ending.settings
+        if ending.failed is None:
+            self._layouts.settled(settings.source.sha256)
             return
-        self._layouts.rolled_back(rolled_back)
+        self._layouts.rolled_back(ending.failed.source.sha256, rolled_back)
         self._refused = (str(rolled_back_problem(self._path, rolled_back)),)
+        self._rolled_back = True
         if self._reloader is not None:
             self._reloader.in_force(settings)
 
     def _refuse(self, problems: tuple[Problem, ...], events: tuple[Event, ...]) -> None:
-        self._refused = tuple(str(one) for one in problems)
+        self._refused, self._rolled_back = tuple(str(one) for one in problems), False
         for event in events:
             self._events.put(event)
         self.waker.wake()
@@ -324,8 +330,10 @@ class Daemon:
         accepted = _drain(self._accepted)
         settings: Settings | None = None
         if accepted:
-            settings = self._settings = accepted[-1].settings
-            self._refused = ()
+            settings = accepted[-1].settings
+            self._refused, self._rolled_back = (), False
+        elif self._rolled_back and reloader.in_file:
+            self._refused, self._rolled_back = (), False
         events = _drain(self._events)
         return Inbox(
             requests=tuple(_drain(self._requests)),
@@ -382,6 +390,7 @@ class Daemon:
     # -- out -----------------------------------------------------------------------------------
     def _publish(self, published: Published, events: Sequence[Event]) -> None:
         self._holder.put(published)
+        self._settings = published.settings
         mode = published.settings.mode
         for event in events:
             self._journal.write(event, mode)

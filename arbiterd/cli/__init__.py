@@ -23,6 +23,7 @@ def _app() -> typer.Typer:
     from arbiterd.cli.common import Globals  # noqa: PLC0415
     from arbiterd.cli.doctor import doctor  # noqa: PLC0415
     from arbiterd.cli.init import init  # noqa: PLC0415
+    from arbiterd.cli.mode import mode  # noqa: PLC0415
     from arbiterd.cli.operate import (  # noqa: PLC0415
         drain,
         reload,
@@ -59,7 +60,7 @@ def _app() -> typer.Typer:
         """Operate gpu-arbiter: check, plan, watch, change."""
         context.obj = Globals(json=json, config=config, socket=socket)
 
-    plain = (check, plan, status, incidents, why, reload, drain, resume, restart, sleep, wake)
+    plain = (check, plan, status, incidents, why, mode, reload, drain, resume, restart, sleep, wake)
     for command in plain:
         app.command(epilog=_EPILOG)(command)
     for command in (init, doctor, takeover):

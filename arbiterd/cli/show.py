@@ -87,6 +87,11 @@ def _head(out: Console, found: Row) -> None:
         out.print(f"[yellow]{escape(note)}[/yellow]")
     for problem in texts(found.get("config_refused")):
         out.print(f"[red]refused: {escape(problem)}[/red]")
+    switch = as_row(found.get("switch"))
+    if switch:
+        out.print(f"[yellow]{escape(str(switch.get('line')))}[/yellow]")
+        if switch.get("rolling_back"):
+            out.print(f"[red]because {escape(str(switch.get('rolling_back')))}[/red]")
     if found.get("config_pending"):
         out.print("[yellow]config changed, not applied: systemctl reload gpu-arbiter[/yellow]")
 

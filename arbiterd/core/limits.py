@@ -17,6 +17,9 @@ FREE_CRITICAL_MIN_BYTES: Final = 256 * MIB  # below, cuBLAS workspaces and graph
 # -- start gate ----------------------------------------------------------------------------------
 FRESH_SAMPLES: Final = 3  # after a start of ours: judge nothing on fewer (design, section 8)
 BLOCKED_AFTER_S: Final = 10.0  # a start that waits longer is an incident (contract, section 3)
+PORT_TAKEN_AFTER_S: Final = (
+    2.0  # what has just been stopped here may be seen in its port as long as facts are old
+)
 
 # -- start ---------------------------------------------------------------------------------------
 START_HARD_FACTOR: Final = 3.0  # progress extends a start, but never past 3 x start_timeout
@@ -126,6 +129,7 @@ ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until 
 FAILBACK_S: Final = (
     5.0  # well for so long before its requests come back: a flapping engine must not
 )
+DOOR_CLOSES_S: Final = 0.1  # from the decision to HAProxy refusing: it takes milliseconds
 HOLD_MAX_S: Final = 5.0  # clients rather wait so long than try again; longer is 503 + Retry-After
 GATEWAY_DOWN_S: Final = 3.0  # a restart of HAProxy takes 0.1-0.5 s: no incident for that
 LEASE_HELD_SAID_S: Final = 1.0  # a load that waits longer is told in the journal

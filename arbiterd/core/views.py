@@ -148,6 +148,9 @@ def backend_view(desk: Desk, backend: BackendState, used: int) -> BackendView:
         learned_bytes=_learned(desk, backend.name),
         throttled=_throttled(desk, backend.name),
         priority=wanted.priority if wanted else 0,
+        intent=backend.intent,
+        start_took_s=backend.start_took_s,
+        stop_took_s=backend.stop_took_s,
     )
 
 

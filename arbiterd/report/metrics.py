@@ -70,6 +70,7 @@ def _loop(published: Published) -> Iterator[Metric]:
         ("blind", "1 while any GPU cannot be read", float(published.decision.blind)),
         ("dry_run", "1 in a dry run", float(published.settings.arbiter.dry_run)),
         ("config_pending", "1: the file was edited, not applied", _one(published, "pending")),
+        ("switching", "1 while a mode switch or a rollback is under way", _switching(published)),
         ("config_refused", "1: the file is refused", _one(published, "refused")),
     )
     for name, text, value in values:
@@ -85,6 +86,10 @@ def _age(finished_at: float) -> float:
 def _one(published: Published, what: str) -> float:
     loop = published.loop
     return float(loop.config_pending if what == "pending" else bool(loop.config_refused))
+
+
+def _switching(published: Published) -> float:
+    return float(published.decision.switch is not None)
 
 
 def _gpus(published: Published) -> Iterator[Metric]:

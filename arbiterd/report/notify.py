@@ -5,6 +5,7 @@ from __future__ import annotations
 import sdnotify
 
 from arbiterd.model.published import Published
+from arbiterd.report.switching import line
 
 
 class Notifier:
@@ -19,7 +20,9 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """The line systemctl status shows."""
-        self._systemd.notify(f"STATUS={text.replace(chr(10), ' ')}")
+        line = text.replace("\n", " ")
+        # sdnotify encodes as Latin-1 and drops in silence what does not fit; systemd wants UTF-8
+        self._systemd.notify(f"STATUS={line}".encode().decode("latin-1"))
 
     def watchdog(self) -> None:
         """A tick was finished."""
@@ -40,6 +43,8 @@ def status_line(published: Published) -> str:
     parts = [f"{view.name} {view.phase.value}" for view in views]
     text = f"mode {published.settings.mode}: " + (", ".join(parts) or "no backends")
     open_ = sum(1 for one in published.decision.incidents if one.closed_at is None)
+    if published.decision.switch is not None:
+        text = f"{line(published.decision.switch)}; {text}"
     if open_:
         text += f"; {open_} open incident(s)"
     loop = published.loop

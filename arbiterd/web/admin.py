@@ -16,6 +16,7 @@ from aiohttp import web
 from arbiterd import procfs
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.reload import ReloadAnswer
+from arbiterd.report import shape
 from arbiterd.web.replies import answer, error
 
 GROUP = "gpu-arbiter"
@@ -47,7 +48,15 @@ class Admin:
         found = await asyncio.get_running_loop().run_in_executor(None, self._reload)
         if found.accepted:
             warnings = [{"text": str(one)} for one in found.warnings]
-            return answer({"accepted": True, "mode": found.mode, "warnings": warnings})
+            return answer(
+                {
+                    "accepted": True,
+                    "mode": found.mode,
+                    "sha256": found.sha256,
+                    "loaded_at": shape.iso(found.loaded_at),
+                    "warnings": warnings,
+                }
+            )
         problems = [{"text": str(one)} for one in found.problems]
         body = {
             "error": {"code": "config", "message": f"{len(problems)} problem(s); nothing changed"},

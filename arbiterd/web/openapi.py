@@ -8,6 +8,7 @@ from arbiterd import __version__
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.pressure import Rung
+from arbiterd.model.switch import Change, Ended
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
@@ -39,8 +40,37 @@ def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _enum(values: type[Phase | GpuState | Pressure | Rung]) -> Schema:
+def _enum(values: type[Phase | GpuState | Pressure | Rung | Change | Ended]) -> Schema:
     return {"type": "string", "enum": [one.value for one in values]}
+
+
+def _switch() -> Schema:
+    """A switch under way."""
+    step = _object(backend=_TEXT, change=_enum(Change), done=_BOOL, doing=_TEXT)
+    return _object(
+        **{"from": _TEXT},
+        to=_TEXT,
+        began=_TIME,
+        estimated_s=_NUMBER,
+        left_s=_NUMBER,
+        steps=_list(step),
+        rolling_back=_TEXT,
+        queued=_TEXT,
+        line=_TEXT,
+    )
+
+
+def _switch_result() -> Schema:
+    """What came of the last reload."""
+    return _object(
+        **{"from": _TEXT},
+        to=_TEXT,
+        loaded_at=_TIME,
+        ended=_TIME,
+        took_s=_NUMBER,
+        outcome=_enum(Ended),
+        reason=_TEXT,
+    )
 
 
 def _schemas() -> Schema:
@@ -86,6 +116,9 @@ def _schemas() -> Schema:
             used_bytes=_BYTES,
             pids=_PIDS,
             restarts={"type": "integer"},
+            intent=_TEXT,
+            start_took_s=_maybe(_NUMBER),
+            stop_took_s=_maybe(_NUMBER),
             in_flight={"type": "integer"},
             queued={"type": "integer"},
             throttled=_maybe({"type": "integer", "description": "requests in flight allowed now"}),
@@ -111,7 +144,13 @@ def _schemas() -> Schema:
             mode=_TEXT,
             sharing={"type": "string", "enum": ["shared", "partitioned"]},
             dry_run=_BOOL,
-            config=_object(path=_TEXT, sha256=_TEXT, loaded_at=_TIME),
+            config=_object(path=_TEXT, sha256=_TEXT, loaded_at=_TIME, mode_from_env=_BOOL),
+            switch=_maybe(_switch()),
+            times={
+                "type": "object",
+                "additionalProperties": _object(start_s=_maybe(_NUMBER), stop_s=_maybe(_NUMBER)),
+            },
+            last_switch=_maybe(_switch_result()),
             loop=_object(
                 tick={"type": "integer"},
                 period_ms={"type": "integer"},

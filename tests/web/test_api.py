@@ -190,7 +190,9 @@ def test_admin_verbs_reach_the_daemon_with_the_peers_name(site: Site) -> None:
 
 def test_a_refused_reload_carries_every_problem(site: Site) -> None:
     """409 with the list; an accepted one names the mode."""
-    assert site.admin("/v1/admin/reload")[2] == {"accepted": True, "mode": "A", "warnings": []}
+    taken = site.admin("/v1/admin/reload")[2]
+    assert (taken["accepted"], taken["mode"], taken["warnings"]) == (True, "A", [])
+    assert taken["loaded_at"].startswith("1970-01-01T")
     problems = tuple(Problem("/f", n, "k", "wrong", "right") for n in (1, 2))
     site.answer = ReloadAnswer(accepted=False, mode="A", problems=problems)
     status, _, body = site.admin("/v1/admin/reload")
