@@ -7,19 +7,18 @@ watchdog is fed by finished ticks only.
 from __future__ import annotations
 
 import queue
-import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from arbiterd import __version__, startup
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
-from arbiterd.act.unit_job import own_job
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
@@ -46,6 +45,7 @@ from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
+from arbiterd.signals import Signals
 from arbiterd.tap import Tap
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
@@ -79,8 +79,8 @@ class Daemon:
         self._accepted: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._refused: tuple[str, ...] = tuple(str(p) for p in start.refused)
         self._rolled_back = bool(start.rolled_back)  # what is refused is a layout, not a text
-        self._signals: list[int] = []
-        self._leaving = ""  # "": running, "stop": stop engines first, "leave": engines go on
+        unit = startup.use_systemd(settings) and bool(environ.get("NOTIFY_SOCKET"))
+        self._signals = Signals(self.waker.wake, unit=unit)
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
@@ -103,7 +103,7 @@ class Daemon:
 
         """
         settings = self._settings
-        self._catch_signals()
+        self._signals.catch()
         launcher = startup.make_launcher(settings, self.waker.wake)
         nvml = NvmlSource(
             on_change=self.waker.wake,
@@ -197,7 +197,7 @@ class Daemon:
         retry_at = time.monotonic() + LISTEN_RETRY_S
         next_at = time.monotonic()
         while True:
-            self._obey_signals(reloader)
+            self._signals.obey(partial(_reload_aside, reloader), self._leave)
             inbox = self._inbox(reloader)
             if inbox.settings is not None:
                 host.refresh(inbox.settings)
@@ -208,9 +208,9 @@ class Daemon:
             if not self._listening and now >= retry_at:
                 retry_at = now + LISTEN_RETRY_S
                 self._listen(web)
-            if self._leaving == "leave":
+            if self._signals.how == "leave":
                 return 0
-            if self._leaving == "stop" and published.decision.settled:
+            if self._signals.how == "stop" and published.decision.settled:
                 if self._gateway is not None:
                     self._gateway.keeper.stop()
                 return 0
@@ -339,7 +339,7 @@ class Daemon:
             requests=tuple(_drain(self._requests)),
             settings=settings,
             events=(*events, pending) if pending else tuple(events),
-            stopping=self._leaving == "stop",
+            stopping=self._signals.how == "stop",
             config_pending=reloader.pending,
             config_refused=self._refused,
             notes=self._notes,
@@ -355,36 +355,8 @@ class Daemon:
         for event in nvml.said():
             self._events.put(event)
 
-    # -- signals -------------------------------------------------------------------------------
-    def _catch_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self._signals.append(number)
-        self.waker.wake()
-
-    def _obey_signals(self, reloader: Reloader) -> None:
-        while self._signals:
-            number = self._signals.pop(0)
-            if number == signal.SIGHUP:
-                threading.Thread(target=reloader.reload, name="reload", daemon=True).start()
-            elif self._leaving:
-                continue
-            else:
-                self._leave(signal.Signals(number).name)
-
-    def _leave(self, why: str) -> None:
-        """Stop or restart? Under systemd our own unit's job tells (facts/systemd.md)."""
-        if startup.use_systemd(self._settings) and self._environ.get("NOTIFY_SOCKET"):
-            job = own_job()
-            self._leaving = "stop" if job == "stop" else "leave"
-            by = f"{why}, job {job}"
-        else:
-            self._leaving = "stop"
-            by = why
-        doing = "stopping every backend" if self._leaving == "stop" else "backends keep running"
-        self._journal.say(Severity.NOTICE, f"leaving ({by}): {doing}")
+    def _leave(self, text: str) -> None:
+        self._journal.say(Severity.NOTICE, text)
         self._notify.stopping()
 
     # -- out -----------------------------------------------------------------------------------
@@ -405,8 +377,12 @@ class Daemon:
             return
         self._status_at = now
         self._notify.status(status_line(published))
-        if self._leaving == "stop":
+        if self._signals.how == "stop":
             self._notify.extend(EXTEND_S)
+
+
+def _reload_aside(reloader: Reloader) -> None:
+    threading.Thread(target=reloader.reload, name="reload", daemon=True).start()
 
 
 def _drain(source: queue.SimpleQueue[T]) -> list[T]:
