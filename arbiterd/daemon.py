@@ -40,7 +40,7 @@ from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
 from arbiterd.report.notify import Notifier
-from arbiterd.report.switching import line
+from arbiterd.report.status_line import status_line
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
@@ -397,26 +397,6 @@ class Daemon:
         self._notify.status(status_line(published))
         if self._leaving == "stop":
             self._notify.extend(EXTEND_S)
-
-
-def status_line(published: Published) -> str:
-    """One line for systemctl status."""
-    views = published.decision.backends.values()
-    parts = [f"{view.name} {view.phase.value}" for view in views]
-    text = f"mode {published.settings.mode}: " + (", ".join(parts) or "no backends")
-    open_ = sum(1 for one in published.decision.incidents if one.closed_at is None)
-    if published.decision.switch is not None:
-        text = f"{line(published.decision.switch)}; {text}"
-    if open_:
-        text += f"; {open_} open incident(s)"
-    loop = published.loop
-    if loop.config_refused:
-        text += f"; config refused: {loop.config_refused[0]}"
-    elif loop.config_pending:
-        text += "; config changed, not applied: systemctl reload gpu-arbiter"
-    if published.decision.blind and published.observation.nvml:
-        text += f"; blind: {published.observation.nvml}"
-    return text
 
 
 def _drain(source: queue.SimpleQueue[T]) -> list[T]:
