@@ -319,11 +319,8 @@ class Daemon:
     def _inbox(self, reloader: Reloader) -> Inbox:
         pending = reloader.look(time.monotonic())
         accepted = _drain(self._accepted)
-        settings: Settings | None = None
-        if accepted:
-            settings = accepted[-1].settings
-            self._refused, self._rolled_back = (), False
-        elif self._rolled_back and reloader.in_file:
+        settings = accepted[-1].settings if accepted else None
+        if accepted or (self._rolled_back and reloader.in_file):
             self._refused, self._rolled_back = (), False
         events = _drain(self._events)
         return Inbox(
