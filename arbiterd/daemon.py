@@ -34,7 +34,6 @@ from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.health import HttpProbe
 from arbiterd.model.published import Published
-from arbiterd.model.settings import Settings
 from arbiterd.reload import Reloader
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,9 @@ def write(host: Host, mode: str = "A", only: tuple[str, ...] = ("vllm", "ollama"
     )
 
 
-def start(host: Host, **kw: tuple[str, ...]) -> dict[str, int]:
+def start(host: Host, only: tuple[str, ...] = ("vllm", "ollama")) -> dict[str, int]:
     """Up in mode A; the main pid of every backend."""
-    write(host, **kw)
+    write(host, only=only)
     host.start()
     host.wait_ready()
     return mains(host)
@@ -267,6 +268,10 @@ def test_reload_wait_done_fails_with_the_reason_and_a_restart_does_not_try_again
 
 
 # -- a second reload, a stop ---------------------------------------------------------------------
+def _queued(host: Host, mode: str) -> bool:
+    return bool((host.status()["switch"] or {}).get("queued") == mode)
+
+
 def test_a_second_reload_is_queued_and_the_latest_wins(pair: Host) -> None:
     """B is on its way; C and then A are accepted: published as queued, C never begins."""
     pids = start(pair)
@@ -277,7 +282,7 @@ def test_a_second_reload_is_queued_and_the_latest_wins(pair: Host) -> None:
     for mode in ("C", "A"):
         set_mode(pair, mode)
         assert pair.ctl("reload").returncode == 0
-        wait_until(lambda mode=mode: (pair.status()["switch"] or {}).get("queued") == mode, 5, mode)
+        wait_until(partial(_queued, pair, mode), 5, mode)
     whole(pair, "A", pids, "vllm")
     begun = [e["MESSAGE"] for e in pair.events("mode_switch") if "kept untouched" in e["MESSAGE"]]
     assert [text.split(":")[0] for text in begun] == ["mode A → B", "mode B → A"]
