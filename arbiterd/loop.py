@@ -226,7 +226,7 @@ class Loop:
                 for uuid, seen in snapshot.devices.items()
             }
         else:
-            self._devices = attribute(snapshot, self._parts.launcher.owner_of)
+            self._devices = attribute(snapshot, self._parts.launcher.owner_of, self._devices)
         self._seen = snapshot
 
     def _ask_nvml(self, now: float) -> None:

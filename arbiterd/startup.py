@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd import containers, procfs
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch_direct import DirectLauncher
@@ -63,6 +63,8 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
 
 def engines_alive(runtime_dir: Path) -> bool:
     """Whether any backend recorded in this folder still runs (both launchers keep such records)."""
+    if containers.any_alive(runtime_dir / "backends"):
+        return True
     for path in sorted((runtime_dir / "backends").glob("*.json")):
         try:
             record = json.loads(path.read_text())

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from arbiterd.act.containers import completed
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
 from arbiterd.config import load
@@ -24,7 +25,9 @@ from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Fit
+from arbiterd.sense.containers import client_of
 from arbiterd.sense.host import version_of
+from arbiterd.startup import use_systemd
 from arbiterd.units import format_size
 
 
@@ -114,8 +117,11 @@ def _row(
     if placement.problem:
         return {**row, "change": "waits"}
     version = backend.version or version_of(backend)
-    found = launch_context(settings, name, placements, devices, version=version)
+    client = client_of(backend).client if backend.image else ""
+    found = launch_context(settings, name, placements, devices, version=version, client=client)
     spec = launch_spec(found)
+    if spec.container is not None:
+        spec = completed(spec, systemd=use_systemd(settings), secrets=())
     return {
         **row,
         "version": version,

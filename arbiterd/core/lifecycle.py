@@ -132,6 +132,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
         desk.placements,
         devices,
         version=desk.seen.host.versions.get(backend.name, ""),
+        client=desk.seen.host.containers.get(backend.name, ""),
         overhead_bytes=desk.state.overheads.get(backend.name),
     )
     spec = launch_spec(context)

@@ -60,5 +60,6 @@ def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[st
         ledger = desk.ledgers[uuid]
         mine, rest = used_of(ledger, backend.name), used_of(ledger, UNATTRIBUTED)
         if mine is not None and rest is not None:
+            # Negative: memory is already lower than a list from before says; that is no baseline.
             held[uuid], spare[uuid] = mine, max(0, rest)
     return held, spare

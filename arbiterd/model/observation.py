@@ -15,12 +15,13 @@ from arbiterd.model.launch import UnitObservation
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """Slow facts of the host, refreshed outside the tick: engine versions (found without importing
-    the engine), commands that cannot be found, ports held by somebody else. ``looked``: False until
-    the first look has ended; nothing starts before. ``ram_free_bytes``: what the host can still give
-    without swapping, 0 while not known.
+    the engine), the client (docker, podman) that runs a backend's image, commands that cannot be
+    found, ports held by somebody else. ``looked``: False until the first look has ended; nothing
+    starts before. ``ram_free_bytes``: what the host can still give without swapping, 0 while not known.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
+    containers: Mapping[str, str] = field(default_factory=dict)
     missing_commands: Mapping[str, str] = field(default_factory=dict)
     taken_ports: Mapping[str, str] = field(default_factory=dict)
     looked: bool = True
