@@ -64,6 +64,7 @@ class Result:
     """One policy in one world, from the moment that everything was up."""
 
     ooms: int = 0
+    guilty: bool = False
     start_ooms: int = 0
     innocent_ooms: int = 0
     innocents: int = 0
@@ -96,6 +97,7 @@ def run_one(scenario: Scenario, name: str) -> Result:
     hits = [one for one in monitor.disruptions if one.at >= monitor.began]
     return Result(
         ooms=len(ooms),
+        guilty=bool(ooms) and ooms[0].guilty,
         start_ooms=sum(1 for one in ooms if one.what == "start"),
         innocent_ooms=sum(1 for one in ooms if not one.over),
         innocents=sum(1 for one in hits if not one.over),
@@ -131,6 +133,11 @@ def overloads() -> bool:
         "avoidable OOMs avoided",
         *(f"{free[n]} of {len(avoidable)} ({share[n]:.1f} %)" for n in names),
     )
+    clear = [s for s in avoidable if results[s]["none"].guilty]
+    row(
+        "of those with somebody over by more than max(256 MiB, 3 %)",
+        *(_part([not results[s][n].ooms for s in clear]) for n in names),
+    )
     row(
         "of the others avoided",
         *(len([s for s in hopeless if not results[s][n].ooms]) for n in names),
@@ -163,6 +170,10 @@ def overloads() -> bool:
         print(f"\nrules broken: {broken}")
     ok = share["ours"] >= 99.0 and not total["ours"]["innocents"] and not total["ours"]["foreign"]
     return ok and not broken
+
+
+def _part(good: Sequence[bool]) -> str:
+    return f"{sum(good)} of {len(good)} ({100 * sum(good) / max(1, len(good)):.1f} %)"
 
 
 def _lost(results: dict[int, dict[str, Result]]) -> None:
