@@ -19,6 +19,7 @@ from arbiterd.core.limits import (
     SEEN_BACK,
     TRIM_IGNORED_S,
 )
+from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep
 from arbiterd.core.victim import Option, recent, resident
@@ -93,6 +94,8 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
         )
         desk.enter(back, Phase.READY, "")
         return _end(desk, uuid, state, reclaim, "called off: it is within its cap again", 0)
+    if backend is not None and backend.phase is Phase.DRAINING and _no_more_time(desk, uuid, state):
+        desk.put(replace(backend, deadline=desk.seen.now))
     asleep = reclaim.rung is Rung.SLEEP and backend is not None
     moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
     if asleep and backend is not None and sleeping.busy(backend):
@@ -114,6 +117,15 @@ def _mended(desk: Desk, state: DeviceState, backend: BackendState) -> bool:
     fresh = state.seen_at == state.last_sample_at  # over_since leaves out those that drain
     cap = desk.placements[backend.name].cap_bytes
     return fresh and backend.name in state.used and state.used[backend.name] <= cap
+
+
+def _no_more_time(desk: Desk, uuid: str, state: DeviceState) -> bool:
+    """Whether the card has become too full to wait for requests: faster than was thought, or by others."""
+    seen = desk.seen.devices[uuid]
+    if not pressure.confirmed(state) or not isinstance(seen.memory, Known):
+        return False
+    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    return seen.memory.value.free_bytes < pressure.critical_free_bytes(headroom)
 
 
 def freed_of(state: DeviceState) -> int:

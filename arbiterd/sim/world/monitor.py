@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from arbiterd.core.ledger import HEADROOM
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.pressure import critical_free_bytes
+from arbiterd.core.pressure import critical_free_bytes, over_margin
 from arbiterd.model.actions import (
     Action,
     FreezeBackend,
@@ -41,12 +41,15 @@ _SHUT = (Admit.HOLD, Admit.SHED)
 
 @dataclass(frozen=True, slots=True)
 class Oom:
-    """``what``: start, load, wake, workspace, leak, pool. ``over``: it held more than its cap."""
+    """``what``: start, load, wake, workspace, leak, pool. ``over``: it held more than its cap.
+    ``guilty``: somebody on the card was over by more than what counts (core/pressure.py).
+    """
 
     at: float
     backend: str
     what: str
     over: bool
+    guilty: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,12 @@ class Monitor:
 
     def oom(self, engine: Engine, what: str) -> None:
         """An allocation did not fit."""
-        self.ooms.append(Oom(self.world.now, engine.name, what, engine.held > engine.cap))
+        guilty = any(
+            one.alive and one.held - one.cap > over_margin(one.cap)
+            for one in self.world.engines.values()
+        )
+        over = engine.held > engine.cap
+        self.ooms.append(Oom(self.world.now, engine.name, what, over, guilty))
 
     # -- actions -------------------------------------------------------------------------------
     def ordered(self, action: Action) -> None:
