@@ -170,6 +170,13 @@ def test_a_missing_file_is_a_sentence() -> None:
     assert "/nowhere/x.toml:1: (file): there is no such file" in done.stderr
 
 
+def test_a_folder_in_place_of_the_file_is_a_sentence(tmp_path: Path) -> None:
+    """Nothing about UTF-8 where there is no text."""
+    done = _ctl("check", str(tmp_path))
+    assert done.returncode == 78
+    assert "cannot be read: Is a directory; name a file" in done.stderr
+
+
 @pytest.mark.parametrize("module", ["arbiterd", "arbiterd.cli"])
 def test_version_is_instant_and_plain(module: str) -> None:
     """No configuration needed."""
