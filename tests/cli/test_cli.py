@@ -143,6 +143,7 @@ def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
         "check",
         "plan",
         "status",
+        "top",
         "incidents",
         "why",
         "reload",
