@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-real test-device bench bench-gateway bench-overflow install uninstall clean
+.PHONY: help setup run test check test-real test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,9 +52,22 @@ bench-gateway: ## the doors beside nginx (and LiteLLM, where LITELLM=its command
 	@command -v nginx wrk >/dev/null || { echo "please install: apt-get install nginx-light wrk" >&2; exit 1; }
 	$(PY) -m tests.bench.gateway
 
+bench-policies: ## ours, none, a threshold killer and an oracle in the same worlds; slopes; a healthy week (SCENARIOS, DAYS, JOBS)
+	@scripts/setup dev
+	$(PY) -m tests.bench.policies
+
+RUNS ?= 3000
+invariants: ## the rules in RUNS random worlds
+	@scripts/setup dev
+	INVARIANT_RUNS=$(RUNS) $(PY) -m pytest -q --tb=short --timeout=7200 tests/core/test_invariants.py
+
 bench-overflow: ## from a card that runs short to the brake at the door and the bytes back: five scenarios
 	@scripts/setup dev
 	$(PY) -m tests.bench.overflow $(ARGS)
+
+bench-switch: ## A → B → A beside the engines' own stops and starts
+	@scripts/setup dev
+	$(PY) -m tests.bench.switch
 
 install: ## venv, units, users, config, journal catalogue (PREFIX and DESTDIR honoured)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd import containers, procfs
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch_direct import DirectLauncher
@@ -32,10 +32,13 @@ from arbiterd.web.loads import LoadDesk
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to run on. ``refused``: problems of the file we could not take (guarding only)."""
+    """What to run on. ``refused``: problems of the file we could not take (guarding
+    only); ``rolled_back``: why, when it is its layout that did not come up.
+    """
 
     loaded: Loaded
     refused: tuple[Problem, ...] = ()
+    rolled_back: str = ""
 
 
 def choose(path: Path, environ: Mapping[str, str]) -> Start:
@@ -57,12 +60,14 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
     reason = layouts.refused(path)
     good = layouts.last_good(path, environ) if reason else None
     if good is not None:
-        return Start(good, (rolled_back_problem(path, reason),))
+        return Start(good, (rolled_back_problem(path, reason),), reason)
     return Start(loaded)
 
 
 def engines_alive(runtime_dir: Path) -> bool:
     """Whether any backend recorded in this folder still runs (both launchers keep such records)."""
+    if containers.any_alive(runtime_dir / "backends"):
+        return True
     for path in sorted((runtime_dir / "backends").glob("*.json")):
         try:
             record = json.loads(path.read_text())

@@ -43,9 +43,9 @@ class Lane(StrEnum):
     WORK = "work"
 
 
-# Two who end things: one drains for its grace while a leftover is killed. Two who work: a start
+# Three who end things: a leftover is killed while two drain for their grace. Two who work: a start
 # beside a load.
-THREADS = {Lane.END: 2, Lane.FREEZE: 1, Lane.WORK: 2}
+THREADS = {Lane.END: 3, Lane.FREEZE: 1, Lane.WORK: 2}
 QUEUE_MAX = 256
 LoadProbe = Callable[[LoadModel], HttpProbe | None]
 

@@ -101,7 +101,8 @@ class Freezer:
 
 def _supported() -> bool:
     """Whether this systemd freezes: a version that can, on a unified hierarchy with a freezer."""
-    with closing(Bus(_CALL_S)) as bus, suppress(LaunchError, ValueError):
+    # Asked once, so with patience: a systemd that is slow at boot can freeze all the same.
+    with closing(Bus()) as bus, suppress(LaunchError, ValueError):
         version = int("".join(c if c.isdigit() else " " for c in bus.version()).split()[0])
         slice_ = folder_of("/init.scope")
         return version >= SINCE and slice_ is not None and (slice_ / "cgroup.freeze").exists()

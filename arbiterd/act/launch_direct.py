@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Literal
 
 from arbiterd import procfs
-from arbiterd.act.launcher import BASE_PATH, read_env_file, resolve_command, write_files
+from arbiterd.act.containers import Containers, exit_of, with_secrets
+from arbiterd.act.launcher import (
+    BASE_PATH,
+    read_env_file,
+    resolve_command,
+    signal_exactly,
+    write_files,
+    write_record,
+)
+from arbiterd.act.tails import file_tail
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
@@ -47,6 +56,7 @@ class _Record:
     invocation: str
     intent: str
     started_wall: float
+    container: str = ""
 
 
 @dataclass(slots=True)
@@ -76,6 +86,7 @@ class DirectLauncher:
             folder.mkdir(parents=True, exist_ok=True)
         self.instance = hashlib.sha256(str(runtime_dir.resolve()).encode()).hexdigest()[:16]
         self._on_change = on_change
+        self._containers = Containers(self._dir, podman=True)
         self._lock = threading.Lock()
         self._units: dict[str, _Unit] = {}
         self._owners: dict[ProcessRef, str] = {}
@@ -149,6 +160,8 @@ class DirectLauncher:
         if unit.process is not None:
             code = unit.process.wait()
             status = Exit(signal=-code) if code < 0 else Exit(code=code)
+        if unit.record.container:
+            status = exit_of(status) or status
         unit.scanned = 0.0
         unit.exit = status
         self._on_change()
@@ -162,7 +175,8 @@ class DirectLauncher:
             found = self._scan()
             for name, unit in units.items():
                 unit.members, unit.scanned = tuple(found.get(name, ())), now
-        return {name: self._observe_one(unit) for name, unit in units.items()}
+        out = {name: self._observe_one(unit) for name, unit in units.items()}
+        return out | self._containers.unattended(out.keys(), now)
 
     def _observe_one(self, unit: _Unit) -> UnitObservation:
         record = unit.record
@@ -176,7 +190,7 @@ class DirectLauncher:
             state = UnitState.EXITED
         elif unit.stopping:
             state = UnitState.STOPPING
-        log = self._log(record.backend)
+        log = self._logs / f"{record.backend}.log"
         return UnitObservation(
             backend=record.backend,
             state=state,
@@ -211,13 +225,22 @@ class DirectLauncher:
             if backend and pid != os.getpid():
                 out.setdefault(backend, []).append(ref)
         self._owners = owners
+        for name in self._containers.known():
+            inside = (procfs.ref(pid) for pid in self._containers.pids(name))
+            members = out.setdefault(name, [])
+            members += [ref for ref in inside if ref and ref not in members]
         return out
 
     def _members(self, backend: str) -> list[ProcessRef]:
         return self._scan().get(backend, [])
 
     def owner_of(self, pid: int) -> tuple[str, str] | None:
-        """By tag, else by session leader and ancestors (an engine that cleaned its environment)."""
+        """By its container's cgroup or by tag, else by session leader and ancestors (an engine that
+        cleaned its environment).
+        """
+        inside = self._containers.owner_of(pid)
+        if inside:
+            return inside, f"container of {inside}"
         seen: set[int] = set()
         current = pid
         while current > 1 and current not in seen:
@@ -235,6 +258,11 @@ class DirectLauncher:
             current = found.parent
         return None
 
+    def cgroups(self, backend: str) -> tuple[str, ...]:
+        """Its container's; a plain command shares ours."""
+        path = self._containers.cgroup(backend)
+        return (path,) if path else ()
+
     # -- starting ------------------------------------------------------------------------------
     def start(self, spec: LaunchSpec) -> None:
         """Start in a session of its own, output to runtime_dir/logs/NAME.log."""
@@ -242,13 +270,22 @@ class DirectLauncher:
             if spec.backend in self._units:
                 msg = f"cannot start {spec.backend}: it is there already"
                 raise LaunchError(msg)
+        spec = with_secrets(spec, systemd=False)
+        self._containers.prepare(spec)
         env = self._environment(spec)
         program = resolve_command(spec.argv, env["PATH"])
         write_files(self._dir / spec.backend, spec.files)
         record = _Record(
-            spec.backend, 0, 0, procfs.boot_id(), uuid.uuid4().hex, spec.intent, time.time()
+            spec.backend,
+            0,
+            0,
+            procfs.boot_id(),
+            uuid.uuid4().hex,
+            spec.intent,
+            time.time(),
+            spec.container.client if spec.container else "",
         )
-        log = self._log(spec.backend)
+        log = self._logs / f"{spec.backend}.log"
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         user = spec.user if spec.user and os.geteuid() == 0 else None
@@ -292,23 +329,24 @@ class DirectLauncher:
         return {**base, **secrets, **spec.env, **tags}
 
     def _write_record(self, record: _Record) -> None:
-        path = self._dir / f"{record.backend}.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(record)))
-        temporary.replace(path)
+        write_record(self._dir / f"{record.backend}.json", asdict(record))
 
     # -- stopping ------------------------------------------------------------------------------
     def stop(self, backend: str, grace_s: float) -> None:
         """TERM, grace, KILL to everything with the tag or in the session, until nothing is left."""
         with self._lock:
             unit = self._units.get(backend)
-        if unit is not None and unit.exit is None and grace_s > 0:
+        attended = unit is not None and unit.exit is None
+        if unit is not None and attended and grace_s > 0:
             unit.stopping = True
             main = ProcessRef(unit.record.pid, unit.record.start_time)
-            _signal(main, signal.SIGTERM)
+            signal_exactly(main, signal.SIGTERM)
             deadline = time.monotonic() + grace_s
             while unit.exit is None and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
+        elif grace_s > 0:
+            self._containers.stop(backend, grace_s)
+        self._containers.kill(backend)
         deadline = time.monotonic() + _DIE_S
         while True:
             left = self._members(backend)
@@ -316,14 +354,16 @@ class DirectLauncher:
             if not left and not main_lives:
                 break
             for ref in left:
-                _signal(ref, signal.SIGKILL)
+                signal_exactly(ref, signal.SIGKILL)
             if unit is not None and main_lives:
-                _signal(ProcessRef(unit.record.pid, unit.record.start_time), signal.SIGKILL)
+                signal_exactly(ProcessRef(unit.record.pid, unit.record.start_time), signal.SIGKILL)
             if time.monotonic() >= deadline:
                 pids = ", ".join(str(ref.pid) for ref in left)
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
+        client = unit.record.container if unit else ""
+        self._containers.remove(backend, client, attended=attended)
         self._forget(backend)
 
     def _forget(self, backend: str) -> None:
@@ -348,22 +388,12 @@ class DirectLauncher:
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity."""
         for ref in refs:
-            _signal(ref, signal.SIGKILL)
+            signal_exactly(ref, signal.SIGKILL)
 
     # -- output --------------------------------------------------------------------------------
-    def _log(self, backend: str) -> Path:
-        return self._logs / f"{backend}.log"
-
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
-        """The end of its log file; at most the last 256 KiB are looked at."""
-        try:
-            with self._log(backend).open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 256 * 1024))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return ()
-        return tuple(text.splitlines()[-lines:])
+        """The end of its log file."""
+        return file_tail(self._logs / f"{backend}.log", lines)
 
     def close(self) -> None:
         """Stop watching; engines go on."""
@@ -380,20 +410,3 @@ class DirectLauncher:
                     unit.process.returncode = 0  # ours to leave: no ResourceWarning, no wait
             for fd in self._by_fd:
                 os.close(fd)
-
-
-def _signal(one: ProcessRef, number: signal.Signals) -> None:
-    """Signal exactly this process: pidfd first, then the identity is checked, then the signal."""
-    if one.pid in (0, 1, os.getpid()):
-        return
-    try:
-        fd = os.pidfd_open(one.pid)
-    except OSError:
-        return
-    try:
-        if procfs.alive(one):
-            signal.pidfd_send_signal(fd, number)
-    except OSError:
-        return
-    finally:
-        os.close(fd)

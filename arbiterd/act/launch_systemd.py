@@ -10,7 +10,6 @@ import json
 import os
 import pwd
 import signal
-import subprocess
 import threading
 import time
 from collections import OrderedDict
@@ -22,10 +21,14 @@ from typing import Any, Literal
 
 from arbiterd import procfs
 from arbiterd.act.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
+from arbiterd.act.containers import Containers, with_secrets
+from arbiterd.act.containers import exit_of as container_exit_of
 from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
-from arbiterd.act.launcher import resolve_command, write_files
+from arbiterd.act.launcher import resolve_command, signal_exactly, write_files, write_record
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
-from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of
+from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
+from arbiterd.act.tails import journal_tail
+from arbiterd.act.unit_end import UnitEnd
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
@@ -48,6 +51,7 @@ class _Record:
     invocation: str
     intent: str
     started_wall: float
+    container: str = ""
 
 
 class SystemdLauncher:
@@ -59,6 +63,7 @@ class SystemdLauncher:
         self._dir = runtime_dir / "backends"
         self._dir.mkdir(parents=True, exist_ok=True)
         self._on_change = on_change
+        self._containers = Containers(self._dir, podman=False)
         self._lock = threading.Lock()
         self._units: dict[str, Unit] = {}
         self._records: dict[str, _Record] = {}
@@ -66,6 +71,7 @@ class SystemdLauncher:
         self._job_done = threading.Condition()
         self.problems: list[str] = []
         self._bus = Bus()
+        self._end = UnitEnd(self._bus, self._containers)
         self._watch_bus = Bus()
         self._refreshed_at = 0.0
         self._freezer = Freezer()
@@ -183,7 +189,8 @@ class SystemdLauncher:
             threading.Thread(target=self._refresh_quietly, daemon=True).start()
         with self._lock:
             units = dict(self._units)
-        return {name: self._observe_one(unit) for name, unit in units.items()}
+        out = {name: self._observe_one(unit) for name, unit in units.items()}
+        return out | self._containers.unattended(out.keys(), now)
 
     def _refresh_quietly(self) -> None:
         with suppress(LaunchError):
@@ -192,7 +199,9 @@ class SystemdLauncher:
     def _observe_one(self, unit: Unit) -> UnitObservation:
         record = self._records.get(unit.backend)
         mine = record if record and record.invocation == unit.invocation else None
-        pids = pids_of(unit.cgroup)
+        containers = self._containers
+        pids = sorted({*pids_of(unit.cgroup), *containers.pids(unit.backend)})
+        ended = exit_of(unit)
         stats = [found for pid in pids if (found := procfs.stat(pid)) and found.alive]
         return UnitObservation(
             backend=unit.backend,
@@ -202,8 +211,8 @@ class SystemdLauncher:
             pids=tuple(one.pid for one in stats),
             invocation=unit.invocation,
             intent=mine.intent if mine else "",
-            exit=exit_of(unit),
-            cpu_s=cpu_s_of(unit.cgroup) or sum(one.cpu_s for one in stats),
+            exit=container_exit_of(ended) if mine and mine.container else ended,
+            cpu_s=self._cpu_s(unit) or sum(one.cpu_s for one in stats),
             started_wall=mine.started_wall if mine else 0.0,
             frozen=frozen_of(unit.cgroup),
             host_oom=self._host_oom(unit),
@@ -215,12 +224,27 @@ class SystemdLauncher:
             self._oomed[unit.backend] = unit.invocation
         return self._oomed.get(unit.backend) == unit.invocation
 
+    def _cpu_s(self, unit: Unit) -> float:
+        """Podman's container lies within the unit's cgroup, docker's beside it."""
+        own, inner = cpu_s_of(unit.cgroup), self._containers.cgroup(unit.backend)
+        return own if inner.startswith(f"{unit.cgroup}/") else own + cpu_s_of(inner)
+
+    def cgroups(self, backend: str) -> tuple[str, ...]:
+        """The unit's, and docker's beside it."""
+        with self._lock:
+            unit = self._units.get(backend)
+        own, inner = unit.cgroup if unit else "", self._containers.cgroup(backend)
+        if own and inner.startswith(f"{own}/"):
+            inner = ""
+        return tuple(path for path in (own, inner) if path)
+
     def owner_of(self, pid: int) -> tuple[str, str] | None:
-        """By cgroup: whatever an engine forks stays in its unit."""
+        """By cgroup: whatever an engine forks stays in its unit, or in its container."""
         unit = procfs.unit_of(pid)
         if unit.startswith(PREFIX) and unit.endswith(SUFFIX):
             return unit.removeprefix(PREFIX).removesuffix(SUFFIX), unit
-        return None
+        backend = self._containers.owner_of(pid)
+        return (backend, f"{PREFIX}{backend}{SUFFIX}") if backend else None
 
     # -- starting ------------------------------------------------------------------------------
     def start(self, spec: LaunchSpec) -> None:
@@ -238,8 +262,13 @@ class SystemdLauncher:
         if spec.env_file and not os.path.isfile(spec.env_file):
             msg = f"cannot read env_file {spec.env_file}: it is not there"
             raise LaunchError(msg)
-        write_files(self._dir / spec.backend, spec.files)
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
+        if spec.container is not None and self._end.active(unit):
+            msg = f"cannot start {spec.backend}: it is there already"
+            raise LaunchError(msg)
+        spec = with_secrets(spec, systemd=True)
+        self._containers.prepare(spec)
+        write_files(self._dir / spec.backend, spec.files)
         home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
         try:
             job = self._bus.start_transient(unit, properties(spec, program, user, home))
@@ -258,12 +287,7 @@ class SystemdLauncher:
         with suppress(LaunchError):
             path = self._bus.unit_path(unit)
             status = int(self._bus.get(path, SERVICE, "ExecMainStatus"))
-            texts = {
-                203: "it cannot be executed",
-                217: "its user cannot be had",
-                200: "no such folder",
-            }
-            return texts.get(status, f"it ended at once with status {status}")
+            return why_failed(status)
         return ""
 
     def _wait_job(self, job: str) -> str:
@@ -282,58 +306,54 @@ class SystemdLauncher:
             found.invocation if found else "",
             spec.intent,
             time.time(),
+            spec.container.client if spec.container else "",
         )
         self._records[spec.backend] = record
-        path = self._dir / f"{spec.backend}.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(record)))
-        temporary.replace(path)
+        write_record(self._dir / f"{spec.backend}.json", asdict(record))
         self._on_change()
 
     # -- stopping ------------------------------------------------------------------------------
     def stop(self, backend: str, grace_s: float) -> None:
-        """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace."""
+        """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace. A
+        container client hands the TERM on; where it is gone, docker is asked to stop the container.
+        """
         with self._freezer.ending(backend):
             self._stop(backend, grace_s)
 
     def _stop(self, backend: str, grace_s: float) -> None:
         unit = f"{PREFIX}{backend}{SUFFIX}"
+        attended = self._end.active(unit)
         try:
             if grace_s <= 0:
-                self._kill_all(unit)
+                self._containers.kill(backend)
+                self._end.kill_all(unit)
             self._bus.stop(unit)
         except BusError as error:
             if not error.no_such_unit:
                 msg = f"cannot stop {backend}: systemd says: {error}"
                 raise LaunchError(msg) from None
         deadline = time.monotonic() + max(0.0, grace_s)
-        while self._alive(unit) and time.monotonic() < deadline:
+        if grace_s > 0 and not attended:
+            self._containers.stop(backend, grace_s)
+        while self._end.alive(unit, backend) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         deadline = time.monotonic() + _DIE_S
-        while self._alive(unit):
-            self._kill_all(unit)
+        while self._end.alive(unit, backend):
+            if not self._end.tidying(unit, backend):
+                self._containers.kill(backend)
+                self._end.kill_all(unit)
             if time.monotonic() >= deadline:
-                pids = ", ".join(str(pid) for pid in self._members(backend))
+                left = {*self._members(backend), *self._containers.pids(backend)}
+                pids = ", ".join(str(pid) for pid in sorted(left))
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
         self._bus.reset_failed(unit)
+        record = self._records.get(backend)
+        client = record.container if record else ""
+        self._containers.remove(backend, client, attended=attended)
         self._forget(backend)
         self._refresh(unit)
-
-    def _alive(self, unit: str) -> bool:
-        """Whether the unit is on its way down or anything lives in its cgroup."""
-        try:
-            path = self._bus.unit_path(unit)
-            active = str(self._bus.get(path, UNIT, "ActiveState"))
-            cgroup = str(self._bus.get(path, SERVICE, "ControlGroup"))
-        except BusError:
-            return False
-        return active not in ("inactive", "failed") or bool(pids_of(cgroup))
-
-    def _kill_all(self, unit: str) -> None:
-        with suppress(BusError):
-            self._bus.kill(unit, "all", signal.SIGKILL)
 
     def _members(self, backend: str) -> tuple[int, ...]:
         with self._lock:
@@ -360,13 +380,7 @@ class SystemdLauncher:
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity, through a pidfd: between check and signal no pid can change hands."""
         for ref in refs:
-            with suppress(OSError):
-                fd = os.pidfd_open(ref.pid)
-                try:
-                    if procfs.alive(ref):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                finally:
-                    os.close(fd)
+            signal_exactly(ref, signal.SIGKILL)
 
     # -- output --------------------------------------------------------------------------------
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
@@ -375,22 +389,7 @@ class SystemdLauncher:
             unit = self._units.get(backend)
         if unit is None:
             return ()
-        subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=5)
-        done = subprocess.run(
-            [
-                "journalctl",
-                "--no-pager",
-                "-o",
-                "cat",
-                "-n",
-                str(lines),
-                f"_SYSTEMD_INVOCATION_ID={unit.invocation}",
-            ],
-            check=False,
-            capture_output=True,
-            timeout=10,
-        )
-        return tuple(done.stdout.decode(errors="replace").splitlines())
+        return journal_tail(unit.invocation, lines)
 
     def close(self) -> None:
         """Stop watching; engines go on."""

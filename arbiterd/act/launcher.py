@@ -4,12 +4,15 @@ contract test suite (tests/act/test_launcher_contract.py) holds for both.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from arbiterd import procfs
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
@@ -70,6 +73,11 @@ class Launcher(Protocol):
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """(backend, unit) of a process of ours, leftovers included; None: foreign."""
 
+    def cgroups(self, backend: str) -> tuple[str, ...]:
+        """Cgroup paths (as /proc/PID/cgroup writes them) that hold this backend's processes and
+        nobody else's; (): it has none of its own.
+        """
+
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
         """Last lines of the last invocation's output, oldest first. May block for a second."""
 
@@ -97,6 +105,25 @@ def resolve_command(argv: Sequence[str], path: str = BASE_PATH) -> str:
     return os.path.abspath(found)
 
 
+def signal_exactly(one: ProcessRef, number: signal.Signals) -> None:
+    """Signal this process and no other: between check and signal a pidfd's pid changes no hands. One
+    that is gone, or not ours to signal, is left.
+    """
+    if one.pid in (0, 1, os.getpid()):
+        return
+    try:
+        fd = os.pidfd_open(one.pid)
+    except OSError:
+        return
+    try:
+        if procfs.alive(one):
+            signal.pidfd_send_signal(fd, number)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+
+
 def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
     """Write an engine's files: temporary name, then rename, readable for the engine's user."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -106,6 +133,13 @@ def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
         temporary.write_text(spec.content)
         temporary.chmod(0o644)
         temporary.replace(target)
+
+
+def write_record(path: Path, record: Mapping[str, object]) -> None:
+    """Write an adoption record: temporary name, then rename."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(path)
 
 
 def read_env_file(path: str) -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arbiterd.act.containers import SLICE, removal
 from arbiterd.act.launcher import BASE_PATH
 from arbiterd.act.systemd_bus import Property
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitState
 
-SLICE = "gpu-arbiter.slice"
 _CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
 
 
@@ -58,6 +58,8 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
     ]
     if home.startswith("/usr/"):  # Ollama's package keeps keys and models in /usr/share/ollama
         out.append(("ReadWritePaths", ("as", [f"-{home}"])))
+    if spec.container is not None:
+        out = [*(one for one in out if one[0] not in _NOT_FOR_CLIENTS), *_client(spec, program)]
     if spec.env_file:
         out.append(("EnvironmentFiles", ("a(sb)", [(spec.env_file, False)])))
     if spec.loopback_only:
@@ -66,6 +68,36 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
         everyone = [(2, b"\x00" * 4, 0), (10, b"\x00" * 16, 0)]
         out.append(("IPAddressDeny", ("a(iayu)", everyone)))
     return out
+
+
+# A container client must mount and set up; what an engine may do, its container says.
+_NOT_FOR_CLIENTS = ("NoNewPrivileges", "ProtectSystem")
+
+
+def _client(spec: LaunchSpec, program: str) -> list[Property]:
+    """Podman makes cgroups below its own, and its leftovers are removed here: the daemon's sandbox
+    would not let it. Docker's are its daemon's: the launcher asks that.
+    """
+    container = spec.container
+    if container is None or container.client != "podman":
+        return []
+    line = removal(container)
+    remove = (program, [program, *line[1:]], True)
+    return [
+        ("Delegate", ("b", True)),
+        ("ExecStartPre", ("a(sasb)", [remove])),
+        ("ExecStopPost", ("a(sasb)", [remove])),
+    ]
+
+
+def why_failed(status: int) -> str:
+    """What systemd's own exit statuses say of a start job that failed."""
+    texts = {
+        203: "it cannot be executed",
+        217: "its user cannot be had",
+        200: "no such folder",
+    }
+    return texts.get(status, f"it ended at once with status {status}")
 
 
 def state_of(unit: Unit) -> UnitState:

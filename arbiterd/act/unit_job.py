@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Literal
 
 from arbiterd import procfs
+from arbiterd.act.containers import SLICE
 from arbiterd.act.freezer import thaw_all
 from arbiterd.act.systemd_bus import NAME, UNIT, Bus, BusError
-from arbiterd.act.systemd_unit import SLICE
 from arbiterd.errors import LaunchError
 
 Job = Literal["stop", "restart", "start", "none"]

@@ -16,6 +16,7 @@ from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.errors import EX_CONFIG, ConfigRefused, Problem
 from arbiterd.model.weights import Verdict
+from arbiterd.sense.containers import image_problem
 from arbiterd.sense.host import HostFactsSource
 
 HOST_WAIT_S = 8.0
@@ -99,8 +100,13 @@ def _facts(loaded: Loaded) -> list[Problem]:
     finally:
         source.close()
     out = []
+    for name, client in facts.containers.items():
+        text = image_problem(client, settings.active.backends[name].image)
+        if text:
+            key = f"backends.{name}.image"
+            out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     for backend, text in facts.missing_commands.items():
-        key = f"backends.{backend}.command"
+        key = f"backends.{backend}.{'image' if settings.active.backends[backend].image else 'command'}"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     for backend, text in facts.taken_ports.items():
         key = f"backends.{backend}.port"

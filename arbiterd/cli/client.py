@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
@@ -53,6 +55,31 @@ class Client:
         """Change."""
         return self._ask("POST", path, timeout_s)
 
+    @contextmanager
+    def lines(self, path: str) -> Iterator[Iterator[str]]:
+        """A stream of lines, until it ends or the caller leaves. Silence is no error."""
+        connection = _UnixConnection(self.path, 3600.0)
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            if reply.status >= 400:
+                body = _parsed(reply.read().decode(errors="replace"), reply.status)
+                raise Refused(_message(body, reply.status), reply.status, body)
+            yield (line.decode() for line in reply)
+        except PermissionError:
+            raise Unreachable(self._forbidden()) from None
+        except (OSError, http.client.HTTPException) as error:
+            msg = f"the daemon at {self.path} does not answer, or has ended: {error}"
+            raise Unreachable(msg) from None
+        finally:
+            connection.close()
+
+    def _forbidden(self) -> str:
+        return (
+            f"may not open {self.path}: be root or a member of group gpu-arbiter "
+            "(usermod -aG gpu-arbiter NAME)"
+        )
+
     def _ask(self, method: str, path: str, timeout_s: float | None = None) -> Json:
         connection = _UnixConnection(self.path, timeout_s or self._timeout_s)
         try:
@@ -60,11 +87,7 @@ class Client:
             reply = connection.getresponse()
             text = reply.read().decode(errors="replace")
         except PermissionError:
-            msg = (
-                f"may not open {self.path}: be root or a member of group gpu-arbiter "
-                "(usermod -aG gpu-arbiter NAME)"
-            )
-            raise Unreachable(msg) from None
+            raise Unreachable(self._forbidden()) from None
         except (FileNotFoundError, ConnectionRefusedError):
             msg = f"no daemon answers at {self.path}: systemctl status gpu-arbiter"
             raise Unreachable(msg) from None
@@ -73,13 +96,18 @@ class Client:
             raise Unreachable(msg) from None
         finally:
             connection.close()
-        try:
-            body: Json = json.loads(text)
-        except ValueError:
-            body = {"error": {"code": str(reply.status), "message": text[:300]}}
+        body = _parsed(text, reply.status)
         if reply.status >= 400:
             raise Refused(_message(body, reply.status), reply.status, body)
         return body
+
+
+def _parsed(text: str, status: int) -> Json:
+    try:
+        body: Json = json.loads(text)
+    except ValueError:
+        body = {"error": {"code": str(status), "message": text[:300]}}
+    return body
 
 
 def segment(name: str) -> str:

@@ -107,18 +107,19 @@ def _made(
     given = DEFAULTS[kind]
     port = table.port or given.port
     grpc = (table.grpc_port or given.grpc_port) if isinstance(table, TensorflowTable) else 0
-    command = table.command if table.command is not None else list(given.command)
+    command = _command(table, given, models[0])
     default_timeout = given.request_timeout_s or request_timeout_s
     return BackendSettings(
         name=name,
         kind=kind,
-        command=tuple(command) if not table.image else tuple(table.command or ()),
+        command=command,
         port=port,
         engine_port=table.engine_port or _twin(port),
         grpc_port=grpc,
         engine_grpc_port=_twin(grpc),
         image=table.image,
         container=table.container,
+        volumes=tuple(table.volumes),
         health=table.health if isinstance(table, GenericTable) else "",
         restart_delay_s=table.restart_delay,
         restart_delay_max_s=table.restart_delay_max,
@@ -143,6 +144,19 @@ def _made(
         ollama=_ollama(table),
         tensorflow=_tensorflow(table),
     )
+
+
+def _command(table: BackendTable, given: Defaults, models: tuple[str, ...]) -> tuple[str, ...]:
+    """What runs. Within an image flags alone follow the kind's own program, and a vLLM's model may be
+    named by ``models`` instead.
+    """
+    if table.command is None:
+        if table.image and isinstance(table, VllmTable) and models:
+            return "vllm", "serve", models[0]
+        return given.command
+    if table.image and table.command and table.command[0].startswith("-"):
+        return (*given.command, *table.command)
+    return tuple(table.command)
 
 
 def _report(

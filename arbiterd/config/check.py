@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from arbiterd.config.containers import check_container
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.config.schema import FileSettings
 from arbiterd.engines import engine_of
@@ -35,13 +36,8 @@ def check_file(settings: FileSettings, report: Report) -> None:
 
 def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None:
     """One backend alone."""
-    if backend.image:
-        report.add(
-            (*at, "image"),
-            "this version cannot run images yet",
-            "install the engine on the host and write command",
-        )
-    elif not backend.command:
+    check_container(backend, at, report)
+    if not backend.command and not (backend.image and backend.kind is Kind.GENERIC):
         report.add(at, "has no command", 'write command = ["PROGRAM", "ARGUMENT", ...]')
     else:
         for found in engine_of(backend.kind).check_command(backend):

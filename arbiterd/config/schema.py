@@ -154,6 +154,7 @@ class BackendTable(_Table):
     command: Words | None = None
     image: str = ""
     container: Literal["", "docker", "podman"] = ""
+    volumes: Words = []
     port: Port | None = None
     engine_port: Port | None = None
     restart_delay: Duration = 1.0

@@ -30,6 +30,8 @@ def pack(state: State) -> Carry:
         {name: _backend(one) for name, one in state.backends.items()},
         {uuid: _device(one) for uuid, one in state.devices.items()},
         state.switch,
+        state.last,
+        state.times,
     )
 
 
@@ -100,6 +102,7 @@ def remembered(old: BackendState, fresh: BackendState) -> BackendState:
         stop_took_s=old.stop_took_s,
         cause=old.cause,
         ooms=old.ooms,
+        warm_done=old.warm_done,
     )
 
 

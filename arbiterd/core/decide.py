@@ -54,6 +54,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     carried = state.carried if state.first_tick else None
     if state.first_tick:
         adopt(desk, carried or Carry())
+        switch.resume(desk, carried.switch if carried else None)
     ledgers = desk.ledgers = _ledgers(desk)
     if carried is not None:
         desk.devices = devices_of(carried, observation.now)
@@ -125,7 +126,12 @@ def _ledgers(desk: Desk) -> dict[str, tuple[LedgerRow, ...]]:
 def _availability(desk: Desk) -> None:
     """One incident while no backend takes work although some should."""
     expected = [b for b in desk.backends.values() if desk.wanted(b.name) and not b.parked]
-    up = [b for b in expected if b.phase is Phase.READY and b.vitals.sick_since is None]
+    up = [
+        b
+        for b in expected
+        if (b.phase is Phase.READY and b.vitals.sick_since is None)
+        or (b.adopted and b.phase is Phase.STARTING)  # it ran before we came
+    ]
     open_ = desk.open_incident("", "", EventName.ALL_UNAVAILABLE)
     now = desk.seen.now  # a first start is no outage
     settled = all(b.start_took_s or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
@@ -145,12 +151,13 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
             continue
         vitals = backend.vitals
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
+        ending = backend.phase is Phase.DRAINING and backend.deadline is not None
         orders.append(
             ProbeOrder(
                 backend=backend.name,
                 url=engine_url(desk.settings, wanted),
                 fence=unit.invocation,
-                fast=backend.phase is Phase.STARTING or suspect,
+                fast=backend.phase is Phase.STARTING or ending or suspect,
                 canary_due=vitals.canary_due,
             )
         )
@@ -181,6 +188,8 @@ def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision
         blind=blind,
         learned=desk.learned,
         switch=switch.view(desk),
+        last_switch=desk.state.last,
+        times=switch.known_times(desk),
         lists_soon=any(lists_soon(state, desk.seen.now) for state in desk.devices.values()),
         settled=quiet and not desk.actions,
     )

@@ -75,7 +75,8 @@ def _reclaim(desk: Desk, uuid: str, seen: DeviceObservation, state: DeviceState)
     if rung is not Rung.TRIM and backend.phase is not Phase.STARTING:
         # Its streams may end if the card can wait so long: half of the time that is left.
         drain = min(wanted.drain_timeout_s, max(0.0, (need.seconds - LEAD_S) / 2))
-        drain = 0.0 if drain < 1.0 else drain
+        unknown = state.time_to_full_s is None and pressure.grows(state, backend.name)
+        drain = 0.0 if drain < 1.0 or unknown else drain
     return reclaim.begin(desk, uuid, state, chosen, drain_s=drain)
 
 

@@ -75,10 +75,13 @@ def apply(
         elif learned.on_cpu:
             out[name] = Placement(name, (), 0)
         else:
-            floor = int(placement.cap_bytes * CAP_FLOOR_FRACTION)
-            cap = max(floor, placement.cap_bytes - learned.lowered_bytes)
-            out[name] = replace(placement, cap_bytes=cap)
+            out[name] = replace(placement, cap_bytes=cap_of(placement.cap_bytes, learned))
     return out
+
+
+def cap_of(configured: int, learned: LearnedCap) -> int:
+    """The cap in force for a configured one; never below the floor."""
+    return max(int(configured * CAP_FLOOR_FRACTION), configured - learned.lowered_bytes)
 
 
 def _of(

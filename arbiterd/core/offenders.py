@@ -14,6 +14,7 @@ from arbiterd.core.gate import describe, holders
 from arbiterd.core.ledger import FOREIGN
 from arbiterd.core.limits import CALM_S, FOREIGN_SAID_BYTES, OVER_S
 from arbiterd.core.state import DeviceState
+from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
@@ -94,6 +95,6 @@ def _over(desk: Desk, uuid: str, state: DeviceState) -> None:
         backend = desk.backends.get(incident.backend)
         if incident.gpu != uuid or incident.backend in state.over_since:
             continue
-        if backend is None or backend.ready_at is not None:
+        if backend is None or backend.phase in (Phase.READY, Phase.SLEEPING):
             text = f"{incident.backend} is within its cap again"
             desk.close_incident(incident.id, EventName.RECOVERED, text)

@@ -23,6 +23,8 @@ def find_orphans(desk: Desk) -> tuple[dict[tuple[int, int], float], str]:
     if outcome is not None:
         desk.note_outcome(outcome)
         pending = ""
+    # The lists may still be those from before the kill: whoever is in them is watched anew.
+    known = desk.state.orphans if outcome is None else {}
     seen: dict[tuple[int, int], float] = {}
     due: dict[str, list[ProcessRef]] = {}
     gpu_of: dict[str, str] = {}
@@ -33,7 +35,7 @@ def find_orphans(desk: Desk) -> tuple[dict[tuple[int, int], float], str]:
             if process.ref is None or not _leftover(desk, process):
                 continue
             key = (process.ref.pid, process.ref.start_time)
-            seen[key] = desk.state.orphans.get(key, desk.seen.now)
+            seen[key] = known.get(key, desk.seen.now)
             if desk.seen.now - seen[key] >= ORPHAN_AFTER_S:
                 due.setdefault(process.holder, []).append(process.ref)
                 gpu_of[process.holder] = uuid

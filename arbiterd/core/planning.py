@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from arbiterd.core.intent import intent
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.engines import engine_of
+from arbiterd.engines import container, engine_of
 from arbiterd.engines.base import LaunchContext
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
@@ -48,6 +48,7 @@ def launch_context(
     devices: Mapping[str, Device],
     *,
     version: str = "",
+    client: str = "",
     overhead_bytes: int | None = None,
 ) -> LaunchContext:
     """Everything the engine's file needs to render its knobs. The placement has no problem."""
@@ -77,14 +78,18 @@ def launch_context(
         intent=intent(backend, settings.active.shares[name]),
         version=backend.version or version,
         overhead_bytes=overhead_bytes,
+        container=client or backend.container,
     )
 
 
 def launch_spec(context: LaunchContext) -> LaunchSpec:
-    """The launch line: the engine's own, then the operator's env beneath the arbiter's."""
-    spec = engine_of(context.backend.kind).launch(context)
+    """The launch line: the engine's own, then the operator's env beneath the arbiter's; for an image
+    the client's line around it.
+    """
     backend = context.backend
-    return replace(
+    where = container.inside(context) if backend.image else context
+    spec = engine_of(backend.kind).launch(where)
+    whole = replace(
         spec,
         env={**backend.env, **spec.env},
         env_file=backend.env_file,
@@ -92,3 +97,4 @@ def launch_spec(context: LaunchContext) -> LaunchSpec:
         intent=context.intent,
         ports=tuple(port for port in (context.port, context.grpc_port) if port),
     )
+    return container.wrap(context, whole) if backend.image else whole

@@ -19,8 +19,9 @@ from arbiterd.core.limits import (
     SEEN_BACK,
     TRIM_IGNORED_S,
 )
+from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, DeviceState, Reclaim
+from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
@@ -33,6 +34,7 @@ from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
 from arbiterd.units import format_duration, format_size
 
+RUNNER = "runner"  # kind of a KILL event: one child of an engine, the engine itself goes on
 DISRUPTIVE = (Rung.SLEEP, Rung.RESTART, Rung.STOP)
 
 
@@ -82,6 +84,18 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if reclaim.rung is Rung.TRIM:
         return _follow_trim(desk, uuid, state, reclaim)
     backend = desk.backends.get(reclaim.backend)
+    if backend is not None and _mended(desk, state, backend):
+        back = replace(
+            backend,
+            after=After.STOPPED,
+            deadline=None,
+            sleep=Sleep(),
+            failures=backend.failures[:-1],
+        )
+        desk.enter(back, Phase.READY, "")
+        return _end(desk, uuid, state, reclaim, "called off: it is within its cap again", 0)
+    if backend is not None and backend.phase is Phase.DRAINING and _no_more_time(desk, uuid, state):
+        desk.put(replace(backend, deadline=desk.seen.now))
     asleep = reclaim.rung is Rung.SLEEP and backend is not None
     moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
     if asleep and backend is not None and sleeping.busy(backend):
@@ -92,6 +106,26 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     if desk.seen.now >= reclaim.deadline:
         return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed_of(state))
     return state
+
+
+def _mended(desk: Desk, state: DeviceState, backend: BackendState) -> bool:
+    """Whether its requests still end while it has given back what it held above its cap: then it is
+    one of those that are never touched for a neighbour.
+    """
+    if backend.phase is not Phase.DRAINING or backend.deadline is None:
+        return False
+    fresh = state.seen_at == state.last_sample_at  # over_since leaves out those that drain
+    cap = desk.placements[backend.name].cap_bytes
+    return fresh and backend.name in state.used and state.used[backend.name] <= cap
+
+
+def _no_more_time(desk: Desk, uuid: str, state: DeviceState) -> bool:
+    """Whether the card has become too full to wait for requests: faster than was thought, or by others."""
+    seen = desk.seen.devices[uuid]
+    if not pressure.confirmed(state) or not isinstance(seen.memory, Known):
+        return False
+    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    return seen.memory.value.free_bytes < pressure.critical_free_bytes(headroom)
 
 
 def freed_of(state: DeviceState) -> int:
@@ -170,6 +204,7 @@ def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
         action=action.id,
         gpu=uuid,
         bytes_expected=reclaim.expected,
+        kind=RUNNER,
     )
     now = desk.seen.now
     changed = replace(reclaim, action=action.id, killed=True, stage="its runner is killed")
@@ -237,6 +272,7 @@ def _tell_begin(desk: Desk, uuid: str, reclaim: Reclaim) -> None:
         gpu=uuid,
         reason=reclaim.reason,
         bytes_expected=reclaim.expected,
+        kind=reclaim.rung.value,
     )
 
 
@@ -262,7 +298,11 @@ def _end(
         bytes_expected=reclaim.expected,
         bytes_freed=freed,
         took_ms=took * 1000,
+        kind=reclaim.rung.value,
     )
+    done = state.done
+    if reclaim.rung is Rung.TRIM and not worked:
+        done = {**done, f"failed {_key(reclaim)}": desk.seen.now}
     record = ActionRecord(
         id=desk.next_id("act"),
         action=f"Reclaim {reclaim.rung}",
@@ -276,4 +316,4 @@ def _end(
     )
     desk.record(reclaim.incident, record)
     lead = pressure.lead_of(took, state.lead_s, LEAD_MAX_S) if worked else state.lead_s
-    return replace(state, reclaim=None, lead_s=lead)
+    return replace(state, reclaim=None, lead_s=lead, done=done)

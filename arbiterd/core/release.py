@@ -11,6 +11,7 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.ledger import UNATTRIBUTED, used_of
 from arbiterd.core.limits import RELEASED_FRACTION
 from arbiterd.core.state import BackendState
+from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
 from arbiterd.units import MIB
 
@@ -28,7 +29,7 @@ def released(desk: Desk, backend: BackendState) -> bool:
 def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
     device = desk.seen.devices.get(uuid)
     gone = backend.gone_at if backend.gone_at is not None else desk.seen.now
-    if device is None:
+    if device is None or device.state is GpuState.LOST:
         return True
     memory, processes = device.memory, device.processes
     if not isinstance(memory, Known) or not isinstance(processes, Known):
@@ -45,8 +46,9 @@ def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
 
 
 def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[str, int]]:
-    """(held bytes, unattributed bytes) per device, from the freshest readings; the old ones where
-    a device cannot be read now.
+    """(held bytes, unattributed bytes) per device, from the freshest list that is as new as the memory
+    beside it; the old ones otherwise. A list from before a free or a take makes any rest of it, and
+    with a wrong rest to compare with a release could never be proven.
     """
     held, spare = dict(backend.held_bytes), dict(backend.spare_then)
     placement = desk.placements.get(backend.name)
@@ -54,8 +56,11 @@ def remember(desk: Desk, backend: BackendState) -> tuple[dict[str, int], dict[st
         device = desk.seen.devices.get(uuid)
         if device is None or not isinstance(device.processes, Known):
             continue
+        if not isinstance(device.memory, Known) or device.processes.at < device.memory.at:
+            continue
         ledger = desk.ledgers[uuid]
         mine, rest = used_of(ledger, backend.name), used_of(ledger, UNATTRIBUTED)
         if mine is not None and rest is not None:
-            held[uuid], spare[uuid] = mine, rest
+            # Negative: memory is already lower than a list from before says; that is no baseline.
+            held[uuid], spare[uuid] = mine, max(0, rest)
     return held, spare

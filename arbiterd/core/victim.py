@@ -21,6 +21,7 @@ from arbiterd.core.limits import (
     SLEEP_BYTES_S,
     STOP_AFTER_RESTARTS,
     TRIM_AGAIN_S,
+    TRIM_FAILED_S,
     TRIM_S,
 )
 from arbiterd.core.state import BackendState, DeviceState
@@ -119,7 +120,9 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
     out = []
     for number, model in enumerate(order):
         size = state.used.get(name, 0) if len(order) == 1 else model.vram_bytes
-        last = state.done.get(f"{Rung.TRIM}:{name}:{model.name}", float("-inf"))
+        key = f"{Rung.TRIM}:{name}:{model.name}"
+        last = state.done.get(key, float("-inf"))
+        failed = state.done.get(f"failed {key}", float("-inf"))
         why = ""
         if backend.phase is not Phase.READY or backend.warm_pending or loading(desk, name):
             why = f"{name} is {backend.phase.value} or loading"
@@ -127,6 +130,8 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
             why = "it is not on the card"
         elif busy and number == len(order) - 1:
             why = "requests are running on it: an unload waits for them"
+        elif desk.seen.now - failed < TRIM_FAILED_S:
+            why = f"told to go in vain {format_duration(desk.seen.now - failed)} ago"
         elif desk.seen.now - last < TRIM_AGAIN_S:
             why = f"asked {format_duration(desk.seen.now - last)} ago"
         rank = f"idle, number {number + 1} by last use of {len(order)}"

@@ -38,7 +38,7 @@ class LaunchContext:
     ``host``/``port``/``grpc_port``: where the engine itself must listen. ``version`` "" when it
     cannot be found out. ``files_dir``: absolute folder of this backend's rendered files.
     ``overhead_bytes``: learned context overhead, None until learned.
-    ``launcher``: 'systemd' or 'direct'. ``index_of``: CUDA's index (PCI bus order) per uuid.
+    ``container``: the client that runs its image, 'docker' or 'podman'.
     """
 
     backend: BackendSettings
@@ -53,6 +53,7 @@ class LaunchContext:
     intent: str
     version: str = ""
     overhead_bytes: int | None = None
+    container: str = ""
 
 
 class CauseClass(StrEnum):

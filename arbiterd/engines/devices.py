@@ -24,11 +24,14 @@ def device_env(
 
     CUDA_DEVICE_ORDER is always PCI_BUS_ID: CUDA's default (FASTEST_FIRST) need not be NVML's order
     (vllm #7472). By index means CUDA's own, which moves when a GPU before it falls off the bus. A
-    MIG slice can only be named by its UUID. No device: an empty list hides all.
+    MIG slice can only be named by its UUID. No device: an empty list hides all. A container sees its
+    own devices only, numbered from 0: all of them, slices too.
     """
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if not devices:
         return {**order, "CUDA_VISIBLE_DEVICES": ""}
+    if backend.image and backend.device_id != "uuid":
+        return {**order, "CUDA_VISIBLE_DEVICES": ",".join(str(n) for n in range(len(devices)))}
     by_uuid = backend.device_id == "uuid" or (backend.device_id == "auto" and uuid_works)
     names = [
         device.uuid if by_uuid or device.parent_uuid else str(_cuda_index(device))

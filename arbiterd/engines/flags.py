@@ -73,45 +73,18 @@ def problems(command: Sequence[str], owned: Sequence[OwnedFlag]) -> tuple[Comman
     return tuple(
         CommandProblem(
             wrong=f"--{flag.name} is set by the arbiter",
-            right=f"{flag.instead}; command = {_toml(corrected)}",
+            right=f"{flag.instead}; command = {toml_list(corrected)}",
             corrected=corrected,
         )
         for flag in given
     )
 
 
-def container_problem(command: Sequence[str]) -> CommandProblem | None:
-    """Docker and podman cannot be a command: processes would escape the unit's cgroup."""
-    words = [word.rsplit("/", 1)[-1] for word in command[:2]]
-    words = words[1:] if words[:1] == ["sudo"] else words[:1]
-    if not words or words[0] not in ("docker", "podman"):
-        return None
-    image, rest = _image(command)
-    tail = f", command = {_toml(rest)}" if rest else ""
-    return CommandProblem(
-        wrong=f"{words[0]} cannot be the command: its processes live outside the backend's unit",
-        right=f'write image = "{image}", container = "{words[0]}"{tail}',
-    )
+def toml_list(words: Sequence[str]) -> str:
+    """Words as a TOML array."""
+    return "[" + ", ".join(quoted(word) for word in words) + "]"
 
 
-# Flags of `docker run` without a value; every other one takes the next word.
-_BARE = {"rm", "it", "i", "t", "d", "detach", "init", "privileged", "interactive", "tty", "P"}
-
-
-def _image(command: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """The image named by a `docker run` line, and what follows it."""
-    words = list(command)
-    start = words.index("run") + 1 if "run" in words else len(words)
-    index = start
-    while index < len(words):
-        word = words[index]
-        if not word.startswith("-"):
-            return word, tuple(words[index + 1 :])
-        bare = "=" in word or word.lstrip("-") in _BARE
-        index += 1 if bare else 2
-    return "NAME:TAG", ()
-
-
-def _toml(words: Sequence[str]) -> str:
-    quoted = ('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in words)
-    return "[" + ", ".join(quoted) + "]"
+def quoted(word: str) -> str:
+    """A TOML string."""
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
-from arbiterd.engines.flags import container_problem
+from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
@@ -87,7 +87,7 @@ class OllamaEngine:
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers only: Ollama takes its limits by environment."""
-        problem = None if backend.image else container_problem(backend.command)
+        problem = container_problem(backend.command)
         return (problem,) if problem else ()
 
     def launch(self, context: LaunchContext) -> LaunchSpec:

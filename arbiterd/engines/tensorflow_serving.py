@@ -9,8 +9,9 @@ from math import floor
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env
-from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
+from arbiterd.engines.flags import OwnedFlag, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
+from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, FileSpec, LaunchSpec
@@ -88,8 +89,6 @@ class TensorflowServingEngine:
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags; model_config_file is ours only when ``models`` gives the paths."""
-        if backend.image:
-            return ()
         container = container_problem(backend.command)
         if container is not None:
             return (container,)

@@ -10,8 +10,9 @@ from math import floor
 from arbiterd.engines.base import Cause as CauseOf
 from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
-from arbiterd.engines.flags import OwnedFlag, container_problem, problems, value_of
+from arbiterd.engines.flags import OwnedFlag, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
+from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
@@ -184,8 +185,6 @@ class VllmEngine:
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags, containers, and a command that names no model."""
-        if backend.image:
-            return ()
         container = container_problem(backend.command)
         if container is not None:
             return (container,)

@@ -56,6 +56,54 @@ ANY = (
     ),
     word(r"GPU is lost|fallen off the bus|Xid 79", CauseClass.GPU_FAULT, "the GPU is lost"),
 )
+# What docker and podman (and the inits they put into a container) say; docs/facts/containers.md
+CLIENT = (
+    word(
+        r"No such image: |: image not known",
+        CauseClass.CONFIG,
+        "its image is not here; pull it, then restart the backend",
+        retry=False,
+    ),
+    word(
+        r"tini \(\d+\)\] exec (\S+) failed|exec: \"([^\"]+)\": |catatonit:\d+\): failed to exec",
+        CauseClass.CONFIG,
+        "its program {0}{1} cannot be executed in its image",
+        retry=False,
+    ),
+    word(
+        r"could not select device driver .*gpu",
+        CauseClass.CONFIG,
+        "docker cannot hand out GPUs; install the NVIDIA Container Toolkit",
+        retry=False,
+    ),
+    word(
+        r"unresolvable CDI devices (\S+)",
+        CauseClass.CONFIG,
+        "podman knows no device {0}; nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+        retry=False,
+    ),
+    word(
+        r"bind source path does not exist: ([^\s.]+)|statfs (\S+): no such file",
+        CauseClass.CONFIG,
+        "what its container shall see is not there: {0}{1}",
+        retry=False,
+    ),
+    word(
+        r"unable to find user (\S+):",
+        CauseClass.CONFIG,
+        "its image has no user {0}; write a UID",
+        retry=False,
+    ),
+    word(
+        r"container name \"/?([^\"]+)\" is already in use",
+        CauseClass.OTHER,
+        "another container has its name, {0}; remove that one",
+    ),
+    word(r"port is already allocated", CauseClass.PORT_IN_USE, "its port is taken"),
+    word(
+        r"Cannot connect to the Docker daemon", CauseClass.OTHER, "docker's daemon does not answer"
+    ),
+)
 _KILLED = 9
 
 
@@ -69,7 +117,7 @@ def classify(
 ) -> Cause:
     """The first row (in table order) that any line matches; then the common rows; then wrappers."""
     kept = [line for line in lines if benign is None or not benign.search(line)]
-    for row in (*rows, *ANY, *wrappers):
+    for row in (*rows, *CLIENT, *ANY, *wrappers):
         for line in kept:
             match = row.pattern.search(line)
             if match:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from arbiterd.model.container import ContainerSpec
 from arbiterd.model.devices import ProcessRef
 
 
@@ -29,6 +30,7 @@ class LaunchSpec:
     ``stop_grace_s``: time between SIGTERM to the main process and SIGKILL of the whole cgroup.
     ``intent``: a digest of the configuration that concerns this backend (not of argv), so that a
     new version of ours restarts nothing (design, section 7).
+    ``container``: set when argv is a container client's; it then runs as root, not as ``user``.
     """
 
     backend: str
@@ -42,6 +44,7 @@ class LaunchSpec:
     ports: tuple[int, ...] = ()
     loopback_only: bool = False
     oom_continue: bool = False
+    container: ContainerSpec | None = None
 
 
 class UnitState(StrEnum):

@@ -15,12 +15,13 @@ from arbiterd.model.launch import UnitObservation
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """Slow facts of the host, refreshed outside the tick: engine versions (found without importing
-    the engine), commands that cannot be found, ports held by somebody else. ``looked``: False until
-    the first look has ended; nothing starts before. ``ram_free_bytes``: what the host can still give
-    without swapping, 0 while not known.
+    the engine), the client (docker, podman) that runs a backend's image, commands that cannot be
+    found, ports held by somebody else. ``looked``: False until the first look has ended; nothing
+    starts before. ``ram_free_bytes``: what the host can still give without swapping, 0 while not known.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
+    containers: Mapping[str, str] = field(default_factory=dict)
     missing_commands: Mapping[str, str] = field(default_factory=dict)
     taken_ports: Mapping[str, str] = field(default_factory=dict)
     looked: bool = True
@@ -36,7 +37,8 @@ class Observation:
     ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
     ``xids``: those that came since the last tick, each once.
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
-    ``settings_queued``: a newer accepted file waits for the end of the switch under way.
+    ``settings_queued``: a newer accepted file waits for the end of the switch under way;
+    ``queued_mode``: its mode.
     """
 
     now: float
@@ -56,4 +58,5 @@ class Observation:
     load_dones: tuple[LoadDone, ...] = ()
     can_freeze: bool = False
     settings_queued: bool = False
+    queued_mode: str = ""
     xids: tuple[XidEvent, ...] = ()

@@ -89,8 +89,9 @@ class BackendSettings:
 
     ``models``: names; ``model_paths``: TensorFlow's name = path (empty when the command brings its
     own model_config_file). ``served_also``: names that [[failover]] makes a vLLM answer to.
-    ``image`` empty means a plain command. ``user`` empty means gpu-engines
-    under systemd, the daemon's own user under the direct launcher.
+    ``image`` empty means a plain command; ``volumes``: SOURCE:TARGET[:ro] for its container.
+    ``user`` empty means gpu-engines under systemd, the daemon's own user under the direct launcher,
+    for an image its own.
     """
 
     name: str
@@ -102,6 +103,7 @@ class BackendSettings:
     engine_grpc_port: int = 0
     image: str = ""
     container: str = ""
+    volumes: tuple[str, ...] = ()
     health: str = ""
     restart_delay_s: float = 1.0
     restart_delay_max_s: float = 60.0

@@ -17,7 +17,9 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """The line systemctl status shows."""
-        self._systemd.notify(f"STATUS={text.replace(chr(10), ' ')}")
+        line = text.replace("\n", " ")
+        # sdnotify encodes as Latin-1 and drops in silence what does not fit; systemd wants UTF-8
+        self._systemd.notify(f"STATUS={line}".encode().decode("latin-1"))
 
     def watchdog(self) -> None:
         """A tick was finished."""

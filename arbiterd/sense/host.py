@@ -17,10 +17,13 @@ from pathlib import Path
 
 import psutil
 
+from arbiterd import containers
 from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.engines.image import image_version
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 from arbiterd.ports import describe
+from arbiterd.sense.containers import Found, client_of, proxied_port
 
 EVERY_S = 10.0
 TROUBLED_S = 1.0  # somebody waits for a port or a command
@@ -82,9 +85,15 @@ def look(settings: Settings, owner_of: OwnerOf) -> HostFacts:
 def _look(settings: Settings, holders: _Holders) -> HostFacts:
     backends = settings.active.backends
     versions = {name: one.version or version_of(one) for name, one in backends.items()}
-    missing = {name: text for name, one in backends.items() if (text := _missing(one))}
-    ram = psutil.virtual_memory().available
-    return HostFacts(versions, missing, holders.taken(settings), ram_free_bytes=ram)
+    clients = {name: client_of(one) for name, one in backends.items() if one.image}
+    found = {name: _missing(one, clients.get(name)) for name, one in backends.items()}
+    return HostFacts(
+        versions=versions,
+        containers={name: client.client for name, client in clients.items() if client.client},
+        missing_commands={name: text for name, text in found.items() if text},
+        taken_ports=holders.taken(settings),
+        ram_free_bytes=psutil.virtual_memory().available,
+    )
 
 
 class _Holders:
@@ -106,11 +115,12 @@ class _Holders:
                     wanted[port] = name
         sockets = frozenset(one for one in _listening() if one[0] in wanted)
         if sockets != self._sockets:
-            self._taken = self._ask(wanted, {port for port, _ in sockets})
+            folder = Path(settings.arbiter.runtime_dir) / "backends"
+            self._taken = self._ask(wanted, {port for port, _ in sockets}, folder)
             self._sockets = sockets
         return self._taken
 
-    def _ask(self, wanted: dict[int, str], heard: set[int]) -> dict[str, str]:
+    def _ask(self, wanted: dict[int, str], heard: set[int], folder: Path) -> dict[str, str]:
         out: dict[str, str] = {}
         for connection in psutil.net_connections("tcp") if heard else ():
             port = connection.laddr.port if connection.laddr else 0
@@ -120,12 +130,16 @@ class _Holders:
             pid = connection.pid
             if pid and self._owner_of(pid) is not None:
                 continue
+            if pid and proxied_port(pid) == port and containers.any_alive(folder, wanted[port]):
+                continue  # docker's forwarder of our own container
             out.setdefault(wanted[port], f"port {port} is taken by {describe(pid)}")
         return out
 
 
-def _missing(backend: BackendSettings) -> str:
-    if backend.image or not backend.command:
+def _missing(backend: BackendSettings, client: Found | None) -> str:
+    if client is not None:
+        return client.problem
+    if not backend.command:
         return ""
     program = backend.command[0]
     if shutil.which(program, path=_PATH):
@@ -153,7 +167,9 @@ def _listening() -> set[tuple[int, str]]:
 
 
 def version_of(backend: BackendSettings) -> str:
-    """The engine's version, "" when it cannot be found out."""
+    """The engine's version, "" when it cannot be found out. An image's: by its tag."""
+    if backend.image:
+        return image_version(backend.image)
     if not backend.command:
         return ""
     program = shutil.which(backend.command[0], path=_PATH)

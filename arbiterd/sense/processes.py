@@ -23,11 +23,11 @@ def attribute(
 ) -> dict[str, DeviceObservation]:
     """Fill in holder, identity and names of every listed process.
 
-    ``before``: the answer to the list before this one. A process may die between NVML's list and our
-    look at /proc (we have just killed it): it stays whose it was, and is no stranger.
+    ``before``: what this returned last. A process that has just ended is listed a little longer than
+    it can be asked whose it is: until it is gone from the list it stays whose it was.
     """
+    known = _known(before or {})
     named: dict[int, GpuProcess] = {}
-    past = _past(before or {})
     out: dict[str, DeviceObservation] = {}
     for uuid, seen in snapshot.devices.items():
         if not isinstance(seen.processes, Known):
@@ -36,31 +36,32 @@ def attribute(
         processes = []
         for process in seen.processes.value:
             if process.pid not in named:
-                found = _identify(process, owner_of)
-                if found.ref is None and not found.holder and process.pid in past:
-                    found = replace(past[process.pid], ref=None)
-                named[process.pid] = found
+                named[process.pid] = _identify(process, owner_of, known.get(process.pid))
             processes.append(replace(named[process.pid], used_bytes=process.used_bytes))
         out[uuid] = replace(seen, processes=Known(tuple(processes), seen.processes.at))
     return out
 
 
-def _past(before: Mapping[str, DeviceObservation]) -> dict[int, GpuProcess]:
+def _known(before: Mapping[str, DeviceObservation]) -> dict[int, GpuProcess]:
+    """Processes of ours as last seen, by pid."""
     return {
         process.pid: process
         for seen in before.values()
         if isinstance(seen.processes, Known)
         for process in seen.processes.value
+        if process.holder
     }
 
 
-def _identify(process: GpuProcess, owner_of: OwnerOf) -> GpuProcess:
+def _identify(process: GpuProcess, owner_of: OwnerOf, last: GpuProcess | None) -> GpuProcess:
     pid = process.pid
     ref = procfs.ref(pid)
     owner = owner_of(pid)
     if owner is not None:
         backend, unit = owner
         return replace(process, ref=ref, holder=backend, unit=unit, command=procfs.command(pid))
+    if last is not None and ref in (None, last.ref):  # ended, reaped or not
+        return replace(process, ref=ref, holder=last.holder, unit=last.unit, command=last.command)
     if ref is None:
         return process  # a ghost: never signalled, named by its pid only
     uid = procfs.uid(pid)

@@ -6,6 +6,7 @@ removes the folder.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -27,6 +28,8 @@ from arbiterd.sim.gpu import STATE_ENV, SimGpu, build
 TEMPLATE = Path(__file__).resolve().parents[2] / "etc" / "demo.toml"
 PROFILES = ("rtx4090-24g", "rtx4090-24g")
 READY_WITHIN_S = 60.0
+LEAK_MIB_S = 250  # the demo's own leak: over its cap, named, and ended before the card is full
+LEAK_WITHIN_S = 60.0
 _END_S = 30.0
 
 
@@ -152,11 +155,12 @@ class Demo:
     curl -s '{self.url}/v1/route?model=Qwen/Qwen2.5-3B-Instruct'
     curl -s 127.0.0.1:{vllm}/v1/completions -H 'Content-Type: application/json' \\
          -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'
+    {ctl} --config {self.config} why tensorflow        # after the leak below
     echo '{{"hang": true}}' > {home}/faults/vllm.json    # hung, yet /health says 200: watch it go
     pkill -KILL -f 'arbiterd.sim.engines.vllm serve'  # its orphan is found, its memory awaited
     curl -si 127.0.0.1:{vllm}/v1/completions -H 'Content-Type: application/json' \\
          -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'   # Ollama answers for it
-    {sim} hold 0 3GiB    # a stranger takes memory
+    {sim} hold 0 3GiB    # a stranger takes memory: named, never signalled; idle models make room
     {sim} lose 0         # the card falls off the bus (restore 0)
     sed -i 's/^mode = "A"/mode = "B"/' {self.config}
     {ctl} --config {self.config} reload --wait=done
@@ -182,5 +186,26 @@ class Demo:
                         f"\n  all three engines are ready after {took:.1f} s: {self.url}/\n",
                         flush=True,
                     )
+                    self._show(session, daemon)
                     return
                 time.sleep(0.2)
+
+    def _show(self, session: requests.Session, daemon: subprocess.Popen[bytes]) -> None:
+        """One leak, healed by the restart it leads to: what the arbiter is for, seen without typing."""
+        print(
+            f"  now TensorFlow begins to leak {LEAK_MIB_S} MiB a second; watch it being named, held and\n"
+            "  ended before the card overflows, while the two others keep their pids:\n",
+            flush=True,
+        )
+        fault = self.home / "faults" / "tensorflow.json"
+        fault.write_text(json.dumps({"leak_mib_per_s": LEAK_MIB_S}))
+        began = time.monotonic()
+        while daemon.poll() is None and time.monotonic() - began < LEAK_WITHIN_S:
+            time.sleep(0.1)
+            try:
+                found = session.get(f"{self.url}/v1/backends/tensorflow", timeout=2).json()
+            except (requests.RequestException, ValueError):
+                continue
+            if found.get("phase") in ("stopping", "backoff", "waiting", "starting"):
+                break
+        fault.unlink(missing_ok=True)

@@ -21,11 +21,13 @@ from aiohttp import web
 
 from arbiterd.errors import ArbiterError
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
+from arbiterd.tap import Tap
 from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.loads import LoadDesk
 from arbiterd.web.read import Read
 from arbiterd.web.replies import as_json
+from arbiterd.web.trace import TraceStream
 
 _START_S, _STOP_S = 10.0, 3.0
 _BODY_LIMIT = 64 * 1024
@@ -44,12 +46,14 @@ class WebServer:
         socket_path: Path,
         admin: Admin,
         loads: tuple[LoadDesk, Path] | None = None,
+        tap: Tap | None = None,
     ) -> None:
         self._holder = holder
         self._host, self._port = host, port
         self._path = socket_path
         self._admin = admin
         self._loads = loads
+        self._tap = tap
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._runners: list[web.AppRunner] = []
@@ -108,6 +112,8 @@ class WebServer:
         Read(self._holder).add_to(app)
         if admin:
             self._admin.add_to(app)
+            if self._tap is not None:
+                TraceStream(self._tap).add_to(app)
         runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
         )

@@ -177,6 +177,17 @@ def test_a_release_that_takes_too_long_is_an_incident() -> None:
     assert world.told(EventName.RELEASE_SLOW) == 1
 
 
+def test_memory_that_drops_before_the_list_does_is_no_baseline() -> None:
+    """A container's client ends after its engine: for a moment less is used than the list says."""
+    world = World(only("vllm")).up()
+    held = world.engines["vllm"].held
+    world.ghosts.append((world.now + 0.6, "GPU-0", -held))
+    world.tick(2)
+    world.die("vllm", Exit(signal=9))
+    world.until("vllm", Phase.READY)
+    assert world.told(EventName.RELEASE_SLOW) == 0
+
+
 def test_a_sick_engine_stops_accepting_and_is_restarted_after_stuck_after() -> None:
     """Three bad probes; the restart comes when stuck_after has passed."""
     world = World(only("vllm")).up()

@@ -8,7 +8,8 @@ import pytest
 
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import CauseClass
-from arbiterd.engines.flags import container_problem, value_of, without
+from arbiterd.engines.flags import value_of, without
+from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.vllm import model_of
 from arbiterd.model.health import HttpReply
 from arbiterd.model.launch import Exit

@@ -260,6 +260,16 @@ class Host:
         self.wait(lambda: len(self.events(name, backend)) >= count, f"event {name} of {backend}")
         return self.events(name, backend)[-1]
 
+    def ctl_process(self, *argv: str) -> subprocess.Popen[str]:
+        """A running arbiterctl."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "arbiterd.cli", "--config", str(self.config), *argv],
+            env=self.environ(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def ctl(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """arbiterctl."""
         return subprocess.run(

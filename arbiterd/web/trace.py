@@ -1,0 +1,57 @@
+"""``GET /v1/admin/trace``: the ticks of the daemon as they come, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from aiohttp import web
+
+from arbiterd.tap import KEPT, Tap
+from arbiterd.trace import Writer
+from arbiterd.web.admin import peer
+from arbiterd.web.replies import error
+
+_IDLE_S = 5.0
+MOST = 4  # recordings at a time
+
+
+class TraceStream:
+    """Over the admin socket only: a trace names processes, users and models."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+
+    def add_to(self, app: web.Application) -> None:
+        """Register the route."""
+        app.router.add_get("/v1/admin/trace", self.stream)
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """``?seconds=N`` ends it by itself; else the client does."""
+        if not peer(request):
+            return error(403, "forbidden", "be root or a member of group gpu-arbiter")
+        try:
+            seconds = float(request.query.get("seconds", "inf"))
+        except ValueError:
+            seconds = -1.0
+        if not seconds > 0:
+            return error(422, "bad_request", "seconds is a number above 0")
+        if len(self._tap.listeners) >= MOST:
+            return error(429, "busy", f"{MOST} recordings run already")
+        reply = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        listener = self._tap.open()
+        try:
+            await reply.prepare(request)
+            writer, end = Writer(), time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0:
+                for tick in await listener.take(min(left, _IDLE_S)):
+                    for line in writer.lines(tick):
+                        await reply.write(line.encode())
+                if listener.late:
+                    text = f"the reader was {KEPT} ticks behind"
+                    await reply.write(json.dumps({"error": text}).encode() + b"\n")
+                    break
+        finally:
+            self._tap.close(listener)
+        await reply.write_eof()
+        return reply
