@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-real test-device bench bench-gateway bench-policies invariants install uninstall clean
+.PHONY: help setup run test check test-real test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,14 @@ RUNS ?= 3000
 invariants: ## the rules in RUNS random worlds
 	@scripts/setup dev
 	INVARIANT_RUNS=$(RUNS) $(PY) -m pytest -q --tb=short --timeout=7200 tests/core/test_invariants.py
+
+bench-overflow: ## from a card that runs short to the brake at the door and the bytes back: five scenarios
+	@scripts/setup dev
+	$(PY) -m tests.bench.overflow $(ARGS)
+
+bench-switch: ## A → B → A beside the engines' own stops and starts
+	@scripts/setup dev
+	$(PY) -m tests.bench.switch
 
 install: ## venv, units, users, config, journal catalogue (PREFIX and DESTDIR honoured)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

@@ -7,28 +7,29 @@ watchdog is fed by finished ticks only.
 from __future__ import annotations
 
 import queue
-import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from arbiterd import __version__, startup
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
-from arbiterd.act.unit_job import own_job
 from arbiterd.config import Loaded, check_devices
+from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.intake import Ending
 from arbiterd.inventory import Inventory
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
-from arbiterd.model.actions import LoadModel, OperatorRequest, Verb
+from arbiterd.model.actions import LoadModel, OperatorRequest, Refusal
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.health import HttpProbe
@@ -38,11 +39,13 @@ from arbiterd.reload import Reloader
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
-from arbiterd.report.notify import Notifier
+from arbiterd.report.learned import LearnedStore
+from arbiterd.report.notify import Notifier, status_line
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
+from arbiterd.signals import Signals
 from arbiterd.tap import Tap
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
@@ -75,11 +78,13 @@ class Daemon:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._accepted: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._refused: tuple[str, ...] = tuple(str(p) for p in start.refused)
-        self._signals: list[int] = []
-        self._leaving = ""  # "": running, "stop": stop engines first, "leave": engines go on
+        self._rolled_back = bool(start.rolled_back)  # what is refused is a layout, not a text
+        unit = startup.use_systemd(settings) and bool(environ.get("NOTIFY_SOCKET"))
+        self._signals = Signals(self.waker.wake, unit=unit)
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._incidents = IncidentStore(Path(self._arbiter.state_dir))
+        self._learned = LearnedStore(Path(self._arbiter.state_dir))
         self._carry = CarryStore(Path(self._arbiter.runtime_dir))
         self._layouts = Layouts(Path(self._arbiter.runtime_dir))
         self._reloader: Reloader | None = None
@@ -98,7 +103,7 @@ class Daemon:
 
         """
         settings = self._settings
-        self._catch_signals()
+        self._signals.catch()
         launcher = startup.make_launcher(settings, self.waker.wake)
         nvml = NvmlSource(
             on_change=self.waker.wake,
@@ -130,11 +135,14 @@ class Daemon:
                 settled=self._settled,
             )
             # three random bytes: ids of different runs never meet in one journal
+            good = self._layouts.before(self._path, self._environ)
             state = State(
                 run=uuid.uuid4().hex[:6],
                 incidents=self._incidents.load(),
+                learned=self._learned.load(),
                 carried=self._carry.load(),
-                good=self._layouts.before(self._path, self._environ),
+                good=good,
+                rollback=self._start.rolled_back if good is not None else "",
             )
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
@@ -150,6 +158,7 @@ class Daemon:
             executor.close()
             launcher.close()
             self._incidents.close()
+            self._learned.close()
             self._carry.close()
             self._journal.close()
             self._lock.close()
@@ -188,7 +197,7 @@ class Daemon:
         retry_at = time.monotonic() + LISTEN_RETRY_S
         next_at = time.monotonic()
         while True:
-            self._obey_signals(reloader)
+            self._signals.obey(partial(_reload_aside, reloader), self._leave)
             inbox = self._inbox(reloader)
             if inbox.settings is not None:
                 host.refresh(inbox.settings)
@@ -199,9 +208,9 @@ class Daemon:
             if not self._listening and now >= retry_at:
                 retry_at = now + LISTEN_RETRY_S
                 self._listen(web)
-            if self._leaving == "leave":
+            if self._signals.how == "leave":
                 return 0
-            if self._leaving == "stop" and published.decision.settled:
+            if self._signals.how == "stop" and published.decision.settled:
                 if self._gateway is not None:
                     self._gateway.keeper.stop()
                 return 0
@@ -259,11 +268,13 @@ class Daemon:
                 event = Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(problem))
                 self._journal.write(event, mode)
         else:
-            self._layouts.started(self._start.loaded.text)
+            alive = startup.engines_alive(Path(self._arbiter.runtime_dir))
+            self._layouts.started(self._start.loaded.text, alive=alive)
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._inventory.problems, *self._incidents.problems, *self._carry.problems]
+        found = [*self._inventory.problems, *self._incidents.problems]
+        found += [*self._learned.problems, *self._carry.problems]
         found += getattr(launcher, "problems", [])
         for text in found:
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
@@ -277,15 +288,15 @@ class Daemon:
         return engine.load_probe(backend, action.model, action.keep_alive_s, action.timeout_s)
 
     # -- in ------------------------------------------------------------------------------------
-    def _submit(self, request: OperatorRequest) -> str:
-        """Take an operator's request; returns why not, "" when taken."""
-        known = self._settings.active.backends
-        if request.verb is not Verb.STOP_ALL and request.backend not in known:
-            names = ", ".join(known) or "none"
-            return f"mode {self._settings.mode} has no backend {request.backend!r}; it has {names}"
-        self._requests.put(request)
-        self.waker.wake()
-        return ""
+    def _submit(self, request: OperatorRequest) -> Refusal | None:
+        """Take an operator's request, or say why not."""
+        published = self._holder.get()
+        decision = published.decision if published else None
+        refused = refusal(request, self._settings, decision)
+        if refused is None:
+            self._requests.put(request)
+            self.waker.wake()
+        return refused
 
     def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
         self._layouts.accepted(loaded.text)
@@ -296,19 +307,20 @@ class Daemon:
         self._accepted.put(loaded)
         self.waker.wake()
 
-    def _settled(self, settings: Settings, *, rolled_back: str) -> None:
+    def _settled(self, ending: Ending, rolled_back: str) -> None:
         """A switch has come through, or its layout goes and the one before is in force again."""
-        self._settings = settings
-        if not rolled_back:
-            self._layouts.settled()
+        settings = self._settings = ending.settings
+        if ending.failed is None:
+            self._layouts.settled(settings.source.sha256)
             return
-        self._layouts.rolled_back(rolled_back)
+        self._layouts.rolled_back(ending.failed.source.sha256, rolled_back)
         self._refused = (str(rolled_back_problem(self._path, rolled_back)),)
+        self._rolled_back = True
         if self._reloader is not None:
             self._reloader.in_force(settings)
 
     def _refuse(self, problems: tuple[Problem, ...], events: tuple[Event, ...]) -> None:
-        self._refused = tuple(str(one) for one in problems)
+        self._refused, self._rolled_back = tuple(str(one) for one in problems), False
         for event in events:
             self._events.put(event)
         self.waker.wake()
@@ -318,14 +330,16 @@ class Daemon:
         accepted = _drain(self._accepted)
         settings: Settings | None = None
         if accepted:
-            settings = self._settings = accepted[-1].settings
-            self._refused = ()
+            settings = accepted[-1].settings
+            self._refused, self._rolled_back = (), False
+        elif self._rolled_back and reloader.in_file:
+            self._refused, self._rolled_back = (), False
         events = _drain(self._events)
         return Inbox(
             requests=tuple(_drain(self._requests)),
             settings=settings,
             events=(*events, pending) if pending else tuple(events),
-            stopping=self._leaving == "stop",
+            stopping=self._signals.how == "stop",
             config_pending=reloader.pending,
             config_refused=self._refused,
             notes=self._notes,
@@ -341,45 +355,19 @@ class Daemon:
         for event in nvml.said():
             self._events.put(event)
 
-    # -- signals -------------------------------------------------------------------------------
-    def _catch_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self._signals.append(number)
-        self.waker.wake()
-
-    def _obey_signals(self, reloader: Reloader) -> None:
-        while self._signals:
-            number = self._signals.pop(0)
-            if number == signal.SIGHUP:
-                threading.Thread(target=reloader.reload, name="reload", daemon=True).start()
-            elif self._leaving:
-                continue
-            else:
-                self._leave(signal.Signals(number).name)
-
-    def _leave(self, why: str) -> None:
-        """Stop or restart? Under systemd our own unit's job tells (facts/systemd.md)."""
-        if startup.use_systemd(self._settings) and self._environ.get("NOTIFY_SOCKET"):
-            job = own_job()
-            self._leaving = "stop" if job == "stop" else "leave"
-            by = f"{why}, job {job}"
-        else:
-            self._leaving = "stop"
-            by = why
-        doing = "stopping every backend" if self._leaving == "stop" else "backends keep running"
-        self._journal.say(Severity.NOTICE, f"leaving ({by}): {doing}")
+    def _leave(self, text: str) -> None:
+        self._journal.say(Severity.NOTICE, text)
         self._notify.stopping()
 
     # -- out -----------------------------------------------------------------------------------
     def _publish(self, published: Published, events: Sequence[Event]) -> None:
         self._holder.put(published)
+        self._settings = published.settings
         mode = published.settings.mode
         for event in events:
             self._journal.write(event, mode)
         self._incidents.save(published.decision.incidents)
+        self._learned.save(published.decision.learned)
 
     def _report(self, published: Published) -> None:
         """Feed the watchdog; STATUS= once a second."""
@@ -389,26 +377,12 @@ class Daemon:
             return
         self._status_at = now
         self._notify.status(status_line(published))
-        if self._leaving == "stop":
+        if self._signals.how == "stop":
             self._notify.extend(EXTEND_S)
 
 
-def status_line(published: Published) -> str:
-    """One line for systemctl status."""
-    views = published.decision.backends.values()
-    parts = [f"{view.name} {view.phase.value}" for view in views]
-    text = f"mode {published.settings.mode}: " + (", ".join(parts) or "no backends")
-    open_ = sum(1 for one in published.decision.incidents if one.closed_at is None)
-    if open_:
-        text += f"; {open_} open incident(s)"
-    loop = published.loop
-    if loop.config_refused:
-        text += f"; config refused: {loop.config_refused[0]}"
-    elif loop.config_pending:
-        text += "; config changed, not applied: systemctl reload gpu-arbiter"
-    if published.decision.blind and published.observation.nvml:
-        text += f"; blind: {published.observation.nvml}"
-    return text
+def _reload_aside(reloader: Reloader) -> None:
+    threading.Thread(target=reloader.reload, name="reload", daemon=True).start()
 
 
 def _drain(source: queue.SimpleQueue[T]) -> list[T]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -25,35 +26,55 @@ ROLLED_BACK = "rolled-back.json"
 
 
 class Layouts:
-    """The three files. A failure to write costs only what they are for."""
+    """The three files. A failure to write costs only what they are for. Thread-safe."""
 
     def __init__(self, runtime_dir: Path) -> None:
         self._good = runtime_dir / LAST_GOOD
         self._previous = runtime_dir / PREVIOUS
         self._rolled_back = runtime_dir / ROLLED_BACK
+        self._texts: dict[str, bytes] = {}
+        self._lock = threading.Lock()
 
-    def started(self, text: str) -> None:
-        """The daemon starts on this text."""
-        _put(self._good, text)
+    def started(self, text: str, *, alive: bool) -> None:
+        """The daemon starts on this text. ``alive``: beside engines of another text it is a switch."""
+        with self._lock:
+            if alive and _digest(self._good) not in ("", _sha(text.encode())):
+                self._keep_previous()
+            self._put_good(text)
 
     def accepted(self, text: str) -> None:
         """A reload was accepted; until it has come through, the one before is kept beside it."""
-        with suppress(OSError):
-            if not self._previous.exists() and self._good.exists():
-                _put(self._previous, self._good.read_text())
-        _put(self._good, text)
-        self._rolled_back.unlink(missing_ok=True)
+        with self._lock, suppress(OSError):
+            self._keep_previous()
+            self._put_good(text)
+            self._rolled_back.unlink(missing_ok=True)
 
-    def rolled_back(self, reason: str) -> None:
-        """The layout before comes back. ``reason``: why the newer one did not come up."""
-        with suppress(OSError):
-            sha = hashlib.sha256(self._good.read_bytes()).hexdigest()
-            _put(self._rolled_back, json.dumps({"sha256": sha, "reason": reason}))
-            _put(self._good, self._previous.read_text())
+    def rolled_back(self, failed_sha: str, reason: str) -> None:
+        """The layout before comes back. ``reason``: why the newer one, of this digest, did not come up."""
+        with self._lock, suppress(OSError):
+            if _digest(self._good) != failed_sha:  # a newer one was accepted in this very moment
+                return
+            row = {"sha256": failed_sha, "reason": reason}
+            _put(self._rolled_back, json.dumps(row).encode())
+            _put(self._good, self._previous.read_bytes())
 
-    def settled(self) -> None:
-        """A switch or a rollback has come through."""
-        self._previous.unlink(missing_ok=True)
+    def settled(self, sha: str) -> None:
+        """The layout of this digest has come through, by a switch or a rollback."""
+        with self._lock, suppress(OSError):
+            text = self._texts.get(sha)
+            if text is None or _digest(self._good) == sha:
+                self._previous.unlink(missing_ok=True)
+                self._texts = {sha: text} if text is not None else {}
+            else:  # a newer one waits already: from now on this is the one before it
+                _put(self._previous, text)
+
+    def _keep_previous(self) -> None:
+        if not self._previous.exists() and self._good.exists():
+            _put(self._previous, self._good.read_bytes())
+
+    def _put_good(self, text: str) -> None:
+        self._texts[_sha(text.encode())] = text.encode()
+        _put(self._good, text.encode())
 
     def refused(self, path: Path) -> str:
         """Why the file at ``path`` is not to be tried again by a start, "" when it may be."""
@@ -91,8 +112,19 @@ def _load(kept: Path, path: Path, environ: Mapping[str, str]) -> Loaded | None:
     return replace(loaded, settings=replace(loaded.settings, source=source))
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, text: bytes) -> None:
     with suppress(OSError):
         temporary = path.with_suffix(".new")
-        temporary.write_text(text)
+        temporary.write_bytes(text)
         temporary.replace(path)
+
+
+def _sha(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """Of a file, "" when it is not there."""
+    with suppress(OSError):
+        return _sha(path.read_bytes())
+    return ""

@@ -18,6 +18,7 @@ from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import Carry, State
 from arbiterd.gateway.paths import Paths
+from arbiterd.intake import Ending, Intake
 from arbiterd.last_words import LastWords
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.decision import Decision
@@ -47,16 +48,9 @@ class Facts(Protocol):
         """The newest facts."""
 
 
-class Settled(Protocol):
-    """Told when a switch has come through (``rolled_back`` ""), or why these settings come back."""
-
-    def __call__(self, settings: Settings, *, rolled_back: str) -> None:
-        """See the class."""
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the loop is wired to."""
+    """What the loop is wired to. ``settled``: told of the end of a switch, and why if it failed."""
 
     launcher: Launcher
     executor: Executor
@@ -65,7 +59,7 @@ class Parts:
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
     keep: Callable[[Carry], None]
-    settled: Settled
+    settled: Callable[[Ending, str], None]
     gateway: GatewayParts | None = None
     tap: Tap | None = None
 
@@ -113,7 +107,6 @@ class Loop:
         self, parts: Parts, settings: Settings, state: State, on_change: Callable[[], None]
     ) -> None:
         self._parts = parts
-        self.settings = settings
         self._state = state
         self._words = LastWords(parts.launcher, on_change)
         self._tick = 0
@@ -121,17 +114,20 @@ class Loop:
         self._processes_at = -1e9
         self._kept_at = -1e9
         self._busy = True
-        self._queued: Settings | None = None
-        self._taken = False
-        self._switching = state.carried is not None and state.carried.switch is not None
+        self._intake = Intake(settings, unfinished=state.good is not None)
         self._seen: NvmlSnapshot | None = None
         self._devices: dict[str, DeviceObservation] = {}
         self.decision: Decision | None = None
 
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._intake.settings
+
     def tick(self, inbox: Inbox) -> Published:
         """One tick. Returns what was published."""
         began = time.monotonic()
-        self._take(inbox.settings)
+        self._intake.take(inbox.settings)
         observation = self._observe(began, inbox)
         before = self._state
         decision, self._state = decide(observation, before, self.settings)
@@ -169,24 +165,13 @@ class Loop:
             ),
         )
         self._parts.publish(published, (*inbox.events, *decision.events))
-        if decision.back_to is not None:
-            self.settings = decision.back_to
-            parts.settled(decision.back_to, rolled_back=self._state.rollback)
-        elif (self._switching or self._taken) and decision.switch is None:
-            parts.settled(self.settings, rolled_back="")
-        self._switching, self._taken = decision.switch is not None, False
+        ending = self._intake.after(decision, self._state.good)
+        if ending is not None:
+            parts.settled(ending, self._state.rollback)
         return published
 
-    def _take(self, settings: Settings | None) -> None:
-        """New settings wait for the end of a switch that is under way; of several the latest wins."""
-        if settings is not None:
-            self._queued = settings
-        if self._queued is not None and not self._switching:
-            self.settings, self._queued = self._queued, None
-            self._taken = True
-
     def _observe(self, now: float, inbox: Inbox) -> Observation:
-        parts = self._parts
+        parts, queued = self._parts, self._intake.queued
         units = parts.launcher.observe(now)
         snapshot = parts.nvml.latest(now)
         self._attribute(snapshot)
@@ -205,7 +190,8 @@ class Loop:
             stopping=inbox.stopping,
             xids=parts.nvml.xids(now),
             can_freeze=parts.launcher.can_freeze,
-            settings_queued=self._queued is not None,
+            settings_queued=queued is not None,
+            queued_mode=queued.mode if queued is not None else "",
             **self._gateway(now),
         )
 

@@ -23,10 +23,14 @@ _FIXED = ("listen_host", "listen_port", "launcher", "state_dir", "runtime_dir", 
 
 @dataclass(frozen=True, slots=True)
 class ReloadAnswer:
-    """``accepted``, or every problem. ``changed``: backends whose configuration differs."""
+    """``accepted``, or every problem. ``loaded_at``: when it was read, wall time: what status tells of
+    the switch names it, too.
+    """
 
     accepted: bool
     mode: str
+    sha256: str = ""
+    loaded_at: float = 0.0
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
@@ -54,6 +58,7 @@ class Reloader:
         self._stat: tuple[int, int, int] | None = None
         self._said_sha = ""
         self.pending = False
+        self.in_file = False  # the file as last looked at is the one accepted last
 
     def reload(self) -> ReloadAnswer:
         """Read the file again; accept it whole or change nothing."""
@@ -71,7 +76,10 @@ class Reloader:
             self.pending = False
             warnings = (*loaded.warnings, *(p for p in problems if p.severity == "warning"))
             self._hand_over(loaded, (_accepted(old, new),))
-            return ReloadAnswer(accepted=True, mode=new.mode, warnings=tuple(warnings))
+            source = new.source
+            return ReloadAnswer(
+                True, new.mode, source.sha256, source.loaded_at, warnings=tuple(warnings)
+            )
 
     def in_force(self, settings: Settings) -> None:
         """A rollback: the file that was accepted is pending again."""
@@ -79,6 +87,7 @@ class Reloader:
             self._settings = settings
             self._stat = None
             self._said_sha = ""
+            self.pending, self.in_file = True, False
 
     def _fits(self, loaded: Loaded) -> tuple[Problem, ...]:
         devices = self._devices()
@@ -128,6 +137,7 @@ class Reloader:
         self._stat = stamp
         # Not quite written yet? Then the next look sees another size and asks again.
         self.pending = sha != self._settings.source.sha256
+        self.in_file = not self.pending
         if not self.pending or sha == self._said_sha:
             return None
         self._said_sha = sha

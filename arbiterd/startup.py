@@ -32,10 +32,13 @@ from arbiterd.web.loads import LoadDesk
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to run on. ``refused``: problems of the file we could not take (guarding only)."""
+    """What to run on. ``refused``: problems of the file we could not take (guarding
+    only); ``rolled_back``: why, when it is its layout that did not come up.
+    """
 
     loaded: Loaded
     refused: tuple[Problem, ...] = ()
+    rolled_back: str = ""
 
 
 def choose(path: Path, environ: Mapping[str, str]) -> Start:
@@ -57,7 +60,7 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
     reason = layouts.refused(path)
     good = layouts.last_good(path, environ) if reason else None
     if good is not None:
-        return Start(good, (rolled_back_problem(path, reason),))
+        return Start(good, (rolled_back_problem(path, reason),), reason)
     return Start(loaded)
 
 

@@ -28,6 +28,7 @@ from arbiterd.act.launcher import resolve_command, signal_exactly, write_files, 
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
+from arbiterd.act.unit_end import UnitEnd
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
@@ -70,6 +71,7 @@ class SystemdLauncher:
         self._job_done = threading.Condition()
         self.problems: list[str] = []
         self._bus = Bus()
+        self._end = UnitEnd(self._bus, self._containers)
         self._watch_bus = Bus()
         self._refreshed_at = 0.0
         self._freezer = Freezer()
@@ -261,7 +263,7 @@ class SystemdLauncher:
             msg = f"cannot read env_file {spec.env_file}: it is not there"
             raise LaunchError(msg)
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
-        if spec.container is not None and self._active(unit):
+        if spec.container is not None and self._end.active(unit):
             msg = f"cannot start {spec.backend}: it is there already"
             raise LaunchError(msg)
         spec = with_secrets(spec, systemd=True)
@@ -320,11 +322,11 @@ class SystemdLauncher:
 
     def _stop(self, backend: str, grace_s: float) -> None:
         unit = f"{PREFIX}{backend}{SUFFIX}"
-        attended = self._active(unit)
+        attended = self._end.active(unit)
         try:
             if grace_s <= 0:
                 self._containers.kill(backend)
-                self._kill_all(unit)
+                self._end.kill_all(unit)
             self._bus.stop(unit)
         except BusError as error:
             if not error.no_such_unit:
@@ -333,13 +335,13 @@ class SystemdLauncher:
         deadline = time.monotonic() + max(0.0, grace_s)
         if grace_s > 0 and not attended:
             self._containers.stop(backend, grace_s)
-        while self._alive(unit, backend) and time.monotonic() < deadline:
+        while self._end.alive(unit, backend) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         deadline = time.monotonic() + _DIE_S
-        while self._alive(unit, backend):
-            if not self._tidying(unit, backend):
+        while self._end.alive(unit, backend):
+            if not self._end.tidying(unit, backend):
                 self._containers.kill(backend)
-                self._kill_all(unit)
+                self._end.kill_all(unit)
             if time.monotonic() >= deadline:
                 left = {*self._members(backend), *self._containers.pids(backend)}
                 pids = ", ".join(str(pid) for pid in sorted(left))
@@ -352,39 +354,6 @@ class SystemdLauncher:
         self._containers.remove(backend, client, attended=attended)
         self._forget(backend)
         self._refresh(unit)
-
-    def _active(self, unit: str) -> bool:
-        """Whether its main process can still be told to stop."""
-        try:
-            path = self._bus.unit_path(unit)
-            return bool(self._bus.get(path, SERVICE, "MainPID"))
-        except BusError:
-            return False
-
-    def _tidying(self, unit: str, backend: str) -> bool:
-        """Whether all that is left of it is podman, removing the dead container (ExecStopPost=)."""
-        try:
-            path = self._bus.unit_path(unit)
-            last = str(self._bus.get(path, UNIT, "SubState")) == "stop-post"
-        except BusError:
-            return False
-        return last and not self._containers.pids(backend)
-
-    def _alive(self, unit: str, backend: str) -> bool:
-        """Whether the unit is on its way down or anything lives in its cgroup or container."""
-        if self._containers.pids(backend):
-            return True
-        try:
-            path = self._bus.unit_path(unit)
-            active = str(self._bus.get(path, UNIT, "ActiveState"))
-            cgroup = str(self._bus.get(path, SERVICE, "ControlGroup"))
-        except BusError:
-            return False
-        return active not in ("inactive", "failed") or bool(pids_of(cgroup))
-
-    def _kill_all(self, unit: str) -> None:
-        with suppress(BusError):
-            self._bus.kill(unit, "all", signal.SIGKILL)
 
     def _members(self, backend: str) -> tuple[int, ...]:
         with self._lock:

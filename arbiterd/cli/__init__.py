@@ -18,22 +18,27 @@ _EPILOG = (
 
 
 def _app() -> typer.Typer:
-    from arbiterd.cli.check import check  # noqa: PLC0415 - --version stays instant
+    from arbiterd.cli.caps import caps, reset  # noqa: PLC0415 - --version stays instant
+    from arbiterd.cli.check import check  # noqa: PLC0415
     from arbiterd.cli.common import Globals  # noqa: PLC0415
     from arbiterd.cli.doctor import doctor  # noqa: PLC0415
     from arbiterd.cli.init import init  # noqa: PLC0415
+    from arbiterd.cli.mode import mode  # noqa: PLC0415
     from arbiterd.cli.operate import (  # noqa: PLC0415
         drain,
         reload,
         restart,
         resume,
+        sleep,
         stop_all,
         stop_post,
+        wake,
     )
     from arbiterd.cli.plan import plan  # noqa: PLC0415
-    from arbiterd.cli.show import incidents, status, why  # noqa: PLC0415
+    from arbiterd.cli.show import incidents, status  # noqa: PLC0415
     from arbiterd.cli.takeover import takeover  # noqa: PLC0415
     from arbiterd.cli.trace import record, replay_trace  # noqa: PLC0415
+    from arbiterd.cli.why import why  # noqa: PLC0415
 
     app = typer.Typer(
         name="arbiterctl",
@@ -55,10 +60,15 @@ def _app() -> typer.Typer:
         """Operate gpu-arbiter: check, plan, watch, change."""
         context.obj = Globals(json=json, config=config, socket=socket)
 
-    for command in (check, plan, status, incidents, why, reload, drain, resume, restart):
+    plain = (check, plan, status, incidents, why, mode, reload, drain, resume, restart, sleep, wake)
+    for command in plain:
         app.command(epilog=_EPILOG)(command)
     for command in (init, doctor, takeover):
         app.command(epilog=_EPILOG)(command)
+    learned = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+    learned.callback(invoke_without_command=True, epilog=_EPILOG)(caps)
+    learned.command(epilog=_EPILOG)(reset)
+    app.add_typer(learned, name="caps")
     app.command("stop-all", epilog=_EPILOG)(stop_all)
     app.command(epilog=_EPILOG)(record)
     app.command("replay", epilog=_EPILOG)(replay_trace)

@@ -1,4 +1,4 @@
-"""Commands that change something: reload, drain, resume, restart, stop-all, stop-post."""
+"""Commands that change something: reload, drain, resume, restart, sleep, wake, stop-all, stop-post."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from arbiterd.act.freezer import thaw_all
 from arbiterd.act.unit_job import own_job, stop_slice
 from arbiterd.cli.client import Client, Json, Refused, segment
 from arbiterd.cli.common import globals_of, polite, print_json
+from arbiterd.cli.follow import follow
 from arbiterd.cli.show import as_row, rows
 from arbiterd.errors import EX_REFUSED, ArbiterError
 
@@ -35,10 +36,14 @@ def reload(
         try:
             body = as_row(client.post("/v1/admin/reload", timeout_s=60.0))
         except Refused as refused:
-            for problem in _problems(refused.body):
+            for problem in problems_of(refused.body):
                 print(problem, file=sys.stderr)
             raise
         if wait == "done":
+            end = follow(client, body, timeout, json=own.json)
+            if end.outcome != "in_force":
+                text = f"mode {body.get('mode')} is not in force, mode {end.mode} is: {end.reason}"
+                raise ArbiterError(text)
             _wait_done(client, timeout)
     if own.json:
         print_json(body)
@@ -46,7 +51,8 @@ def reload(
         print(f"accepted: mode {body.get('mode')}")
 
 
-def _problems(body: Json) -> list[str]:
+def problems_of(body: Json) -> list[str]:
+    """The problems in a refused reload's answer."""
     found = as_row(body).get("problems")
     if not isinstance(found, list):
         return []
@@ -56,7 +62,6 @@ def _problems(body: Json) -> list[str]:
 def _wait_done(client: Client, timeout: float) -> None:
     """Until every backend rests in a phase that does not move by itself."""
     deadline = time.monotonic() + timeout
-    time.sleep(0.5)
     said = ""
     while time.monotonic() < deadline:
         found = rows(as_row(client.get("/v1/status")).get("backends"))
@@ -109,6 +114,22 @@ def restart(context: typer.Context, name: str = typer.Argument(help="the backend
     Example: arbiterctl restart ollama
     """
     _verb(context, name, "restart", "restart asked; follow it: arbiterctl status")
+
+
+def sleep(context: typer.Context, name: str = typer.Argument(help="the backend")) -> None:
+    """Drain, then give its GPU memory back without ending it (vLLM with sleep = true). Undo: wake.
+
+    Example: arbiterctl sleep vllm
+    """
+    _verb(context, name, "sleep", "is drained, then sleeps until: arbiterctl wake " + name)
+
+
+def wake(context: typer.Context, name: str = typer.Argument(help="the backend")) -> None:
+    """Bring a sleeping backend back: it waits for room, wakes, and takes work once it has answered.
+
+    Example: arbiterctl wake vllm
+    """
+    _verb(context, name, "wake", "wakes when there is room; follow it: arbiterctl why " + name)
 
 
 def stop_all(

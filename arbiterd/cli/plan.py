@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import typer
 from rich.console import Console
@@ -13,7 +15,9 @@ from rich.markup import escape
 
 from arbiterd.act.containers import completed
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
+from arbiterd.cli.plan_caps import applied, how_lowered, lowered
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
+from arbiterd.cli.running import recorded, running
 from arbiterd.config import load
 from arbiterd.config.fit import mode_fits
 from arbiterd.core.placement import headroom_bytes, place, sharing
@@ -23,8 +27,11 @@ from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
+from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
+from arbiterd.model.switch import Change
 from arbiterd.model.weights import Fit
+from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.containers import client_of
 from arbiterd.sense.host import version_of
 from arbiterd.startup import use_systemd
@@ -50,11 +57,20 @@ def plan(
                 raise ArbiterError(msg)
             settings = replace(settings, mode=mode)
         devices, why = inventory(Path(settings.arbiter.state_dir))
-        rows, fits = plan_rows(settings, devices)
+        learned, unread = LearnedStore(Path(settings.arbiter.state_dir)).look()
+        found = running(own.client(), settings)
+        changes = found.changes(settings)
+        rows, fits = plan_rows(settings, devices, learned, changes)
         models = model_fits(settings, devices)
+        for row in rows:
+            name = str(row["name"])
+            row["why"] = found.why(name, changes[name], settings)
+        stops = [name for name, change in changes.items() if change is Change.STOP]
         for row in rows:
             row["models"] = [fit_row(fit) for fit in models.get(str(row["name"]), [])]
         placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    if unread:
+        print(f"warning: {unread}; configured caps are shown", file=sys.stderr)
     if own.json:
         print_json(
             {
@@ -63,11 +79,17 @@ def plan(
                 "gpus": [_gpu_row(settings, device, rows) for device in devices],
                 "mig_slices": slice_rows(devices, placements),
                 "backends": rows,
+                "stops": stops,
+                "estimated_s": round(found.estimate(settings), 1),
                 "fits": fits,
             }
         )
     else:
         print_plan(console(), settings, devices, why, rows, models)
+        for name in stops:
+            console().print(
+                f"\n[bold]{escape(name)}[/bold]: stop; {found.why(name, Change.STOP, settings)}"
+            )
     if not fits:
         raise typer.Exit(EX_CONFIG)
 
@@ -81,12 +103,25 @@ def model_fits(settings: Settings, devices: tuple[Device, ...]) -> dict[str, lis
 
 
 def plan_rows(
-    settings: Settings, devices: tuple[Device, ...]
+    settings: Settings,
+    devices: tuple[Device, ...],
+    learned: Mapping[str, LearnedCap] = MappingProxyType({}),
+    changes: Mapping[str, Change] | None = None,
 ) -> tuple[list[dict[str, object]], bool]:
-    """One row per backend of the active mode, and whether all of it fits."""
-    placements = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    """One row per backend of the active mode, and whether all of it fits. ``changes``: by backend; by
+    the records of the running invocations when not given.
+    """
+    if changes is None:
+        changes = recorded(settings).changes(settings)
+    configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    versions = {n: b.version or version_of(b) for n, b in settings.active.backends.items()}
+    placements = applied(settings, configured, versions, learned)
     by_uuid = {device.uuid: device for device in devices}
-    rows = [_row(settings, name, placements, by_uuid) for name in settings.active.shares]
+    rows = [
+        _row(settings, name, placements, by_uuid, versions[name], changes[name].value)
+        | lowered(settings, configured[name], placements[name], versions, learned)
+        for name in settings.active.shares
+    ]
     booked = {
         uuid: sum(p.cap_bytes for p in placements.values() if uuid in p.devices) for uuid in by_uuid
     }
@@ -104,6 +139,8 @@ def _row(
     name: str,
     placements: dict[str, Placement],
     devices: dict[str, Device],
+    version: str,
+    change: str,
 ) -> dict[str, object]:
     backend = settings.active.backends[name]
     placement = placements[name]
@@ -115,7 +152,7 @@ def _row(
         "problem": placement.problem,
     }
     if placement.problem:
-        return {**row, "change": "waits"}
+        return {**row, "change": change}
     version = backend.version or version_of(backend)
     client = client_of(backend).client if backend.image else ""
     found = launch_context(settings, name, placements, devices, version=version, client=client)
@@ -130,18 +167,8 @@ def _row(
         "files": {one.name: one.content for one in spec.files},
         "walls": wall_rows(walls(found)),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],
-        "change": _change(settings, name, spec.intent),
+        "change": change,
     }
-
-
-def _change(settings: Settings, name: str, intent: str) -> str:
-    """keep, restart or start, by the record of the running invocation."""
-    record = Path(settings.arbiter.runtime_dir) / "backends" / f"{name}.json"
-    try:
-        running = str(json.loads(record.read_text())["intent"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "start"
-    return "keep" if running == intent else "restart"
 
 
 def _gpu_row(
@@ -195,18 +222,30 @@ def print_plan(
     for line in slice_lines(devices, placements):
         out.print(escape(line))
     for row in rows:
-        out.print(f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}")
+        out.print(
+            f"\n[bold]{escape(str(row['name']))}[/bold] ({row['kind']}): {row['change']}"
+            + (
+                f" ({escape(str(row['why']))})"
+                if row["change"] == "restart" and "why" in row
+                else ""
+            )
+        )
         if row["problem"]:
             out.print(f"  [red]{escape(str(row['problem']))}[/red]")
             continue
-        _print_backend(out, row, models.get(str(row["name"]), []))
+        _print_backend(out, settings, row, models.get(str(row["name"]), []))
 
 
-def _print_backend(out: Console, row: dict[str, object], models: list[Fit]) -> None:
+def _print_backend(
+    out: Console, settings: Settings, row: dict[str, object], models: list[Fit]
+) -> None:
     """Cap, walls, knobs, models, command line."""
     gpus = ", ".join(str(one) for one in row["gpu"]) if isinstance(row["gpu"], list) else ""
     cap = row["cap_bytes"]
-    out.print(f"  on {gpus or 'cpu'}, cap {format_size(cap if isinstance(cap, int) else 0)}")
+    cap_text = format_size(cap if isinstance(cap, int) else 0)
+    out.print(
+        f"  on {gpus or 'cpu'}, cap {cap_text}{escape(how_lowered(settings, row))}", soft_wrap=True
+    )
     walls_, knobs, argv, env = row["walls"], row["knobs"], row["argv"], row["env"]
     for wall in walls_ if isinstance(walls_, list) else ():
         out.print(f"  wall: {escape(wall['text'])}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``arbiterctl status``, ``incidents`` and ``why``: what the daemon knows, in words."""
+"""``arbiterctl status`` and ``incidents``: what the daemon knows, in words."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _COLOURS = {
     "backoff": "yellow",
     "draining": "yellow",
     "stopping": "yellow",
+    "sleeping": "blue",
 }
 
 
@@ -42,7 +43,7 @@ def status(context: typer.Context) -> None:
     _head(out, found)
     for gpu in rows(found.get("gpus")):
         _gpu(out, gpu)
-    _backends(out, rows(found.get("backends")))
+    backends(out, rows(found.get("backends")))
     for incident in rows(found.get("incidents_open")):
         out.print(f"[red]open[/red] {line(incident)}")
 
@@ -71,33 +72,6 @@ def incidents(
         out.print("no incidents")
 
 
-def why(
-    context: typer.Context,
-    what: str = typer.Argument(help="a backend's name or an incident's id"),
-) -> None:
-    """Tell the story of a backend or an incident: state, reason, evidence, actions.
-
-    Examples: arbiterctl why vllm · arbiterctl why inc-3f2a1b-7
-    """
-    own = globals_of(context)
-    with polite():
-        client = own.client()
-        everything = rows(as_row(client.get("/v1/incidents?limit=200")).get("incidents"))
-        one = [incident for incident in everything if incident.get("id") == what]
-        backend = None if one else as_row(client.get(f"/v1/backends/{segment(what)}"))
-    chosen = one or [incident for incident in everything if incident.get("backend") == what][:5]
-    if own.json:
-        print_json({"backend": backend, "incidents": list(chosen)})
-        return
-    out = console()
-    if backend is not None:
-        _backends(out, [backend])
-    for incident in chosen:
-        _story(out, incident)
-    if not chosen:
-        out.print("no incidents about it")
-
-
 def _head(out: Console, found: Row) -> None:
     loop = as_row(found.get("loop"))
     config = as_row(found.get("config"))
@@ -109,10 +83,15 @@ def _head(out: Console, found: Row) -> None:
     )
     if loop.get("blind"):
         out.print("[red]blind: at least one GPU cannot be read; nothing is started or killed[/red]")
-    for note in _texts(found.get("notes")):
+    for note in texts(found.get("notes")):
         out.print(f"[yellow]{escape(note)}[/yellow]")
-    for problem in _texts(found.get("config_refused")):
+    for problem in texts(found.get("config_refused")):
         out.print(f"[red]refused: {escape(problem)}[/red]")
+    switch = as_row(found.get("switch"))
+    if switch:
+        out.print(f"[yellow]{escape(str(switch.get('line')))}[/yellow]")
+        if switch.get("rolling_back"):
+            out.print(f"[red]because {escape(str(switch.get('rolling_back')))}[/red]")
     if found.get("config_pending"):
         out.print("[yellow]config changed, not applied: systemctl reload gpu-arbiter[/yellow]")
 
@@ -131,48 +110,63 @@ def _gpu(out: Console, gpu: Row) -> None:
         justify = "left" if title in ("  holder", "pids") else "right"
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for entry in rows(gpu.get("ledger")):
-        cells = [_size(entry.get(key)) for key in ("cap", "booked", "used")]
+        cells = [size(entry.get(key)) for key in ("cap", "booked", "used")]
         pids = entry.get("pids")
         shown = " ".join(str(pid) for pid in pids) if isinstance(pids, list) else ""
         table.add_row(f"  {escape(str(entry.get('holder')))}", *cells, shown)
     out.print(table)
+    ladder = as_row(gpu.get("ladder"))
+    if gpu.get("pressure") == "calm" and not ladder.get("reclaim") and not ladder.get("fault"):
+        return
+    for text in _urgent(gpu, ladder):
+        out.print(f"  [yellow]{escape(text)}[/yellow]")
 
 
-def _backends(out: Console, found: list[Row]) -> None:
+def _urgent(gpu: Row, ladder: Row) -> list[str]:
+    """What an operator wants to see at once while a GPU is not calm."""
+    told = []
+    if ladder.get("reason"):
+        told.append(f"pressure {gpu.get('pressure')}: {ladder.get('reason')}")
+    if gpu.get("time_to_full_s") is not None:
+        told.append(f"full in {format_duration(number(gpu.get('time_to_full_s')))}")
+    if ladder.get("reclaim"):
+        told.append(str(as_row(ladder.get("reclaim")).get("text")))
+    if ladder.get("loads_held"):
+        told.append(f"no model may be loaded: {ladder.get('loads_held')}")
+    if ladder.get("fault"):
+        told.append(f"fault: {ladder.get('fault')}")
+    if told:
+        told.append(f"the whole story: arbiterctl why gpu{gpu.get('index')}")
+    return told
+
+
+def backends(out: Console, found: list[Row]) -> None:
+    """A table of backends."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("backend", "phase", "takes work", "used", "cap", "restarts", "since", "why"):
         table.add_column(title)
     for row in found:
         phase = str(row.get("phase"))
+        learned = number(row.get("learned_bytes"))
+        why = [str(row.get("reason") or "")]
+        if row.get("braked") and row.get("braked") not in why:
+            why.append(str(row.get("braked")))
+        if learned:
+            why.append(f"cap lowered by {format_size(learned)}: arbiterctl caps")
         colour = _COLOURS.get(phase, "white")
         takes = "yes" if row.get("accepting") else f"no, retry in {row.get('retry_after_s')} s"
         table.add_row(
             escape(str(row.get("name"))),
             f"[{colour}]{phase}[/{colour}]",
             takes,
-            _size(row.get("used_bytes")),
-            _size(row.get("cap_bytes")),
+            size(row.get("used_bytes")),
+            size(row.get("cap_bytes")),
             str(row.get("restarts")),
             _ago(row.get("since")),
-            escape(str(row.get("reason") or "")),
+            escape("; ".join(one for one in why if one)),
         )
     out.print()
     out.print(table)
-
-
-def _story(out: Console, incident: Row) -> None:
-    out.print(f"\n{line(incident)}")
-    for key, value in as_row(incident.get("evidence")).items():
-        if value:
-            out.print(f"  evidence {escape(key)}: {escape(str(value))}")
-    for action in rows(incident.get("actions")):
-        took = action.get("took_ms")
-        after = f" after {format_duration(number(took) / 1000)}" if took is not None else ""
-        out.print(
-            f"  {action.get('action')} {escape(str(action.get('target')))}: "
-            f"{escape(str(action.get('reason')))} → "
-            f"{escape(str(action.get('outcome') or 'under way'))}{after}"
-        )
 
 
 def line(incident: Row) -> str:
@@ -200,11 +194,13 @@ def number(value: Json) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _texts(value: Json) -> list[str]:
+def texts(value: Json) -> list[str]:
+    """A list of texts, whatever came."""
     return [str(one) for one in value] if isinstance(value, list) else []
 
 
-def _size(value: Json) -> str:
+def size(value: Json) -> str:
+    """A size for people, - for none."""
     return format_size(value) if isinstance(value, int | float) else "-"
 
 

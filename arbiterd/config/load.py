@@ -83,7 +83,7 @@ def runtime_dir_of(path: Path, environ: Mapping[str, str]) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()  # as it is: the digest is that of the file
     except FileNotFoundError:
         wrong, right = "there is no such file", "write it; make install puts an example into /etc"
     except PermissionError:

@@ -30,6 +30,8 @@ def pack(state: State) -> Carry:
         {name: _backend(one) for name, one in state.backends.items()},
         {uuid: _device(one) for uuid, one in state.devices.items()},
         state.switch,
+        state.last,
+        state.times,
     )
 
 

@@ -25,8 +25,8 @@ from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
 from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
-from arbiterd.core.state import Carry, State
-from arbiterd.core.views import backend_view, device_view
+from arbiterd.core.state import Carry, Placed, State
+from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.decision import Decision
@@ -42,8 +42,8 @@ _PROBED = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 def decide(observation: Observation, state: State, settings: Settings) -> tuple[Decision, State]:
     """Decide one tick. Pure: same input, same output."""
-    devices = [seen.device for seen in observation.devices.values()]
-    configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    placed = _placed(observation, state, settings)
+    configured = dict(placed.placements)
     placements = learn.apply(configured, observation, state, settings)
     desk = Desk(observation, state, settings, placements, configured)
 
@@ -54,6 +54,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     carried = state.carried if state.first_tick else None
     if state.first_tick:
         adopt(desk, carried or Carry())
+        switch.resume(desk, carried.switch if carried else None)
     ledgers = desk.ledgers = _ledgers(desk)
     if carried is not None:
         desk.devices = devices_of(carried, observation.now)
@@ -89,8 +90,19 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
         incidents=tuple(desk.incidents),
         orphans=orphans,
         orphan_pending=orphan_pending,
+        placed=placed,
     )
     return decision, new
+
+
+def _placed(seen: Observation, state: State, settings: Settings) -> Placed:
+    """The placements of this tick: those of the last one while nothing they are made of has changed."""
+    devices = tuple(one.device for one in seen.devices.values())
+    old = state.placed
+    if old is not None and old.settings is settings and old.devices == devices:
+        return old
+    made = place(settings.active, devices, settings.arbiter.headroom_bytes)
+    return Placed(settings, devices, made)
 
 
 def _order(desk: Desk) -> list[str]:
@@ -139,12 +151,13 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
             continue
         vitals = backend.vitals
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
+        ending = backend.phase is Phase.DRAINING and backend.deadline is not None
         orders.append(
             ProbeOrder(
                 backend=backend.name,
                 url=engine_url(desk.settings, wanted),
                 fence=unit.invocation,
-                fast=backend.phase is Phase.STARTING or suspect,
+                fast=backend.phase is Phase.STARTING or ending or suspect,
                 canary_due=vitals.canary_due,
             )
         )
@@ -154,8 +167,9 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
 def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision:
     listed = [*desk.settings.active.backends]
     listed += [name for name in desk.backends if name not in listed]
+    used = used_by_holder(ledgers)
     views = {
-        name: backend_view(desk, desk.backends[name], ledgers)
+        name: backend_view(desk, desk.backends[name], used.get(name, 0))
         for name in listed
         if name in desk.backends
     }
@@ -174,6 +188,8 @@ def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision
         blind=blind,
         learned=desk.learned,
         switch=switch.view(desk),
+        last_switch=desk.state.last,
+        times=switch.known_times(desk),
         lists_soon=any(lists_soon(state, desk.seen.now) for state in desk.devices.values()),
         settled=quiet and not desk.actions,
     )

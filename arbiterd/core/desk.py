@@ -32,6 +32,7 @@ class EventFields(TypedDict, total=False):
     bytes_expected: int
     bytes_freed: int
     took_ms: float
+    kind: str
 
 
 class Desk:

@@ -31,7 +31,8 @@ _SOON = (Phase.WAITING, Phase.STARTING, Phase.STOPPING, Phase.DRAINING, Phase.RE
 def wish(desk: Desk) -> GatewayWish:
     """What the gateway shall do from now on."""
     active = desk.settings.active.backends
-    able = {name for name in active if _able(desk, name)}
+    whys = {n: not_accepting(desk, desk.backends[n]) for n in active if n in desk.backends}
+    able = {name for name, why in whys.items() if not why}
     failover = {
         (rule.from_backend, rule.model): rule.to_backend
         for rule in reversed(desk.settings.failover)
@@ -43,23 +44,17 @@ def wish(desk: Desk) -> GatewayWish:
         if backend is None:
             continue
         substituted = any(source == name for source, _ in failover)
-        door = _door(desk, backend, wanted, substituted=substituted)
-        made[name] = _wish(desk, backend, wanted, door)
+        door = _door(desk, backend, wanted, whys[name], substituted=substituted)
+        made[name] = _wish(desk, backend, wanted, whys[name], door)
     desk.doors = {name: one for name, one in desk.doors.items() if name in active}
     return GatewayWish(made, failover)
 
 
-def _able(desk: Desk, name: str) -> bool:
-    backend = desk.backends.get(name)
-    return backend is not None and not not_accepting(desk, backend)
-
-
 def _door(
-    desk: Desk, backend: BackendState, wanted: BackendSettings, *, substituted: bool
+    desk: Desk, backend: BackendState, wanted: BackendSettings, why: str, *, substituted: bool
 ) -> DoorState:
-    """The next state of this door, told when it changes."""
+    """The next state of this door, told when it changes. ``why``: no new work is let in."""
     now, old = desk.seen.now, desk.doors.get(backend.name, DoorState())
-    why = not_accepting(desk, backend)
     unheard = backend.adopted and now - backend.since < ADOPTED_S
     if unheard and backend.phase is Phase.STARTING:
         new = replace(
@@ -102,9 +97,8 @@ def _tell(desk: Desk, name: str, old: DoorState, new: DoorState, why: str) -> No
 
 
 def _wish(
-    desk: Desk, backend: BackendState, wanted: BackendSettings, door: DoorState
+    desk: Desk, backend: BackendState, wanted: BackendSettings, why: str, door: DoorState
 ) -> BackendWish:
-    why = not_accepting(desk, backend)
     advice = next((d.advice for d in desk.settings.degrade if d.from_backend == backend.name), "")
     to = next((d.to_backends for d in desk.settings.degrade if d.from_backend == backend.name), ())
     return BackendWish(

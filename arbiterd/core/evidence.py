@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading
+from arbiterd.core.limits import DOOR_CLOSES_S
 from arbiterd.engines import engine_of
 from arbiterd.model.gateway import Traffic
 from arbiterd.model.health import Progress
@@ -56,7 +57,9 @@ def pool_refusals(desk: Desk, names: list[str]) -> int:
 
 def refusals(desk: Desk) -> dict[str, int]:
     """The counts that the next tick compares with."""
-    return {name: desk.codes_429(name) for name in desk.seen.gateway.requests}
+    names = (*desk.settings.active.backends, *desk.seen.gateway.requests)
+    # Zeros as well: the very first answer may be a 429.
+    return {name: desk.codes_429(name) for name in names}
 
 
 def outstanding(desk: Desk, name: str) -> tuple[int, int]:
@@ -65,3 +68,21 @@ def outstanding(desk: Desk, name: str) -> tuple[int, int]:
     running = max(found.running if found else 0, seen.in_flight if seen else 0)
     waiting = (found.waiting if found else 0) + (seen.queued if seen else 0)
     return running, waiting
+
+
+def busy(desk: Desk, name: str, drained_since: float) -> bool:
+    """Whether a backend that is drained since then still has requests of its own to end.
+
+    What waits at its closed door will not reach it any more and is none of them. Counts taken while
+    the door was still closing prove nothing.
+    """
+    found = desk.seen.gateway.traffic.get(name)
+    if isinstance(found, Known) and found.at < drained_since + DOOR_CLOSES_S:
+        return True
+    health = desk.seen.health.get(name)
+    counted = health.progress if health else None
+    if found is None and isinstance(counted, Known) and counted.at < drained_since:
+        return True  # without a door the engine's own count is all there is
+    own, seen = progress(desk, name), traffic(desk, name)
+    running = max(own.running if own else 0, seen.in_flight if seen else 0)
+    return bool(running + (own.waiting if own else 0))

@@ -162,8 +162,9 @@ def _tell_cause(desk: Desk, backend: BackendState, cause: Cause, after: After) -
         what = learn.MITIGATION.get(cause.cause, "")
         text = f"{backend.name}: out of memory ({cause.cause.value}): {cause.summary}; {what}"
         desk.tell(
-            EventName.OOM, Severity.ERROR, text, backend.name, incident=incident, reason=cause.line
-        )
+            EventName.OOM, Severity.ERROR, text, backend.name, incident=incident, reason=cause.line,
+            kind=cause.cause.value,
+        )  # fmt: skip
     if after is After.FAILED:
         if not cause.retry:
             text = f"{backend.name}: will not be started again unchanged: {cause.summary}"

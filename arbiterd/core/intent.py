@@ -17,7 +17,7 @@ from arbiterd.model.settings import BackendSettings, Share
 Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 
 # What the arbiter alone acts on: the engine need not notice a change of these.
-_ARBITER_ONLY = frozenset(
+ARBITER_ONLY = frozenset(
     {
         "restart_delay_s",
         "restart_delay_max_s",
@@ -67,7 +67,7 @@ def _plain(value: object) -> Plain:
         for one in fields(value):
             item = getattr(value, one.name)
             default = one.default if one.default is not MISSING else None
-            if one.name in _ARBITER_ONLY or item == default or item in ((), {}):
+            if one.name in ARBITER_ONLY or item == default or item in ((), {}):
                 continue
             out[one.name] = _plain(item)
         return out

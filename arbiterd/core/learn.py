@@ -75,10 +75,13 @@ def apply(
         elif learned.on_cpu:
             out[name] = Placement(name, (), 0)
         else:
-            floor = int(placement.cap_bytes * CAP_FLOOR_FRACTION)
-            cap = max(floor, placement.cap_bytes - learned.lowered_bytes)
-            out[name] = replace(placement, cap_bytes=cap)
+            out[name] = replace(placement, cap_bytes=cap_of(placement.cap_bytes, learned))
     return out
+
+
+def cap_of(configured: int, learned: LearnedCap) -> int:
+    """The cap in force for a configured one; never below the floor."""
+    return max(int(configured * CAP_FLOOR_FRACTION), configured - learned.lowered_bytes)
 
 
 def _of(
@@ -115,7 +118,7 @@ def refine(desk: Desk, backend: BackendState, cause: Cause, lines: tuple[str, ..
         return cause
     other = _others(desk, backend.name, state)
     short = f"{format_size(lowest)} were free" + (f", {format_size(tried)} asked" if tried else "")
-    if other and not _own(desk, backend, state, tried):
+    if other and not _own(desk, backend, state):
         return Cause(CauseClass.NEIGHBOUR, cause.line, f"the card was full ({short}): {other}")
     if cause.cause is CauseClass.OOM_START:
         return Cause(
@@ -131,14 +134,16 @@ def _size(pattern: re.Pattern[str], text: str) -> int | None:
     return int(float(found[1]) * _UNIT[found[2]]) if found else None
 
 
-def _own(desk: Desk, backend: BackendState, state: DeviceState, tried: int | None) -> bool:
-    """Whether it was over its cap itself, or would have been with what it asked for."""
+def _own(desk: Desk, backend: BackendState, state: DeviceState) -> bool:
+    """Whether it was over its cap itself. What it asked for last does not count: while others hold
+    more than was granted, nobody knows that it would not have fitted beside them.
+    """
     held = max(
         (size for _, size in state.windows.get(backend.name, ())),
         default=max(backend.held_bytes.values(), default=0),
     )
     cap = desk.placements[backend.name].cap_bytes
-    return held + (tried or 0) > cap + pressure.over_margin(cap)
+    return held > cap + pressure.over_margin(cap)
 
 
 def _others(desk: Desk, name: str, state: DeviceState) -> str:

@@ -12,16 +12,18 @@ from typing import assert_never
 
 from arbiterd.core import breaker, evidence, judge, learn, sleeping
 from arbiterd.core.desk import Desk
+from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back
 from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
 from arbiterd.core.limits import (
     BLOCKED_AFTER_S,
+    PORT_TAKEN_AFTER_S,
     PROGRESS_CPU_S,
     START_HARD_FACTOR,
 )
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.release import remember
-from arbiterd.core.state import After, BackendState, Sleep, Vitals, updated
+from arbiterd.core.state import DRAINED, After, BackendState, Sleep, Vitals, updated
 from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -100,7 +102,7 @@ def _say_blocked(desk: Desk, backend: BackendState, reason: str) -> None:
     taken = backend.name in desk.seen.host.taken_ports
     name = EventName.PORT_TAKEN if taken else EventName.BLOCKED_START
     waited = desk.seen.now - backend.since
-    if waited < BLOCKED_AFTER_S and not taken:
+    if waited < (PORT_TAKEN_AFTER_S if taken else BLOCKED_AFTER_S):
         return
     if desk.open_incident(backend.name, "", *TROUBLE, name):
         return
@@ -212,12 +214,12 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
         hard_deadline=None,
         adopted=False,
         ready_at=now,
-        start_took_s=took,
+        start_took_s=backend.start_took_s if backend.adopted else took,
         vitals=judge.fresh(now),
         pending="",
     )
     if backend.held:
-        desk.enter(changed, Phase.DRAINING, "drained by an operator")
+        desk.enter(changed, Phase.DRAINING, DRAINED)
     else:
         desk.enter(changed, Phase.READY, "")
     text = f"{backend.name}: ready after {format_duration(took)}"
@@ -272,7 +274,7 @@ def _ready(desk: Desk, backend: BackendState) -> None:
         fail(desk, backend, backend.vitals.why, Cause(CauseClass.OTHER, "", backend.vitals.why))
         return
     if backend.held:
-        desk.enter(replace(backend, deadline=None), Phase.DRAINING, "drained by an operator")
+        desk.enter(replace(backend, deadline=None), Phase.DRAINING, DRAINED)
         return
     keep_warm(desk, desk.put(backend))
 
@@ -315,12 +317,16 @@ def _draining(desk: Desk, backend: BackendState) -> None:
         return
     held, spare = remember(desk, backend)
     backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
-    if sum(evidence.outstanding(desk, backend.name)) and desk.seen.now < (backend.deadline or 0.0):
+    busy = evidence.busy(desk, backend.name, backend.since)
+    if busy and desk.seen.now < (backend.deadline or 0.0):
         return
     if backend.after is After.SLEEPING:
         sleeping.fall(desk, backend)
         return
-    give_back(desk, backend, backend.after, backend.reason)
+    # Ended for memory: its requests have had their time, a slow SIGTERM is time the card has not.
+    pressed = backend.cause is not None and backend.cause.cause is CauseClass.OVER_CAP
+    hurry = pressed and backend.after in (After.BACKOFF, After.FAILED)
+    give_back(desk, backend, backend.after, backend.reason, grace_s=0.0 if hurry else None)
 
 
 def _resting(desk: Desk, backend: BackendState) -> None:
@@ -362,7 +368,7 @@ def _ended(desk: Desk, backend: BackendState) -> bool:
 def _still_wanted(desk: Desk, backend: BackendState) -> bool:
     """Stop what the mode no longer names, what changed, and what an operator wants restarted."""
     if not runnable(desk, backend):
-        stop(desk, backend, After.STOPPED, "not wanted any more")
+        stop(desk, backend, After.STOPPED, UNWANTED)
         return False
     if backend.restart_asked:
         stop(desk, backend, After.WAITING, "restart asked by an operator")

@@ -17,6 +17,9 @@ FREE_CRITICAL_MIN_BYTES: Final = 256 * MIB  # below, cuBLAS workspaces and graph
 # -- start gate ----------------------------------------------------------------------------------
 FRESH_SAMPLES: Final = 3  # after a start of ours: judge nothing on fewer (design, section 8)
 BLOCKED_AFTER_S: Final = 10.0  # a start that waits longer is an incident (contract, section 3)
+PORT_TAKEN_AFTER_S: Final = (
+    2.0  # what has just been stopped here may be seen in its port as long as facts are old
+)
 
 # -- start ---------------------------------------------------------------------------------------
 START_HARD_FACTOR: Final = 3.0  # progress extends a start, but never past 3 x start_timeout
@@ -81,7 +84,7 @@ FOREIGN_SAID_BYTES: Final = 64 * MIB  # over the allowance: worth an incident
 THROTTLE_EVERY_S: Final = 3.0  # halved at most so often: the running requests must end first
 UNTHROTTLE_EVERY_S: Final = 2.0  # and one more let in each so often, once calm
 FREEZE_S: Final = 2.0  # clients and health checks survive two seconds
-FREEZE_EVERY_S: Final = 60.0
+FREEZE_EVERY_S: Final = 60.0  # frozen more often, an engine's clients and peers give it up
 TIGHT_LOAD_MARGIN: Final = 0.5  # of the headroom stays free after a load while tight
 
 # -- pressure: reclaims --------------------------------------------------------------------------
@@ -94,10 +97,12 @@ BYTES_BACK_PINNED_S: Final = 60.0  # after pinned host memory: 25.9 s were measu
 SEEN_BACK: Final = 0.8  # of the expected bytes: then a reclaim has worked
 DISRUPTIVE_MAX: Final = 6  # sleeps, restarts, stops and killed runners of the ladder ...
 DISRUPTIVE_WINDOW_S: Final = 600.0  # ... within so long, per device: past it people must look
-TRIM_AGAIN_S: Final = 5.0
+TRIM_AGAIN_S: Final = (
+    5.0  # the same model: an unload waits for its request, asking twice helps nobody
+)
 TRIM_FAILED_S: Final = 60.0  # a model that stayed is not counted on again: the guilty one is
-SLEEP_AGAIN_S: Final = 60.0
-RESTART_AGAIN_S: Final = 10.0
+SLEEP_AGAIN_S: Final = 60.0  # asleep again so soon after: sleep has not cured it, a restart may
+RESTART_AGAIN_S: Final = 10.0  # the same backend: its dead bytes must be seen back first
 STOP_AFTER_RESTARTS: Final = 3  # of one backend within the window: the next is a stop
 HOST_RAM_SPARE: Final = 2 * GIB  # left on the host beside the weights that sleep copies there
 
@@ -106,8 +111,8 @@ WAKE_MARGIN_BYTES: Final = 512 * MIB  # a wake without room ends the engine (vll
 WAKE_CHECK_S: Final = 30.0  # within so long it must answer
 
 # -- what an OOM teaches -------------------------------------------------------------------------
-CAP_STEP_FRACTION: Final = 0.05  # of the configured cap
-CAP_STEP_MIN_BYTES: Final = 512 * MIB
+CAP_STEP_FRACTION: Final = 0.05  # of the configured cap: a step that an engine survives
+CAP_STEP_MIN_BYTES: Final = 512 * MIB  # less is lost in an allocator's rounding
 CAP_FLOOR_FRACTION: Final = 0.70  # an engine cut below serves nobody
 CAP_CALM_S: Final = 24 * 3600.0  # without an OOM: half a step back at the next start
 REPEATED_OOMS: Final = 2  # what on_oom = "cpu" and "stop" wait for
@@ -124,6 +129,7 @@ ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until 
 FAILBACK_S: Final = (
     5.0  # well for so long before its requests come back: a flapping engine must not
 )
+DOOR_CLOSES_S: Final = 0.1  # from the decision to HAProxy refusing: it takes milliseconds
 HOLD_MAX_S: Final = 5.0  # clients rather wait so long than try again; longer is 503 + Retry-After
 GATEWAY_DOWN_S: Final = 3.0  # a restart of HAProxy takes 0.1-0.5 s: no incident for that
 LEASE_HELD_SAID_S: Final = 1.0  # a load that waits longer is told in the journal

@@ -34,6 +34,7 @@ from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
 from arbiterd.units import format_duration, format_size
 
+RUNNER = "runner"  # kind of a KILL event: one child of an engine, the engine itself goes on
 DISRUPTIVE = (Rung.SLEEP, Rung.RESTART, Rung.STOP)
 
 
@@ -85,7 +86,11 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     backend = desk.backends.get(reclaim.backend)
     if backend is not None and _mended(desk, state, backend):
         back = replace(
-            backend, after=After.STOPPED, deadline=None, sleep=Sleep(), failures=backend.failures[:-1]
+            backend,
+            after=After.STOPPED,
+            deadline=None,
+            sleep=Sleep(),
+            failures=backend.failures[:-1],
         )
         desk.enter(back, Phase.READY, "")
         return _end(desk, uuid, state, reclaim, "called off: it is within its cap again", 0)
@@ -162,7 +167,10 @@ def _follow_trim(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
     backend = desk.backends.get(reclaim.backend)
     if freed >= SEEN_BACK * reclaim.expected:
         return _end(desk, uuid, state, reclaim, "done", freed)
-    if backend is None or backend.phase is not Phase.READY:
+    here = backend is not None and (
+        backend.phase is Phase.READY or (backend.adopted and backend.phase is Phase.STARTING)
+    )
+    if not here:
         return _end(desk, uuid, state, reclaim, "its engine is gone", freed)
     if now >= reclaim.deadline:
         return _end(desk, uuid, state, reclaim, "its bytes are not back in time", freed)
@@ -196,6 +204,7 @@ def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
         action=action.id,
         gpu=uuid,
         bytes_expected=reclaim.expected,
+        kind=RUNNER,
     )
     now = desk.seen.now
     changed = replace(reclaim, action=action.id, killed=True, stage="its runner is killed")
@@ -263,6 +272,7 @@ def _tell_begin(desk: Desk, uuid: str, reclaim: Reclaim) -> None:
         gpu=uuid,
         reason=reclaim.reason,
         bytes_expected=reclaim.expected,
+        kind=reclaim.rung.value,
     )
 
 
@@ -288,6 +298,7 @@ def _end(
         bytes_expected=reclaim.expected,
         bytes_freed=freed,
         took_ms=took * 1000,
+        kind=reclaim.rung.value,
     )
     done = state.done
     if reclaim.rung is Rung.TRIM and not worked:

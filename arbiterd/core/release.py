@@ -11,6 +11,7 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.ledger import UNATTRIBUTED, used_of
 from arbiterd.core.limits import RELEASED_FRACTION
 from arbiterd.core.state import BackendState
+from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
 from arbiterd.units import MIB
 
@@ -28,7 +29,7 @@ def released(desk: Desk, backend: BackendState) -> bool:
 def _back(desk: Desk, backend: BackendState, uuid: str) -> bool:
     device = desk.seen.devices.get(uuid)
     gone = backend.gone_at if backend.gone_at is not None else desk.seen.now
-    if device is None:
+    if device is None or device.state is GpuState.LOST:
         return True
     memory, processes = device.memory, device.processes
     if not isinstance(memory, Known) or not isinstance(processes, Known):

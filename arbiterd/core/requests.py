@@ -22,6 +22,8 @@ def take_requests(desk: Desk) -> None:
                 # each stays stopped until it is resumed
                 if desk.wanted(name) is not None:
                     desk.put(replace(backend, parked=True))
+        elif request.verb is Verb.RESET_CAP:  # also of one that only another mode names
+            learn.reset(desk, request.backend, request.by)
         elif request.backend in desk.backends:
             _one(desk, request)
 
@@ -56,15 +58,14 @@ def _one(desk: Desk, request: OperatorRequest) -> None:
             )
             desk.put(changed)
         case Verb.SLEEP:
+            if sleeping.able(desk.settings, backend.name):
+                return  # told to the asker already (core/asking)
             name, what = EventName.SLEEP, "sleep asked"
             sleeping.ask(desk, backend, request.by, drain_of(desk, backend.name))
         case Verb.WAKE:
             name, what = EventName.WAKE, "wake asked"
             desk.put(replace(backend, sleep=replace(backend.sleep, wake=True)))
-        case Verb.RESET_CAP:
-            learn.reset(desk, backend.name, request.by)
-            return
-        case Verb.STOP_ALL:
+        case Verb.RESET_CAP | Verb.STOP_ALL:
             return
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     desk.tell(

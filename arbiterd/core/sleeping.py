@@ -29,16 +29,17 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
+from arbiterd.model.settings import Settings
 from arbiterd.units import format_duration, format_size
 
 _MINIMUM = 0.3  # of what it held: less freed is no sleep
 
 
-def able(desk: Desk, name: str) -> str:
+def able(settings: Settings, name: str) -> str:
     """Why this backend cannot be put to sleep, "" when it can."""
-    wanted = desk.wanted(name)
+    wanted = settings.active.backends.get(name)
     if wanted is None:
-        return f"there is no backend {name} in mode {desk.settings.mode}"
+        return f"there is no backend {name} in mode {settings.mode}"
     if not engine_of(wanted.kind).sleep_requests(wanted):
         return f"{name} cannot sleep: only vLLM does, with sleep = true in [backends.{name}]"
     return ""

@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 from arbiterd.core.limits import LEAD_S
 from arbiterd.core.slope import Window
 from arbiterd.engines.base import Cause
-from arbiterd.model.backend import Phase
-from arbiterd.model.devices import Pressure
+from arbiterd.model.backend import Phase, Placement
+from arbiterd.model.devices import Device, Pressure
 from arbiterd.model.events import Incident
 from arbiterd.model.gateway import Admit
 from arbiterd.model.pressure import Candidate, LearnedCap, Rung
 from arbiterd.model.settings import Settings
-from arbiterd.model.switch import Change
+from arbiterd.model.switch import Change, SwitchResult
 
+DRAINED = "drained by an operator"  # the reason of a drain that ends only by resume
 T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
 
@@ -251,7 +252,8 @@ class DeviceState:
 @dataclass(frozen=True, slots=True)
 class Switch:
     """A switch under way. ``changes``: by backend. ``failures``: how often each had failed before.
-    ``rolling_back``: why the layout before comes back, "" in an ordinary switch.
+    ``rolling_back``: why the layout before comes back, "" in an ordinary switch. ``to_sha``: digest of
+    the file it goes to; ``loaded_at``: when that was read.
     """
 
     from_mode: str
@@ -263,6 +265,8 @@ class Switch:
     failures: Mapping[str, int]
     rolling_back: str = ""
     estimated_s: float = 0.0
+    to_sha: str = ""
+    loaded_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +276,17 @@ class Carry:
     backends: Mapping[str, BackendState] = field(default_factory=dict)
     devices: Mapping[str, DeviceState] = field(default_factory=dict)
     switch: Switch | None = None
+    last: SwitchResult | None = None
+    times: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Placements as configured, for as long as settings and inventory are the same objects."""
+
+    settings: Settings
+    devices: tuple[Device, ...]
+    placements: Mapping[str, Placement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +297,10 @@ class State:
     ``incidents``: newest first. ``held``: since when each load waits for room. ``learned``: what OOMs
     have taught, by ``learn.key``. ``carried``: what the daemon before us left, until the first tick.
     ``refusals``: answers 429 counted so far, by backend. ``settings``: those of the last tick;
-    ``good``: the last that came through; ``rollback``: why those come back at the next tick.
+    ``good``: the last that came through; ``rollback``: why those come back at the next tick;
+    ``unsettled``: whom the switch that failed had touched. ``last``: what came of the last reload.
+    ``times``: last start and stop, seconds, of backends that no mode in force names any more.
+    ``placed``: the placements of the last tick and what they were made from.
     """
 
     run: str
@@ -306,3 +324,7 @@ class State:
     good: Settings | None = None
     switch: Switch | None = None
     rollback: str = ""
+    placed: Placed | None = None
+    unsettled: frozenset[str] = frozenset()
+    last: SwitchResult | None = None
+    times: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)

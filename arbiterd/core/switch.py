@@ -7,44 +7,21 @@ has failed, and that the layout before comes back then (design, section 7). A ro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core.desk import Desk
+from arbiterd.core.diff import estimate, plan, reason, same
 from arbiterd.core.intent import intent
-from arbiterd.core.limits import (
-    BLOCKED_AFTER_S,
-    FIRST_START_GUESS_S,
-    FIRST_STOP_GUESS_S,
-    SWITCH_FAILURES,
-)
+from arbiterd.core.limits import BLOCKED_AFTER_S, SWITCH_FAILURES
 from arbiterd.core.state import BackendState, Switch
 from arbiterd.core.views import not_accepting
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.settings import Settings
-from arbiterd.model.switch import Change, Step, SwitchView
+from arbiterd.model.switch import Change, Ended, Step, SwitchResult, SwitchView
 from arbiterd.units import format_duration
-
-_RESTING = (Phase.STOPPED, Phase.BACKOFF, Phase.FAILED, Phase.WAITING)
-
-
-def plan(settings: Settings, backends: dict[str, BackendState]) -> dict[str, Change]:
-    """What these settings mean for every backend, by its intent."""
-    out = {}
-    for name, wanted in settings.active.backends.items():
-        backend = backends.get(name)
-        new = intent(wanted, settings.active.shares[name])
-        if backend is None or (not backend.intent and backend.phase in _RESTING):
-            out[name] = Change.START
-        elif backend.intent == new:
-            out[name] = Change.KEEP
-        else:
-            out[name] = Change.START if backend.phase in _RESTING else Change.RESTART
-    for name, backend in backends.items():
-        if name not in out and backend.phase is not Phase.STOPPED:
-            out[name] = Change.STOP
-    return out
 
 
 def begin(desk: Desk, before: Settings | None) -> None:
@@ -52,16 +29,37 @@ def begin(desk: Desk, before: Settings | None) -> None:
     settings, state = desk.settings, desk.state
     if state.first_tick or before is None:
         return
-    if before.source.sha256 == settings.source.sha256 and before.mode == settings.mode:
+    if same(before, settings):
+        _again(desk)
         return
-    back = state.rollback
-    changes = plan(settings, desk.backends)
-    touched: dict[str, Change] = {
-        name: change for name, change in changes.items() if change is not Change.KEEP
-    }
-    if not touched:
-        desk.state = replace(state, good=settings, rollback="")
+    back = state.rollback if state.good is not None and same(state.good, settings) else ""
+    _begin(desk, before, back, state.unsettled)
+
+
+def resume(desk: Desk, carried: Switch | None) -> None:
+    """First tick, once the units are adopted: the switch that was under way as the daemon before us
+    ended goes on; one of which only the files tell begins anew.
+    """
+    settings, state = desk.settings, desk.state
+    desk.state = state = replace(state, switch=None)
+    if carried is not None and (carried.to_sha, carried.to_mode) == (
+        settings.source.sha256,
+        settings.mode,
+    ):
+        # Nobody watched for a while: what the file allows counts from now.
+        deadline = desk.seen.now + _patience(settings, _touched(carried.changes))
+        desk.state = replace(state, switch=replace(carried, deadline=deadline), rollback="")
         return
+    good = state.good
+    if good is None:
+        return
+    _begin(desk, good, state.rollback, frozenset(desk.backends))
+
+
+def _begin(desk: Desk, before: Settings, back: str, unsettled: frozenset[str]) -> None:
+    settings, state = desk.settings, desk.state
+    changes = plan(settings, desk.backends, unsettled)
+    touched = _touched(changes)
     switch = Switch(
         from_mode=before.mode,
         to_mode=settings.mode,
@@ -71,11 +69,21 @@ def begin(desk: Desk, before: Settings | None) -> None:
         changes=changes,
         failures={name: _failed(desk, name) for name in touched},
         rolling_back=back,
-        estimated_s=estimate(desk, settings, touched),
+        estimated_s=estimate(
+            settings, known_times(desk), {n: desk.gpu_of(n) for n in desk.backends}, touched
+        ),
+        to_sha=settings.source.sha256,
+        loaded_at=settings.source.loaded_at,
     )
-    desk.state = replace(state, switch=switch, rollback="")
+    desk.state = replace(state, switch=switch, rollback="", unsettled=frozenset())
+    if not touched:  # what is to be told has been told: by the reload, or by the rollback
+        _passed(desk, switch)
+        return
     kept = [name for name, change in changes.items() if change is Change.KEEP]
-    doing = ", ".join(f"{change} {name}" for name, change in touched.items())
+    doing = "; ".join(
+        f"{change} {name} ({reason(name, change, before, settings)})"
+        for name, change in touched.items()
+    )
     text = (
         f"mode {before.mode} → {settings.mode}: {doing}"
         + (f"; kept untouched: {', '.join(kept)}" if kept else "")
@@ -83,6 +91,18 @@ def begin(desk: Desk, before: Settings | None) -> None:
     )
     name = EventName.ROLLBACK if back else EventName.MODE_SWITCH
     desk.tell(name, Severity.WARNING if back else Severity.NOTICE, text, reason=back)
+
+
+def _again(desk: Desk) -> None:
+    """The file in force, loaded once more: there is nothing to do, or it is being done."""
+    loaded_at, switch = desk.settings.source.loaded_at, desk.state.switch
+    if switch is not None:
+        if not switch.rolling_back:
+            desk.state = replace(desk.state, switch=replace(switch, loaded_at=loaded_at))
+        return
+    mode = desk.settings.mode
+    done = SwitchResult(mode, mode, loaded_at, desk.seen.wall, 0.0, Ended.IN_FORCE)
+    desk.state = replace(desk.state, last=done)
 
 
 def follow(desk: Desk) -> Settings | None:
@@ -130,25 +150,9 @@ def view(desk: Desk) -> SwitchView | None:
         estimated_s=switch.estimated_s,
         steps=steps(desk, switch),
         rolling_back=switch.rolling_back,
+        queued=desk.seen.queued_mode,
+        left_s=max(0.0, switch.estimated_s - (desk.seen.now - switch.began)),
     )
-
-
-def estimate(desk: Desk, settings: Settings, touched: dict[str, Change]) -> float:
-    """Seconds, from the engines' last stops and starts: one after the other on a device, side by side
-    on different ones.
-    """
-    by_device: dict[str, float] = {}
-    for name, change in touched.items():
-        backend = desk.backends.get(name)
-        share = settings.active.shares.get(name)
-        device = str(share.gpus) if share else desk.gpu_of(name)
-        took = 0.0
-        if change in (Change.STOP, Change.RESTART):
-            took += (backend.stop_took_s if backend else None) or FIRST_STOP_GUESS_S
-        if change in (Change.START, Change.RESTART):
-            took += (backend.start_took_s if backend else None) or FIRST_START_GUESS_S
-        by_device[device] = by_device.get(device, 0.0) + took
-    return max(by_device.values(), default=0.0)
 
 
 def _settled(desk: Desk, backend: BackendState) -> bool:
@@ -164,6 +168,16 @@ def _settled(desk: Desk, backend: BackendState) -> bool:
     if backend.held:
         return backend.phase is Phase.DRAINING and backend.deadline is None
     return backend.phase is Phase.READY and not not_accepting(desk, backend)
+
+
+def known_times(desk: Desk) -> dict[str, tuple[float | None, float | None]]:
+    """(start, stop) in seconds of every backend that was ever seen, also in another mode."""
+    mine = {one.name: (one.start_took_s, one.stop_took_s) for one in desk.backends.values()}
+    return {**desk.state.times, **mine}
+
+
+def _touched(changes: Mapping[str, Change]) -> dict[str, Change]:
+    return {name: change for name, change in changes.items() if change is not Change.KEEP}
 
 
 def _patience(settings: Settings, touched: dict[str, Change]) -> float:
@@ -223,28 +237,57 @@ def _passed(desk: Desk, switch: Switch) -> None:
     name = EventName.MODE_SWITCH
     if switch.rolling_back:
         name, text = EventName.ROLLBACK, f"rolled back: {text}"
-        incident = desk.open_incident("", "", EventName.ROLLBACK)
-        if incident is not None:
-            desk.close_incident(incident.id, EventName.ROLLBACK, text)
-            desk.state = replace(desk.state, switch=None, good=desk.settings)
-            return
-    desk.tell(name, Severity.NOTICE, text, took_ms=took * 1000)
-    desk.state = replace(desk.state, switch=None, good=desk.settings)
+    incident = desk.open_incident("", "", EventName.ROLLBACK)
+    if incident is not None:
+        desk.close_incident(incident.id, EventName.ROLLBACK, text)
+    elif _touched(switch.changes):
+        desk.tell(name, Severity.NOTICE, text, took_ms=took * 1000)
+    desk.state = replace(desk.state, switch=None, good=desk.settings, unsettled=frozenset())
+    if switch.rolling_back:
+        _record(desk, switch, Ended.ROLLED_BACK, switch.rolling_back)
+    else:
+        _record(desk, switch, Ended.IN_FORCE, "")
 
 
 def _failed_gate(desk: Desk, switch: Switch, why: str) -> Settings | None:
     good = desk.state.good
-    if switch.rolling_back or good is None or good is desk.settings:
-        text = f"mode {switch.to_mode} did not come up whole: {why}; nothing to go back to"
-        desk.tell(EventName.ROLLBACK, Severity.CRITICAL, text, reason=why)
-        desk.state = replace(desk.state, switch=None)
-        return None
+    unsettled = frozenset(_touched(switch.changes))
+    state = replace(desk.state, switch=None, unsettled=unsettled)
     if desk.seen.settings_queued:
         text = f"mode {switch.to_mode} did not come up ({why}); the newer file follows"
         desk.tell(EventName.ROLLBACK, Severity.WARNING, text, reason=why)
-        desk.state = replace(desk.state, switch=None)
+        desk.state = state
+        _record(desk, switch, Ended.SUPERSEDED, why)
+        return None
+    if switch.rolling_back or good is None or same(good, desk.settings):
+        text = f"mode {switch.to_mode} did not come up whole: {why}; nothing to go back to"
+        desk.tell(EventName.ROLLBACK, Severity.CRITICAL, text, reason=why)
+        desk.state = state
+        if switch.rolling_back:
+            why = f"{switch.rolling_back}; and going back: {why}"
+        _record(desk, switch, Ended.FAILED, why)
         return None
     text = f"mode {switch.to_mode} did not come up: {why}; mode {good.mode} comes back"
     desk.raise_incident(EventName.ROLLBACK, Severity.ERROR, text, evidence=(("reason", why),))
-    desk.state = replace(desk.state, switch=None, rollback=why)
+    desk.state = replace(state, rollback=why)
+    _record(desk, switch, Ended.ROLLED_BACK, why)
     return good
+
+
+def _record(desk: Desk, switch: Switch, outcome: Ended, why: str) -> None:
+    """Remember what came of it. A rollback belongs to the reload that it undoes."""
+    last = desk.state.last
+    undone = last if switch.rolling_back and last and last.outcome is Ended.ROLLED_BACK else None
+    now = desk.seen
+    desk.state = replace(
+        desk.state,
+        last=SwitchResult(
+            from_mode=undone.from_mode if undone else switch.from_mode,
+            to_mode=undone.to_mode if undone else switch.to_mode,
+            loaded_at=undone.loaded_at if undone else switch.loaded_at,
+            ended=now.wall,
+            took_s=now.now - switch.began + (undone.took_s if undone else 0.0),
+            outcome=outcome,
+            reason=why,
+        ),
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from arbiterd.core import brakes, judge, ledger, pressure
 from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import outstanding, traffic
@@ -17,7 +20,7 @@ from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage
 from arbiterd.core.victim import recent
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
-from arbiterd.model.pressure import Holder, PressureView, ReclaimView
+from arbiterd.model.pressure import BrakesView, Holder, PressureView, ReclaimView
 from arbiterd.model.reading import Known
 
 
@@ -45,8 +48,28 @@ def device_view(desk: Desk, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceVie
         disruptive=len(recent(state.disruptive, desk.seen.now)),
         disruptive_max=DISRUPTIVE_MAX,
         fault=state.fault,
+        capacity_bytes=seen.device.capacity_bytes,
+        releasing_bytes=state.releasing,
+        brakes={
+            name: BrakesView(one.hold, one.limit, bool(one.freezing))
+            for name, one in state.braked.items()
+            if _braked(one)
+        },
     )
+    detail = _terms(desk, state, detail)
     return DeviceView(uuid, state.pressure, rows, state.time_to_full_s, detail)
+
+
+def _terms(desk: Desk, state: DeviceState, detail: PressureView) -> PressureView:
+    """Solvency's terms, of the sample that it was computed from."""
+    if state.solvency is None:
+        return detail
+    foreign = max(0, state.used.get(ledger.FOREIGN, 0) - desk.settings.foreign_allow_bytes)
+    rest = max(0, state.used.get(ledger.UNATTRIBUTED, 0) - state.releasing)
+    granted = detail.capacity_bytes - state.solvency - foreign - rest
+    return replace(
+        detail, granted_bytes=granted, foreign_over_bytes=foreign, unattributed_bytes=rest
+    )
 
 
 def _trends(desk: Desk, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tuple[Holder, ...]:
@@ -82,23 +105,28 @@ def _reclaim_view(state: DeviceState) -> ReclaimView | None:
 def _braked(one: Braked) -> str:
     parts = [one.hold] if one.hold else []
     if one.limit is not None:
-        parts.append(f"throttled to {one.limit} requests at a time")
+        what = "1 request" if one.limit == 1 else f"{one.limit} requests"
+        parts.append(f"throttled to {what} at a time")
     if one.freezing:
         parts.append("frozen for a moment")
     return "; ".join(parts)
 
 
-def backend_view(
-    desk: Desk, backend: BackendState, ledgers: dict[str, tuple[LedgerRow, ...]]
-) -> BackendView:
-    """One backend as published."""
+def used_by_holder(ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, int]:
+    """Bytes used on all devices together, by holder."""
+    out: dict[str, int] = {}
+    for rows in ledgers.values():
+        for row in rows:
+            out[row.holder] = out.get(row.holder, 0) + (row.used_bytes or 0)
+    return out
+
+
+def backend_view(desk: Desk, backend: BackendState, used: int) -> BackendView:
+    """One backend as published; ``used``: the bytes that the ledgers say it holds."""
     wanted = desk.wanted(backend.name)
     placement = desk.placements.get(backend.name)
     unit = desk.unit(backend.name)
     running, waiting = outstanding(desk, backend.name)
-    used = 0
-    for rows in ledgers.values():
-        used += sum(r.used_bytes or 0 for r in rows if r.holder == backend.name)
     reason = not_accepting(desk, backend) or shut(desk, backend.name)
     full = "" if reason else _full(desk, backend.name)
     return BackendView(
@@ -120,6 +148,9 @@ def backend_view(
         learned_bytes=_learned(desk, backend.name),
         throttled=_throttled(desk, backend.name),
         priority=wanted.priority if wanted else 0,
+        intent=backend.intent,
+        start_took_s=backend.start_took_s,
+        stop_took_s=backend.stop_took_s,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.health import HttpProbe
@@ -171,3 +171,11 @@ class OperatorRequest:
     verb: Verb
     backend: str
     by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an operator's request is not taken: nobody of that name, or not in this state."""
+
+    code: Literal["not_found", "conflict"]
+    text: str

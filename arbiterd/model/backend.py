@@ -64,7 +64,9 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class BackendView:
-    """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change."""
+    """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change.
+    ``intent``: digest of what it was started with, "" when it never was (core/intent.py).
+    """
 
     name: str
     kind: str
@@ -84,3 +86,6 @@ class BackendView:
     priority: int = 0
     learned_bytes: int = 0
     throttled: int | None = None
+    intent: str = ""
+    start_took_s: float | None = None
+    stop_took_s: float | None = None

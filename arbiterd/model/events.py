@@ -76,7 +76,10 @@ class EventName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One journal entry. Empty strings and None mean: the field does not apply and is left out."""
+    """One journal entry. Empty strings and None mean: the field does not apply and is left out.
+
+    ``kind``: the rung of a reclaim or the class of an OOM, for counters; not a field of the journal.
+    """
 
     name: EventName
     severity: Severity
@@ -89,6 +92,7 @@ class Event:
     bytes_expected: int | None = None
     bytes_freed: int | None = None
     took_ms: float | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class HealthObservation:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOrder:
-    """What core wants probed from now on. ``fast``: four times a second (starting, suspect), else
+    """What core wants probed from now on. ``fast``: four times a second (starting, suspect, drained), else
     once. ``canary_due``: send a canary now (the probe keeps at most one in flight).
     ``fence``: results of another invocation are dropped.
     """

@@ -37,7 +37,8 @@ class Observation:
     ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
     ``xids``: those that came since the last tick, each once.
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
-    ``settings_queued``: a newer accepted file waits for the end of the switch under way.
+    ``settings_queued``: a newer accepted file waits for the end of the switch under way;
+    ``queued_mode``: its mode.
     """
 
     now: float
@@ -57,4 +58,5 @@ class Observation:
     load_dones: tuple[LoadDone, ...] = ()
     can_freeze: bool = False
     settings_queued: bool = False
+    queued_mode: str = ""
     xids: tuple[XidEvent, ...] = ()

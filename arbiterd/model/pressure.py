@@ -62,6 +62,17 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class BrakesView:
+    """Brakes on one backend: why its new requests are held ("": not), how many it may have in flight
+    (None: all), whether it is frozen for a moment.
+    """
+
+    hold: str
+    limit: int | None
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PressureView:
     """The numbers behind a device's band. Bytes and seconds; None: not known.
 
@@ -69,6 +80,10 @@ class PressureView:
     ``excess_bytes``: over caps, foreign over its allowance, unattributed. ``lead_s``: how long the
     mildest reclaim is expected to take. ``disruptive``: sleeps, restarts and stops within the window.
     ``fault``: why nothing is started on it (an Xid that needs a reset), "" for none.
+
+    Solvency's terms, all of the same sample: capacity - ``granted_bytes`` (the sum of max(cap, used))
+    - ``foreign_over_bytes`` (beyond the allowance) - ``unattributed_bytes``. ``releasing_bytes`` are of
+    the dead and on their way back: in none of them. ``brakes``: what ``braked`` says in words.
     """
 
     solvency_bytes: int | None
@@ -88,6 +103,12 @@ class PressureView:
     disruptive: int = 0
     disruptive_max: int = 0
     fault: str = ""
+    capacity_bytes: int = 0
+    granted_bytes: int | None = None
+    foreign_over_bytes: int | None = None
+    unattributed_bytes: int | None = None
+    releasing_bytes: int = 0
+    brakes: Mapping[str, BrakesView] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +131,8 @@ class LearnedCap:
     at: float
     reason: str
     on_cpu: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its place in ``State.learned`` (core/learn.key)."""
+        return f"{self.mode}|{self.backend}|{self.gpu}|{self.model}|{self.version}"

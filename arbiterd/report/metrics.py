@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,7 +15,9 @@ from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.published import Published
 from arbiterd.model.reading import Known
 from arbiterd.report import shape
+from arbiterd.report.counts import Counts
 from arbiterd.report.gateway_metrics import gateway_metrics
+from arbiterd.report.pressure_metrics import pressure_metrics
 
 PREFIX = "gpu_arbiter"
 GPU = ["gpu", "index"]
@@ -24,29 +26,30 @@ GPU = ["gpu", "index"]
 class _Snapshot(Collector):
     """One scrape."""
 
-    def __init__(self, published: Published, events: Mapping[tuple[str, str], int]) -> None:
+    def __init__(self, published: Published, counts: Counts) -> None:
         self._published = published
-        self._events = events
+        self._counts = counts
 
     def collect(self) -> Iterable[Metric]:
         yield from _loop(self._published)
         yield from _gpus(self._published)
         yield from _ledger(self._published)
         yield from _backends(self._published)
+        yield from pressure_metrics(self._published, self._counts)
         yield from gateway_metrics(self._published)
         yield _incidents(self._published)
         total = CounterMetricFamily(
             f"{PREFIX}_events", "Journal events since the start", labels=["event", "backend"]
         )
-        for (event, backend), count in sorted(self._events.items()):
+        for (event, backend), count in sorted(self._counts.events.items()):
             total.add_metric([event, backend], count)
         yield total
 
 
-def render(published: Published, events: Mapping[tuple[str, str], int]) -> bytes:
+def render(published: Published, counts: Counts) -> bytes:
     """The text of one scrape."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(published, events))
+    registry.register(_Snapshot(published, counts))
     return generate_latest(registry)
 
 
@@ -67,6 +70,7 @@ def _loop(published: Published) -> Iterator[Metric]:
         ("blind", "1 while any GPU cannot be read", float(published.decision.blind)),
         ("dry_run", "1 in a dry run", float(published.settings.arbiter.dry_run)),
         ("config_pending", "1: the file was edited, not applied", _one(published, "pending")),
+        ("switching", "1 while a mode switch or a rollback is under way", _switching(published)),
         ("config_refused", "1: the file is refused", _one(published, "refused")),
     )
     for name, text, value in values:
@@ -82,6 +86,10 @@ def _age(finished_at: float) -> float:
 def _one(published: Published, what: str) -> float:
     loop = published.loop
     return float(loop.config_pending if what == "pending" else bool(loop.config_refused))
+
+
+def _switching(published: Published) -> float:
+    return float(published.decision.switch is not None)
 
 
 def _gpus(published: Published) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from arbiterd.model.backend import BackendView, LedgerRow
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.published import Published
 from arbiterd.model.reading import Known
-from arbiterd.report import shape
+from arbiterd.report import ladder, shape, switching
 
 Json = dict[str, object]
 
@@ -28,7 +28,14 @@ def status(published: Published, asked_host: str) -> Json:
             "path": settings.source.path,
             "sha256": settings.source.sha256,
             "loaded_at": shape.iso(settings.source.loaded_at),
+            "mode_from_env": settings.source.mode_from_env,
         },
+        "switch": switching.view_json(published.decision.switch),
+        "times": {
+            name: {"start_s": _seconds(start), "stop_s": _seconds(stop)}
+            for name, (start, stop) in published.decision.times.items()
+        },
+        "last_switch": switching.result_json(published.decision.last_switch),
         "config_pending": loop.config_pending,
         "config_refused": list(loop.config_refused),
         "notes": list(loop.notes) + _gateway_note(published),
@@ -94,6 +101,7 @@ def _gpu(published: Published, seen: DeviceObservation) -> Json:
         "pressure": view.pressure.value if view else "unknown",
         "time_to_full_s": view.time_to_full_s if view else None,
         "ledger": [_row(row) for row in view.rows] if view else [],
+        "ladder": ladder.ladder(view),
     }
 
 
@@ -129,15 +137,25 @@ def backend(published: Published, view: BackendView, asked_host: str) -> Json:
         "since": shape.iso(view.since),
         "gpu": list(view.devices),
         "cap_bytes": view.cap_bytes,
+        "learned_bytes": view.learned_bytes,
         "used_bytes": view.used_bytes,
         "pids": list(view.pids),
         "restarts": view.restarts,
+        "intent": view.intent,
+        "start_took_s": _seconds(view.start_took_s),
+        "stop_took_s": _seconds(view.stop_took_s),
         "in_flight": view.in_flight,
         "queued": view.queued,
+        "throttled": view.throttled,
+        "braked": ladder.braked(published, view),
         "url": shape.door(settings, wanted, asked_host) if wanted else None,
         "version": published.observation.host.versions.get(view.name, ""),
         "health": _health(published, view.name),
     }
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def _health(published: Published, name: str) -> Json:

@@ -121,7 +121,8 @@ class Prober:
                 began = time.monotonic()
                 target.wake.clear()
                 good = self._alive(target, via)
-                if good and began - counters_at >= COUNTERS_S * 0.9:
+                every = FAST_S if target.order.fast else COUNTERS_S
+                if good and began - counters_at >= every * 0.9:
                     counters_at = began
                     self._counters(target, via)
                 period = FAST_S if target.order.fast else SLOW_S

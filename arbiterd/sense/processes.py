@@ -21,10 +21,12 @@ def attribute(
     owner_of: OwnerOf,
     before: Mapping[str, DeviceObservation] | None = None,
 ) -> dict[str, DeviceObservation]:
-    """Fill in holder, identity and names of every listed process. ``before``: the last result. The
-    driver lists the dead until their memory is free: whose they were, only the last look can tell.
+    """Fill in holder, identity and names of every listed process.
+
+    ``before``: what this returned last. A process that has just ended is listed a little longer than
+    it can be asked whose it is: until it is gone from the list it stays whose it was.
     """
-    known = _names(before or {})
+    known = _known(before or {})
     named: dict[int, GpuProcess] = {}
     out: dict[str, DeviceObservation] = {}
     for uuid, seen in snapshot.devices.items():
@@ -34,33 +36,34 @@ def attribute(
         processes = []
         for process in seen.processes.value:
             if process.pid not in named:
-                named[process.pid] = _identify(process, owner_of, known)
+                named[process.pid] = _identify(process, owner_of, known.get(process.pid))
             processes.append(replace(named[process.pid], used_bytes=process.used_bytes))
         out[uuid] = replace(seen, processes=Known(tuple(processes), seen.processes.at))
     return out
 
 
-def _names(before: Mapping[str, DeviceObservation]) -> dict[int, GpuProcess]:
+def _known(before: Mapping[str, DeviceObservation]) -> dict[int, GpuProcess]:
+    """Processes of ours as last seen, by pid."""
     return {
         process.pid: process
         for seen in before.values()
         if isinstance(seen.processes, Known)
         for process in seen.processes.value
+        if process.holder
     }
 
 
-def _identify(
-    process: GpuProcess, owner_of: OwnerOf, known: Mapping[int, GpuProcess]
-) -> GpuProcess:
+def _identify(process: GpuProcess, owner_of: OwnerOf, last: GpuProcess | None) -> GpuProcess:
     pid = process.pid
     ref = procfs.ref(pid)
     owner = owner_of(pid)
     if owner is not None:
         backend, unit = owner
         return replace(process, ref=ref, holder=backend, unit=unit, command=procfs.command(pid))
-    if ref is None:  # a ghost: never signalled, named by what it was, else by its pid only
-        was = known.get(pid)
-        return process if was is None else replace(was, ref=None, used_bytes=process.used_bytes)
+    if last is not None and ref in (None, last.ref):  # ended, reaped or not
+        return replace(process, ref=ref, holder=last.holder, unit=last.unit, command=last.command)
+    if ref is None:
+        return process  # a ghost: never signalled, named by its pid only
     uid = procfs.uid(pid)
     return replace(
         process,

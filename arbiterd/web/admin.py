@@ -14,19 +14,23 @@ from contextlib import suppress
 from aiohttp import web
 
 from arbiterd import procfs
-from arbiterd.model.actions import OperatorRequest, Verb
+from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.reload import ReloadAnswer
+from arbiterd.report import shape
 from arbiterd.web.replies import answer, error
 
 GROUP = "gpu-arbiter"
-_VERBS = (Verb.DRAIN, Verb.RESUME, Verb.RESTART)
+_VERBS = (Verb.DRAIN, Verb.RESUME, Verb.RESTART, Verb.SLEEP, Verb.WAKE, Verb.RESET_CAP)
+_STATUS = {"not_found": 404, "conflict": 409}
 
 
 class Admin:
-    """Handlers of the admin socket. ``submit`` returns why a request is not taken, "" when it is."""
+    """Handlers of the admin socket. ``submit`` returns why a request is not taken, None when it is."""
 
     def __init__(
-        self, submit: Callable[[OperatorRequest], str], reload: Callable[[], ReloadAnswer]
+        self,
+        submit: Callable[[OperatorRequest], Refusal | None],
+        reload: Callable[[], ReloadAnswer],
     ) -> None:
         self._submit = submit
         self._reload = reload
@@ -44,7 +48,15 @@ class Admin:
         found = await asyncio.get_running_loop().run_in_executor(None, self._reload)
         if found.accepted:
             warnings = [{"text": str(one)} for one in found.warnings]
-            return answer({"accepted": True, "mode": found.mode, "warnings": warnings})
+            return answer(
+                {
+                    "accepted": True,
+                    "mode": found.mode,
+                    "sha256": found.sha256,
+                    "loaded_at": shape.iso(found.loaded_at),
+                    "warnings": warnings,
+                }
+            )
         problems = [{"text": str(one)} for one in found.problems]
         body = {
             "error": {"code": "config", "message": f"{len(problems)} problem(s); nothing changed"},
@@ -58,7 +70,7 @@ class Admin:
         return self._ask(request, Verb.STOP_ALL, "")
 
     async def backend(self, request: web.Request) -> web.Response:
-        """drain, resume, restart."""
+        """drain, resume, restart, sleep, wake, reset-cap."""
         verb = Verb(request.path.rsplit("/", 1)[-1])
         return self._ask(request, verb, request.match_info["name"])
 
@@ -67,9 +79,9 @@ class Admin:
         if not by:
             return error(403, "forbidden", "be root or a member of group gpu-arbiter")
         asked = OperatorRequest(f"req-{uuid.uuid4().hex[:8]}", verb, backend, by)
-        why_not = self._submit(asked)
-        if why_not:
-            return error(404, "not_found", why_not)
+        refused = self._submit(asked)
+        if refused is not None:
+            return error(_STATUS[refused.code], refused.code, refused.text)
         return answer({"accepted": True, "id": asked.id}, 202)
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 
 from arbiterd.model.published import Published
+from arbiterd.report.counts import Counts
 
 LATE_FACTOR = 12  # ticks without a finished one before /livez says no
 LATE_MIN_S = 3.0
@@ -17,24 +18,22 @@ class Holder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._published: Published | None = None
-        self._events: dict[tuple[str, str], int] = {}
+        self._counts = Counts()
 
     def put(self, published: Published) -> None:
         """Publish this tick."""
         with self._lock:
             self._published = published
-            for event in published.decision.events:
-                key = (event.name.value, event.backend)
-                self._events[key] = self._events.get(key, 0) + 1
+            self._counts.add(published.decision.events)
 
     def get(self) -> Published | None:
         """The last finished tick, None before the first."""
         return self._published
 
-    def events(self) -> dict[tuple[str, str], int]:
-        """How often each event was told of each backend."""
+    def counts(self) -> Counts:
+        """What was counted since the start."""
         with self._lock:
-            return dict(self._events)
+            return self._counts.copy()
 
     def late_s(self) -> float:
         """How long the loop is overdue, 0 while it finishes its ticks in time."""

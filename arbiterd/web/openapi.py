@@ -7,6 +7,8 @@ from typing import Any
 from arbiterd import __version__
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
+from arbiterd.model.pressure import Rung
+from arbiterd.model.switch import Change, Ended
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
@@ -30,12 +32,45 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _or_null(name: str) -> Schema:
+    return {"anyOf": [_ref(name), {"type": "null"}]}
+
+
 def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _enum(values: type[Phase | GpuState | Pressure]) -> Schema:
+def _enum(values: type[Phase | GpuState | Pressure | Rung | Change | Ended]) -> Schema:
     return {"type": "string", "enum": [one.value for one in values]}
+
+
+def _switch() -> Schema:
+    """A switch under way."""
+    step = _object(backend=_TEXT, change=_enum(Change), done=_BOOL, doing=_TEXT)
+    return _object(
+        **{"from": _TEXT},
+        to=_TEXT,
+        began=_TIME,
+        estimated_s=_NUMBER,
+        left_s=_NUMBER,
+        steps=_list(step),
+        rolling_back=_TEXT,
+        queued=_TEXT,
+        line=_TEXT,
+    )
+
+
+def _switch_result() -> Schema:
+    """What came of the last reload."""
+    return _object(
+        **{"from": _TEXT},
+        to=_TEXT,
+        loaded_at=_TIME,
+        ended=_TIME,
+        took_s=_NUMBER,
+        outcome=_enum(Ended),
+        reason=_TEXT,
+    )
 
 
 def _schemas() -> Schema:
@@ -64,7 +99,9 @@ def _schemas() -> Schema:
             pressure=_enum(Pressure),
             time_to_full_s=_maybe(_NUMBER),
             ledger=_list("LedgerRow"),
+            ladder=_or_null("Ladder"),
         ),
+        **_ladder(),
         "Backend": _object(
             name=_TEXT,
             kind=_TEXT,
@@ -75,11 +112,17 @@ def _schemas() -> Schema:
             since=_TIME,
             gpu=_list(_TEXT),
             cap_bytes=_BYTES,
+            learned_bytes={**_BYTES, "description": "taken off its configured cap after OOMs"},
             used_bytes=_BYTES,
             pids=_PIDS,
             restarts={"type": "integer"},
+            intent=_TEXT,
+            start_took_s=_maybe(_NUMBER),
+            stop_took_s=_maybe(_NUMBER),
             in_flight={"type": "integer"},
             queued={"type": "integer"},
+            throttled=_maybe({"type": "integer", "description": "requests in flight allowed now"}),
+            braked=_TEXT,
             url=_maybe(_TEXT),
             health=_object(ok=_maybe(_BOOL), latency_ms=_maybe(_NUMBER), age_s=_maybe(_NUMBER)),
         ),
@@ -101,7 +144,13 @@ def _schemas() -> Schema:
             mode=_TEXT,
             sharing={"type": "string", "enum": ["shared", "partitioned"]},
             dry_run=_BOOL,
-            config=_object(path=_TEXT, sha256=_TEXT, loaded_at=_TIME),
+            config=_object(path=_TEXT, sha256=_TEXT, loaded_at=_TIME, mode_from_env=_BOOL),
+            switch=_maybe(_switch()),
+            times={
+                "type": "object",
+                "additionalProperties": _object(start_s=_maybe(_NUMBER), stop_s=_maybe(_NUMBER)),
+            },
+            last_switch=_maybe(_switch_result()),
             loop=_object(
                 tick={"type": "integer"},
                 period_ms={"type": "integer"},
@@ -122,6 +171,67 @@ def _schemas() -> Schema:
         "Route": _object(backend=_TEXT, url=_TEXT, model=_TEXT, reason=_TEXT, advice=_TEXT),
         "Ok": _object(ok=_BOOL),
     }
+
+
+def _ladder() -> Schema:
+    """Pressure, who could give memory back, what is done; and what OOMs have taught."""
+    rung, speed = _enum(Rung), {"type": "number", "description": "bytes a second"}
+    holder = _object(name=_TEXT, over_bytes=_BYTES, slope_bytes_per_s=_maybe(speed), growing=_BOOL)
+    candidate = _object(backend=_TEXT, rung=rung, bytes_expected=_BYTES, chosen=_BOOL, reason=_TEXT)
+    reclaim = _object(
+        rung=rung,
+        target=_TEXT,
+        reason=_TEXT,
+        began=_TIME,
+        bytes_expected=_BYTES,
+        bytes_freed=_BYTES,
+        stage=_TEXT,
+        incident=_TEXT,
+        text=_TEXT,
+    )
+    ladder = _object(
+        reason=_TEXT,
+        why=_list(_TEXT),
+        solvency_bytes=_maybe(_BYTES),
+        capacity_bytes=_BYTES,
+        granted_bytes=_maybe(_BYTES),
+        foreign_over_bytes=_maybe(_BYTES),
+        unattributed_bytes=_maybe(_BYTES),
+        releasing_bytes=_BYTES,
+        free_bytes=_maybe(_BYTES),
+        tight_below=_BYTES,
+        calm_above=_BYTES,
+        critical_below=_BYTES,
+        excess_bytes=_BYTES,
+        slope_bytes_per_s=_maybe(speed),
+        time_to_full_s=_maybe(_NUMBER),
+        lead_s=_NUMBER,
+        holders=_list(holder),
+        candidates=_list(candidate),
+        reclaim=_or_null("Reclaim"),
+        braked={"type": "object", "additionalProperties": _TEXT},
+        loads_held=_TEXT,
+        disruptive={"type": "integer"},
+        disruptive_max={"type": "integer"},
+        fault=_TEXT,
+    )
+    cap = _object(
+        mode=_TEXT,
+        backend=_TEXT,
+        gpu=_TEXT,
+        index=_maybe({"type": "integer"}),
+        model=_TEXT,
+        version=_TEXT,
+        configured_bytes=_maybe(_BYTES),
+        lowered_bytes=_BYTES,
+        cap_bytes=_maybe(_BYTES),
+        on_cpu=_BOOL,
+        ooms={"type": "integer"},
+        at=_TIME,
+        reason=_TEXT,
+        applies=_BOOL,
+    )
+    return {"Ladder": ladder, "Reclaim": reclaim, "Cap": cap}
 
 
 def _reply(schema: Schema, text: str = "done") -> Schema:
@@ -179,6 +289,7 @@ def document() -> Schema:
                 422,
                 query=("limit", "since", "backend"),
             ),
+            "/v1/caps": _operation("Caps that OOMs have lowered", _object(caps=_list("Cap"))),
             "/metrics": metrics,
         },
         "components": {"schemas": _schemas()},

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from arbiterd.model.backend import BackendView
 from arbiterd.model.published import Published
-from arbiterd.report import metrics, route, shape, status
+from arbiterd.report import ladder, metrics, route, shape, status
 from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.replies import BadParameter, answer, error
@@ -41,6 +41,7 @@ class Read:
         app.router.add_options("/v1/backends/{name}/ready", self.ready)
         get("/v1/route", self.route)
         get("/v1/incidents", self.incidents)
+        get("/v1/caps", self.caps)
         get("/metrics", self.metrics)
         get("/openapi.json", self.openapi)
         get("/", self.page)
@@ -131,9 +132,13 @@ class Read:
         ]
         return answer({"incidents": [shape.incident(one) for one in found[:limit]]})
 
+    async def caps(self, _request: web.Request) -> web.Response:
+        """What OOMs have taught."""
+        return answer({"caps": ladder.caps(self._now())})
+
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus."""
-        body = metrics.render(self._now(), self._holder.events())
+        body = metrics.render(self._now(), self._holder.counts())
         return web.Response(
             body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -98,7 +98,18 @@ def test_the_gpu_of_the_active_mode_must_be_there(
 
 @pytest.mark.parametrize(
     "argv",
-    [("status",), ("incidents",), ("reload",), ("drain", "vllm"), ("why", "vllm"), ("stop-all",)],
+    [
+        ("status",),
+        ("incidents",),
+        ("reload",),
+        ("drain", "vllm"),
+        ("why", "vllm"),
+        ("stop-all",),
+        ("sleep", "vllm"),
+        ("wake", "vllm"),
+        ("caps",),
+        ("caps", "reset", "vllm"),
+    ],
 )
 def test_without_a_daemon_it_is_exit_69(config: Path, argv: tuple[str, ...]) -> None:
     """One sentence: where it looked and what to do."""
@@ -110,7 +121,14 @@ def test_without_a_daemon_it_is_exit_69(config: Path, argv: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    "argv", [("fly",), ("drain",), ("check", "--nonsense"), ("incidents", "--limit", "x")]
+    "argv",
+    [
+        ("fly",),
+        ("drain",),
+        ("caps", "reset"),
+        ("check", "--nonsense"),
+        ("incidents", "--limit", "x"),
+    ],
 )
 def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
     """And say how it is used."""
@@ -131,12 +149,16 @@ def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
         "drain",
         "resume",
         "restart",
+        "sleep",
+        "wake",
+        "caps",
+        "caps reset",
         "stop-all",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     """--help is documentation."""
-    done = _ctl(command, "--help")
+    done = _ctl(*command.split(), "--help")
     assert done.returncode == 0
     assert f"arbiterctl {command}" in done.stdout
 

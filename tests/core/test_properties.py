@@ -96,7 +96,7 @@ def test_whatever_happens_the_rules_hold(
 
 
 @given(st.lists(EVENTS, max_size=20))
-@profile(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@profile(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_when_the_trouble_is_over_everything_comes_back(
     events: list[tuple[object, object, object]],
 ) -> None:
@@ -111,7 +111,7 @@ def test_when_the_trouble_is_over_everything_comes_back(
     world.switch("A")
     for name in NAMES:
         world.ask(Verb.RESUME, name)
-    world.tick(2000, dt=0.5)
+    world.tick(1200, dt=0.5)
     assert {n: world.phase(n) for n in NAMES} == dict.fromkeys(NAMES, Phase.READY)
     assert world.decision is not None
     left = [i for i in world.decision.incidents if i.closed_at is None]
@@ -120,7 +120,7 @@ def test_when_the_trouble_is_over_everything_comes_back(
 
 
 @given(st.lists(EVENTS, max_size=15))
-@profile(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@profile(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_ledger_always_adds_up(events: list[tuple[object, object, object]]) -> None:
     """Used rows sum to NVML's used, to the byte, in every tick with a reading."""
     world = World(settings(_modes()), gpus=2, lag_s=2.0)

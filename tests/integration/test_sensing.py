@@ -103,7 +103,7 @@ def test_a_tick_sees_each_xid_once(
                 facts,
                 publish=lambda _seen, _events: None,
                 keep=lambda _carry: None,
-                settled=lambda _settings, *, rolled_back: None,
+                settled=lambda _ending, _reason: None,
             )
             loop = Loop(parts, settings, State(run="test"), lambda: None)
             uuid = gpu.uuids()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,29 @@ def test_a_sample_has_memory_and_processes(source: NvmlSource, gpu: SimGpu) -> N
         assert (process.pid, process.holder) == (os.getpid(), holder)
         assert process.ref is not None
         assert process.command
+
+
+def test_the_dead_stay_whose_they_were(gpu: SimGpu, source: NvmlSource) -> None:
+    """An engine that dies between the list and the look at /proc is no stranger."""
+    process = subprocess.Popen(["/bin/sleep", "600"])
+    gpu.alloc(0, GIB, pid=process.pid)
+
+    def listed(snapshot: NvmlSnapshot) -> bool:
+        lists = [d.processes for d in snapshot.devices.values()]
+        return any(isinstance(one, Known) and one.value for one in lists)
+
+    snapshot = _until(source, listed)
+    alive = attribute(snapshot, lambda _pid: ("vllm", "unit"))
+    process.kill()
+    process.wait()
+    dead = attribute(snapshot, lambda _pid: None, alive)
+    unknown = attribute(snapshot, lambda _pid: None)
+    for seen, holder in ((dead, "vllm"), (unknown, "")):
+        found = next(iter(seen.values())).processes
+        assert isinstance(found, Known)
+        assert [(one.pid, one.holder, one.ref) for one in found.value] == [
+            (process.pid, holder, None)
+        ]
 
 
 def test_not_available_is_unknown_not_zero(source: NvmlSource, gpu: SimGpu) -> None:

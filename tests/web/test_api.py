@@ -2,134 +2,30 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from arbiterd.errors import ArbiterError, Problem
-from arbiterd.model.actions import OperatorRequest, Verb
-from arbiterd.model.published import LoopFacts, Published
+from arbiterd.model.actions import Verb
+from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Degrade, Failover
 from arbiterd.reload import ReloadAnswer
 from arbiterd.report import metrics, route
+from arbiterd.report.counts import Counts
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.server import WebServer
 from tests.core.world import World, settings
 from tests.support import free_port
-
-
-def _published(world: World) -> Published:
-    assert world.decision is not None
-    seen = replace(world.observation(), wall=time.time())
-    loop = LoopFacts(7, 250, 1.5, time.monotonic(), "direct")
-    return Published("0.1.0", world.settings, seen, world.decision, loop)
-
-
-@dataclass
-class Site:
-    """A server, and what reached its admin side."""
-
-    server: WebServer
-    holder: Holder
-    port: int
-    socket_path: Path
-    asked: list[OperatorRequest]
-    answer: ReloadAnswer
-
-    def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], Any]:
-        """One request over TCP."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            return _finish(connection, method, path)
-        finally:
-            connection.close()
-
-    def admin(self, path: str, method: str = "POST") -> tuple[int, dict[str, str], Any]:
-        """One request over the unix socket."""
-        connection = http.client.HTTPConnection("localhost", timeout=5)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(str(self.socket_path))
-        try:
-            return _finish(connection, method, path)
-        finally:
-            connection.close()
-
-
-def _finish(
-    connection: http.client.HTTPConnection, method: str, path: str
-) -> tuple[int, dict[str, str], Any]:
-    connection.request(method, path)
-    reply = connection.getresponse()
-    raw = reply.read()
-    kind = reply.getheader("Content-Type") or ""
-    body = json.loads(raw) if raw and "json" in kind else raw.decode()
-    return reply.status, dict(reply.getheaders()), body
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """Three engines ready, published."""
-    holder = Holder()
-    holder.put(_published(World(settings()).up()))
-    asked: list[OperatorRequest] = []
-    port = free_port()
-    one: Site
-
-    def submit(request: OperatorRequest) -> str:
-        asked.append(request)
-        return "" if request.backend in ("", "vllm") else f"no backend {request.backend!r}"
-
-    admin = Admin(submit=submit, reload=lambda: one.answer)
-    path = tmp_path / "admin.sock"
-    server = WebServer(holder, host="127.0.0.1", port=port, socket_path=path, admin=admin)
-    one = Site(server, holder, port, path, asked, ReloadAnswer(accepted=True, mode="A"))
-    server.start()
-    yield one
-    server.close()
-
-
-def _fits(value: Any, schema: dict[str, Any], where: str = "$") -> None:
-    """Hold a value against the subset of JSON schema we use."""
-    if "$ref" in schema:
-        schema = document()["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    names = {
-        dict: "object",
-        list: "array",
-        str: "string",
-        bool: "boolean",
-        int: "integer",
-        float: "number",
-        type(None): "null",
-    }
-    got = names[type(value)]
-    assert got in kinds or (got == "integer" and "number" in kinds), (
-        f"{where}: {got} not in {kinds}"
-    )
-    if "enum" in schema:
-        assert value in schema["enum"], where
-    if isinstance(value, dict):
-        for name in schema.get("required", []):
-            assert name in value, f"{where}.{name} is missing"
-        for name, inner in schema.get("properties", {}).items():
-            if name in value:
-                _fits(value[name], inner, f"{where}.{name}")
-    if isinstance(value, list) and "items" in schema:
-        for number, item in enumerate(value):
-            _fits(item, schema["items"], f"{where}[{number}]")
-
+from tests.web.site import Site, fits, published
 
 PATHS = [
     ("/livez", "/livez"),
@@ -141,6 +37,7 @@ PATHS = [
     ("/v1/backends/vllm/ready", "/v1/backends/{name}/ready"),
     ("/v1/route?model=M", "/v1/route"),
     ("/v1/incidents", "/v1/incidents"),
+    ("/v1/caps", "/v1/caps"),
 ]
 
 
@@ -151,7 +48,7 @@ def test_every_answer_fits_its_schema(site: Site, path: str, documented: str) ->
     assert status == 200
     assert headers["Content-Type"].startswith("application/json")
     operation = document()["paths"][documented]["get"]
-    _fits(body, operation["responses"]["200"]["content"]["application/json"]["schema"])
+    fits(body, operation["responses"]["200"]["content"]["application/json"]["schema"])
 
 
 def test_the_schema_names_every_path(site: Site) -> None:
@@ -195,7 +92,7 @@ def test_ready_is_asked_by_load_balancers_in_three_ways(site: Site, method: str)
     assert site.get("/v1/backends/vllm/ready", method)[0] == 200
     world = World(settings())
     world.tick(1)
-    site.holder.put(_published(world))
+    site.holder.put(published(world))
     status, headers, _ = site.get("/v1/backends/vllm/ready", method)
     assert status == 503
     assert 1 <= int(headers["Retry-After"]) <= 120
@@ -284,13 +181,18 @@ def test_admin_verbs_reach_the_daemon_with_the_peers_name(site: Site) -> None:
     assert site.admin("/v1/admin/stop-all")[0] == 202
     status, _, body = site.admin("/v1/admin/backends/nobody/restart")
     assert status == 404
-    assert "no backend 'nobody'" in body["error"]["message"]
+    assert (
+        "mode A has no backend 'nobody'; it has tensorflow, vllm, ollama"
+        in body["error"]["message"]
+    )
     assert site.admin("/v1/admin/backends/vllm/fly")[0] == 404
 
 
 def test_a_refused_reload_carries_every_problem(site: Site) -> None:
     """409 with the list; an accepted one names the mode."""
-    assert site.admin("/v1/admin/reload")[2] == {"accepted": True, "mode": "A", "warnings": []}
+    taken = site.admin("/v1/admin/reload")[2]
+    assert (taken["accepted"], taken["mode"], taken["warnings"]) == (True, "A", [])
+    assert taken["loaded_at"].startswith("1970-01-01T")
     problems = tuple(Problem("/f", n, "k", "wrong", "right") for n in (1, 2))
     site.answer = ReloadAnswer(accepted=False, mode="A", problems=problems)
     status, _, body = site.admin("/v1/admin/reload")
@@ -310,7 +212,7 @@ def test_the_admin_socket_serves_the_read_api_too_and_is_closed_to_others(site: 
 def test_a_taken_port_is_an_error_and_can_be_tried_again(tmp_path: Path) -> None:
     """The socket is open meanwhile."""
     port = free_port()
-    admin = Admin(submit=lambda _r: "", reload=lambda: ReloadAnswer(accepted=True, mode="A"))
+    admin = Admin(submit=lambda _r: None, reload=lambda: ReloadAnswer(accepted=True, mode="A"))
     server = WebServer(
         Holder(), host="127.0.0.1", port=port, socket_path=tmp_path / "s", admin=admin
     )
@@ -353,15 +255,15 @@ def _with_rules(world: World) -> World:
 def test_a_model_goes_to_its_owner_then_to_its_substitute_then_nowhere() -> None:
     """200 vllm, 200 ollama with Ollama's own name, 503 with Retry-After."""
     world = _with_rules(World(settings())).up()
-    assert route.by_model(_published(world), "M", "h").backend == "vllm"
+    assert route.by_model(published(world), "M", "h").backend == "vllm"
     world.ask(Verb.DRAIN, "vllm")
     world.tick(2)
-    second = route.by_model(_published(world), "M", "h")
+    second = route.by_model(published(world), "M", "h")
     assert (second.backend, second.model, second.advice) == ("ollama", "qwen2.5:3b", "failover")
     assert "vllm draining" in second.reason
     world.ask(Verb.DRAIN, "ollama")
     world.tick(2)
-    third = route.by_model(_published(world), "M", "h")
+    third = route.by_model(published(world), "M", "h")
     assert third.status == 503
     assert third.retry_after_s >= 1
 
@@ -369,8 +271,8 @@ def test_a_model_goes_to_its_owner_then_to_its_substitute_then_nowhere() -> None
 def test_ollamas_names_are_matched_with_and_without_tag() -> None:
     """'qwen2.5:3b' only so; a bare name is ':latest'."""
     world = World(settings()).up()
-    assert route.by_model(_published(world), "qwen2.5:3b", "h").backend == "ollama"
-    assert route.by_model(_published(world), "qwen2.5", "h").status == 404
+    assert route.by_model(published(world), "qwen2.5:3b", "h").backend == "ollama"
+    assert route.by_model(published(world), "qwen2.5", "h").status == 404
 
 
 def test_tensorflow_out_means_llms_only() -> None:
@@ -378,9 +280,9 @@ def test_tensorflow_out_means_llms_only() -> None:
     world = _with_rules(World(settings())).up()
     world.ask(Verb.DRAIN, "tensorflow")
     world.tick(2)
-    found = route.by_backend(_published(world), "tensorflow", "h")
+    found = route.by_backend(published(world), "tensorflow", "h")
     assert (found.status, found.backend, found.advice) == (200, "vllm", "llm-only")
-    assert route.by_backend(_published(world), "nobody", "h").status == 404
+    assert route.by_backend(published(world), "nobody", "h").status == 404
 
 
 def test_metrics_of_a_blind_host_have_no_invented_numbers() -> None:
@@ -388,7 +290,11 @@ def test_metrics_of_a_blind_host_have_no_invented_numbers() -> None:
     world = World(settings()).up()
     world.blind = "hung"
     world.tick(4)
-    text = metrics.render(_published(world), {("ready", "vllm"): 2}).decode()
+    counts = Counts()
+    counts.add([Event(EventName.READY, Severity.INFO, "x", backend="vllm")] * 2)
+    text = metrics.render(published(world), counts).decode()
     assert 'kind="used"' not in text
+    assert "gpu_arbiter_gpu_solvency_bytes{" not in text
+    assert 'gpu_arbiter_gpu_unreadable{gpu="GPU-0",index="0"} 1.0' in text
     assert "gpu_arbiter_blind 1.0" in text
     assert 'gpu_arbiter_events_total{backend="vllm",event="ready"} 2.0' in text

@@ -4,7 +4,9 @@
 const hues = ["#4c7dd9", "#2f9e8f", "#c77d2e", "#8f63c9", "#c2577e", "#6b8e3d"];
 const grey = { foreign: "#8a8f98", unattributed: "#b0b5bd", headroom: "#c3c8cf" };
 const $ = (id) => document.getElementById(id);
+const bands = { calm: "yes", tight: "wait", critical: "no", unknown: "wait" };
 const names = [];
+const opened = new Set();
 
 function el(tag, text, cls) {
   const one = document.createElement(tag);
@@ -26,7 +28,9 @@ function gpu(one) {
   const box = el("div", undefined, "gpu");
   const head = el("h3", `GPU ${one.index} · ${one.name}`);
   const free = one.memory.free === null ? "free unknown" : `${size(one.memory.free)} free`;
-  head.append(el("span", `${one.state} · pressure ${one.pressure} · ${free} of ${size(one.memory.total - one.memory.reserved)}`));
+  const state = el("span", `${one.state} · ${free} of ${size(one.memory.total - one.memory.reserved)} · pressure `);
+  state.append(el("b", one.pressure, bands[one.pressure] || "wait"));
+  head.append(state);
   const bar = el("div", undefined, "bar");
   const legend = el("ul", undefined, "legend");
   const capacity = one.memory.total - one.memory.reserved;
@@ -47,8 +51,36 @@ function gpu(one) {
     cap.append(used);
     bar.append(cap);
   }
-  box.append(head, bar, legend);
+  box.append(head, bar, legend, ...(one.ladder ? ladder(one) : []));
   return box;
+}
+// What presses is said at once; the whole arithmetic and the candidates are one click away.
+function ladder(one) {
+  const { reason, why, reclaim, braked, loads_held, fault } = one.ladder;
+  const urgent = [];
+  if (one.pressure !== "calm") urgent.push(reason);
+  if (one.time_to_full_s !== null) urgent.push(`full in ${one.time_to_full_s.toFixed(1)} s`);
+  if (reclaim) urgent.push(reclaim.text);
+  if (loads_held) urgent.push(`no model may be loaded: ${loads_held}`);
+  for (const [name, text] of Object.entries(braked)) urgent.push(`${name} is braked: ${text}`);
+  if (fault) urgent.push(`nothing is started there: ${fault}`);
+  const list = el("ul", undefined, "urgent");
+  list.append(...urgent.filter(Boolean).map((text) => el("li", text)));
+  const more = el("details");
+  more.open = opened.has(one.uuid);
+  more.addEventListener("toggle", () => opened[more.open ? "add" : "delete"](one.uuid));
+  const all = el("ul");
+  all.append(...why.map((text) => el("li", text, text.startsWith("chosen:") ? "no" : "")));
+  more.append(el("summary", "why"), all);
+  return [list, more];
+}
+function cap(one) {
+  const item = el("li");
+  const where = one.index === null ? one.gpu : `GPU ${one.index}`;
+  const now = one.on_cpu ? "on the CPU" : `${size(one.cap_bytes)}, ${size(one.lowered_bytes)} less than configured`;
+  item.append(el("strong", one.backend), ` mode ${one.mode}, ${where}: ${now}: ${one.reason} `,
+    el("small", `${one.ooms === 1 ? "once" : `${one.ooms} times`}, last ${new Date(one.at).toLocaleString()}${one.applies ? "" : ", not in force now"}; undo: arbiterctl caps reset ${one.backend}`));
+  return item;
 }
 function backend(one) {
   const row = el("tr");
@@ -59,7 +91,8 @@ function backend(one) {
   row.append(name, el("td", one.phase, phase),
     el("td", one.accepting ? "yes" : `no, ask again in ${one.retry_after_s} s`, takes),
     el("td", one.gpu.length ? `${size(one.used_bytes)} / ${size(one.cap_bytes)}` : "CPU"),
-    el("td", String(one.in_flight)), el("td", String(one.restarts)), el("td", one.reason));
+    el("td", one.throttled === null ? String(one.in_flight) : `${one.in_flight} of at most ${one.throttled}`),
+    el("td", String(one.restarts)), el("td", one.reason));
   return row;
 }
 function incident(one) {
@@ -71,8 +104,8 @@ function incident(one) {
 }
 async function show() {
   try {
-    const [status, incidents] = await Promise.all(
-      ["v1/status", "v1/incidents?limit=12"].map(async (path) => (await fetch(path)).json()));
+    const [status, incidents, learned] = await Promise.all(
+      ["v1/status", "v1/incidents?limit=12", "v1/caps"].map(async (path) => (await fetch(path)).json()));
     $("head").textContent = `mode ${status.mode} (${status.sharing}) · ${status.config.path} · tick ${status.loop.tick}, ${status.loop.last_tick_ms} ms`;
     const notes = [...status.notes, ...status.config_refused.map((text) => `refused: ${text}`)];
     if (status.loop.blind) notes.unshift(`blind: ${status.loop.nvml || "a GPU cannot be read"}`);
@@ -80,6 +113,8 @@ async function show() {
     $("notes").textContent = notes.join(" · ");
     $("gpus").replaceChildren(...status.gpus.map(gpu));
     $("backends").replaceChildren(...status.backends.map(backend));
+    $("learned").hidden = !learned.caps.length;
+    $("caps").replaceChildren(...learned.caps.map(cap));
     $("incidents").replaceChildren(...(incidents.incidents.length ? incidents.incidents.map(incident) : [el("li", "none")]));
     document.title = `gpu-arbiter: ${status.backends.filter((one) => one.accepting).length}/${status.backends.length} ready`;
   } catch (error) {

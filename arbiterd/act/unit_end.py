@@ -1,0 +1,52 @@
+"""Is a unit of ours over? Asked of systemd and of the cgroup, again and again, while it is stopped."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+
+from arbiterd.act.cgroups import pids_of
+from arbiterd.act.containers import Containers
+from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError
+
+
+class UnitEnd:
+    """Questions about the end of a unit, and the signal that brings it about."""
+
+    def __init__(self, bus: Bus, containers: Containers) -> None:
+        self._bus = bus
+        self._containers = containers
+
+    def active(self, unit: str) -> bool:
+        """Whether its main process can still be told to stop."""
+        try:
+            path = self._bus.unit_path(unit)
+            return bool(self._bus.get(path, SERVICE, "MainPID"))
+        except BusError:
+            return False
+
+    def tidying(self, unit: str, backend: str) -> bool:
+        """Whether all that is left of it is podman, removing the dead container (ExecStopPost=)."""
+        try:
+            path = self._bus.unit_path(unit)
+            last = str(self._bus.get(path, UNIT, "SubState")) == "stop-post"
+        except BusError:
+            return False
+        return last and not self._containers.pids(backend)
+
+    def alive(self, unit: str, backend: str) -> bool:
+        """Whether the unit is on its way down or anything lives in its cgroup or container."""
+        if self._containers.pids(backend):
+            return True
+        try:
+            path = self._bus.unit_path(unit)
+            active = str(self._bus.get(path, UNIT, "ActiveState"))
+            cgroup = str(self._bus.get(path, SERVICE, "ControlGroup"))
+        except BusError:
+            return False
+        return active not in ("inactive", "failed") or bool(pids_of(cgroup))
+
+    def kill_all(self, unit: str) -> None:
+        """SIGKILL to the whole cgroup."""
+        with suppress(BusError):
+            self._bus.kill(unit, "all", signal.SIGKILL)

@@ -1,0 +1,100 @@
+"""What runs now, for commands that compare it with a file: as the daemon tells it, else by the records
+of the running invocations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from arbiterd.cli.client import Client, Json, Unreachable
+from arbiterd.cli.show import Row, as_row, rows
+from arbiterd.config import load
+from arbiterd.core import diff
+from arbiterd.core.state import BackendState
+from arbiterd.errors import ConfigRefused
+from arbiterd.layouts import LAST_GOOD
+from arbiterd.model.backend import Phase
+from arbiterd.model.settings import Settings
+from arbiterd.model.switch import Change
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """``backends``: by name. ``before``: the settings in force, None when they cannot be told.
+    ``times``: (start, stop) in seconds. ``devices``: where each lives.
+    """
+
+    backends: dict[str, BackendState]
+    before: Settings | None = None
+    times: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+
+    def changes(self, settings: Settings) -> dict[str, Change]:
+        """What these settings would do, by the same function that the daemon uses."""
+        return diff.plan(settings, self.backends)
+
+    def why(self, name: str, change: Change, settings: Settings) -> str:
+        """Which keys differ."""
+        return diff.reason(name, change, self.before, settings)
+
+    def estimate(self, settings: Settings) -> float:
+        """Seconds that a switch to these settings would take."""
+        changes = {n: c for n, c in self.changes(settings).items() if c is not Change.KEEP}
+        return diff.estimate(settings, self.times, self.devices, changes)
+
+
+def running(client: Client, settings: Settings) -> Running:
+    """Ask the daemon; without one, the records in runtime_dir tell."""
+    try:
+        status = as_row(client.get("/v1/status"))
+    except Unreachable:
+        return recorded(settings)
+    backends, devices = {}, {}
+    for row in rows(status.get("backends")):
+        name = str(row.get("name"))
+        backends[name] = BackendState(
+            name,
+            phase=Phase(str(row.get("phase"))),
+            reason=str(row.get("reason") or ""),
+            intent=str(row.get("intent") or ""),
+        )
+        gpus = row.get("gpu")
+        devices[name] = str(gpus[0]) if isinstance(gpus, list) and gpus else ""
+    times = {
+        name: (_seconds(as_row(one).get("start_s")), _seconds(as_row(one).get("stop_s")))
+        for name, one in as_row(status.get("times")).items()
+    }
+    return Running(backends, _in_force(status, settings), times, devices)
+
+
+def recorded(settings: Settings) -> Running:
+    """By the records that both launchers keep of the running invocations."""
+    return Running(dict(_records(Path(settings.arbiter.runtime_dir) / "backends")))
+
+
+def _in_force(status: Row, settings: Settings) -> Settings | None:
+    """The settings of the daemon: its copy of the accepted file, if that is the one in force."""
+    try:
+        found = load(Path(settings.arbiter.runtime_dir) / LAST_GOOD, {}).settings
+    except ConfigRefused:
+        return None
+    mode = str(status.get("mode"))
+    if found.source.sha256 != as_row(status.get("config")).get("sha256"):
+        return None
+    return replace(found, mode=mode) if mode in found.modes else None
+
+
+def _records(folder: Path) -> Iterator[tuple[str, BackendState]]:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            known = str(json.loads(path.read_text())["intent"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        yield path.stem, BackendState(path.stem, phase=Phase.READY, intent=known)
+
+
+def _seconds(value: Json) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,537 @@
+"""Switching on the simulated host: real engines' processes, real reloads, faults in the middle of it.
+
+Mode A has all three on card 0; mode B moves vLLM to card 1, where it reads faults of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support import wait_until
+from tests.support.host import MODEL, Host
+
+NOBODY = 65534
+DEAD = {"exit_on_start": 2, "last_words": "vllm: error: unrecognized arguments: --nonsense"}
+
+
+def write(host: Host, mode: str = "A", only: tuple[str, ...] = ("vllm", "ollama")) -> None:
+    """Modes A and B; C is B with a smaller vLLM."""
+    env = host.env_line("vllm-b")
+    tf = 'tensorflow = { gpu = 0, memory = "20%" }\n' if "tensorflow" in only else ""
+    ollama = 'ollama = { gpu = 0, memory = "20%" }\n'
+    host.write(
+        f'[modes.A]\n{tf}{ollama}vllm = {{ gpu = 0, memory = "55%" }}\n\n'
+        f'[modes.B]\n{tf}{ollama}vllm = {{ gpu = 1, memory = "75%", {env} }}\n\n'
+        f'[modes.C]\n{tf}{ollama}vllm = {{ gpu = 1, memory = "60%", {env} }}\n',
+        only=only,
+        mode=mode,
+    )
+
+
+def start(host: Host, only: tuple[str, ...] = ("vllm", "ollama")) -> dict[str, int]:
+    """Up in mode A; the main pid of every backend."""
+    write(host, only=only)
+    host.start()
+    host.wait_ready()
+    return mains(host)
+
+
+def mains(host: Host) -> dict[str, int]:
+    """Main pids, by the records."""
+    found = {}
+    for path in (host.home / "run" / "backends").glob("*.json"):
+        found[path.stem] = int(json.loads(path.read_text())["pid"])
+    return found
+
+
+def set_mode(host: Host, mode: str) -> None:
+    """Edit the line as a person would."""
+    text = re.sub(
+        r'^mode = ".*"', f'mode = "{mode}"', host.config.read_text(), count=1, flags=re.MULTILINE
+    )
+    temporary = host.config.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(host.config)
+
+
+def whole(host: Host, mode: str, kept: dict[str, int], *moved: str) -> None:
+    """This mode is in force and whole; who is kept has its pid; nothing is orphaned."""
+
+    def arrived() -> bool:
+        found = host.status()
+        return bool(
+            found["mode"] == mode
+            and found["switch"] is None
+            and all(b["accepting"] for b in found["backends"])
+        )
+
+    host.wait(arrived, f"mode {mode} to be whole")
+    vllm = 0 if mode == "A" else 1
+    card = next(g["uuid"] for g in host.status()["gpus"] if g["index"] == vllm)
+    assert host.backend("vllm")["gpu"] == [card]
+    now = mains(host)
+    for name, pid in kept.items():
+        if name not in moved:
+            assert now[name] == pid, f"{name} was restarted"
+
+    def owned() -> bool:
+        ours = {pid for b in host.status()["backends"] for pid in b["pids"]}
+        return set(host.tagged()) <= ours
+
+    host.wait(owned, "every process to belong to a backend", 10)
+
+
+# -- arbiterctl mode -----------------------------------------------------------------------------
+def test_mode_edits_one_line_and_follows_to_the_end(pair: Host) -> None:
+    """Comments, permissions and the link stay; progress is told line by line; Ollama is not touched."""
+    pids = start(pair)
+    real = pair.home / "real.toml"
+    text = pair.config.read_text().replace('mode = "A"', "mode =  'A'   # the line people edit", 1)
+    real.write_text(text)
+    real.chmod(0o640)
+    pair.config.unlink()
+    pair.config.symlink_to(real)
+    dry = pair.ctl("mode", "B", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "keep     ollama" in dry.stdout
+    assert "gpu 0 → 1, memory 55% → 75%, env.GPU_SIM_FAULTS" in dry.stdout
+    assert "mode A → B: about" in dry.stdout
+    assert real.read_text() == text
+    done = pair.ctl("mode", "B")
+    assert done.returncode == 0, done.stderr
+    assert "mode B is in force after" in done.stdout
+    assert re.search(r"switching A → B: vllm \w+ \(0 of 1 done\)", done.stderr), done.stderr
+    assert real.read_text() == text.replace("mode =  'A'   #", 'mode =  "B"   #', 1)
+    assert pair.config.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert list(pair.home.glob(".*.new")) == []
+    whole(pair, "B", pids, "vllm")
+    again = pair.ctl("mode", "B", "--json")
+    assert json.loads(again.stdout) == {
+        "mode": "B",
+        "outcome": "in_force",
+        "reason": "",
+        "took_s": 0.0,
+        "file_mode": "B",
+    }
+    last = pair.status()["last_switch"]
+    assert (last["from"], last["to"], last["outcome"]) == ("A", "B", "in_force")
+
+
+def test_plan_and_mode_agree_with_what_the_daemon_does(pair: Host) -> None:
+    """One implementation: plan's change column, the dry run, and the published steps."""
+    start(pair)
+    pair.fault("vllm-b", start_delay_s=4)
+    planned = json.loads(pair.ctl("plan", "--mode", "B", "--json").stdout)
+    dry = json.loads(pair.ctl("mode", "B", "--dry-run", "--json").stdout)
+    expected = {"vllm": "restart", "ollama": "keep"}
+    assert {b["name"]: b["change"] for b in planned["backends"]} == expected
+    assert {b["name"]: b["change"] for b in dry["backends"]} == expected
+    assert dry["estimated_s"] == planned["estimated_s"] > 0
+    assert pair.ctl("mode", "B", "--no-wait").stdout.startswith("accepted: mode B")
+    seen = wait_until(lambda: pair.status()["switch"], 5, "the switch")
+    assert {s["backend"]: s["change"] for s in seen["steps"]} == expected
+    assert "gpu_arbiter_switching 1.0" in pair.get("/metrics").text
+    assert "switching A → B" in pair.ctl("status").stdout
+    pair.wait(lambda: pair.status()["switch"] is None, "its end")
+    assert "gpu_arbiter_switching 0.0" in pair.get("/metrics").text
+
+
+def test_mode_refuses_with_a_sentence(pair: Host) -> None:
+    """Unknown mode, a bad file, no daemon, and an environment that decides: nothing is edited."""
+    write(pair)
+    text = pair.config.read_text()
+    away = pair.ctl("mode", "B")
+    assert away.returncode == 69
+    assert "nothing was changed" in away.stderr
+    pair.start(GPU_ARBITER_MODE="A")
+    pair.wait_ready()
+    done = pair.ctl("mode", "B")
+    assert done.returncode == 1
+    assert "GPU_ARBITER_MODE" in done.stderr
+    unknown = pair.ctl("mode", "Z")
+    assert unknown.returncode == 1
+    assert "there is no mode 'Z'" in unknown.stderr
+    assert "has A, B, C" in unknown.stderr
+    assert pair.config.read_text() == text
+    bad = text.replace('memory = "55%"', "memory = 55").replace("stuck_after", "stuck_afterr")
+    pair.config.write_text(bad)
+    done = pair.ctl("mode", "B")
+    assert done.returncode == 78
+    assert "modes.A.vllm.memory: 55 has no unit" in done.stderr
+    assert "stuck_afterr" in done.stderr
+    assert pair.config.read_text() == bad
+    assert "Traceback" not in done.stderr + away.stderr + unknown.stderr
+
+
+def test_what_only_the_daemon_can_refuse_is_put_back(pair: Host) -> None:
+    """A GPU that is not there: the daemon says no, the old line is back, the old mode goes on."""
+    pids = start(pair)
+    text = pair.config.read_text().replace(
+        "[modes.C]", '[modes.D]\nvllm = { gpu = 7, memory = "9GiB" }\n\n[modes.C]'
+    )
+    pair.config.write_text(text)
+    done = pair.ctl("mode", "D")
+    assert done.returncode == 78
+    assert "there is no GPU 7" in done.stderr
+    assert 'says mode = "A" again' in done.stderr
+    assert pair.config.read_text() == text
+    assert mains(pair) == pids
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_who_may_not_write_changes_nothing() -> None:
+    """A member of the group may ask the daemon, but the file is root's (the line to run: tests/system)."""
+    from arbiterd.cli.edit import NoRight
+    from arbiterd.cli.edit import set_mode as edit_mode
+
+    folder = Path(tempfile.mkdtemp(prefix="gpua-", dir="/tmp"))
+    folder.chmod(0o755)
+    config = folder / "gpu-arbiter.toml"
+    text = 'mode = "A"  # kept\n[modes.A]\n[modes.B]\n'
+    config.write_text(text)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            edit_mode(config, "B")
+        except NoRight:
+            code = 0
+        except BaseException:
+            code = 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert config.read_text() == text
+    assert [path.name for path in folder.iterdir()] == ["gpu-arbiter.toml"]
+    shutil.rmtree(folder)
+
+
+# -- the way back --------------------------------------------------------------------------------
+def test_a_layout_that_does_not_come_up_goes_and_so_does_its_line(pair: Host) -> None:
+    """The new engine fails to start: the old layout is back, the file says A, the reason is printed."""
+    pids = start(pair)
+    text = pair.config.read_text()
+    pair.fault("vllm-b", **DEAD)
+    done = pair.ctl("mode", "B")
+    assert done.returncode == 1
+    assert "rolled back to mode A: vllm cannot run in it" in done.stderr
+    assert "it does not know the arguments --nonsense" in done.stderr
+    assert 'says mode = "A" again' in done.stderr
+    assert pair.config.read_text() == text
+    whole(pair, "A", pids, "vllm")
+    pair.wait(lambda: not pair.status()["config_refused"], "the refusal to be forgotten", 5)
+    assert not pair.status()["config_pending"]
+    found = pair.incidents()
+    assert [i["event"] for i in found if "did not come up" in i["summary"]] == ["rollback"]
+    assert not [i for i in found if i["closed_at"] is None]
+    assert pair.backend("ollama")["restarts"] == 0
+
+
+def test_reload_wait_done_fails_with_the_reason_and_a_restart_does_not_try_again(
+    pair: Host,
+) -> None:
+    """The file keeps the bad line; the daemon says so, and stays on A over a restart."""
+    pids = start(pair)
+    pair.fault("vllm-b", **DEAD)
+    set_mode(pair, "B")
+    done = pair.ctl("reload", "--wait=done")
+    assert done.returncode == 1
+    assert "mode B is not in force, mode A is: vllm cannot run in it" in done.stderr
+    whole(pair, "A", pids, "vllm")
+    pids = mains(pair)
+    assert "was rolled back" in pair.status()["config_refused"][0]
+    pair.kill()
+    pair.start()
+    whole(pair, "A", pids)
+    assert "was rolled back" in pair.status()["config_refused"][0]
+    pair.fault("vllm-b")
+    assert pair.ctl("reload", "--wait=done").returncode == 0
+    whole(pair, "B", pids, "vllm")
+
+
+# -- a second reload, a stop ---------------------------------------------------------------------
+def _queued(host: Host, mode: str) -> bool:
+    return bool((host.status()["switch"] or {}).get("queued") == mode)
+
+
+def test_a_second_reload_is_queued_and_the_latest_wins(pair: Host) -> None:
+    """B is on its way; C and then A are accepted: published as queued, C never begins."""
+    pids = start(pair)
+    pair.fault("vllm-b", start_delay_s=6)
+    set_mode(pair, "B")
+    assert pair.ctl("reload").returncode == 0
+    wait_until(lambda: pair.status()["switch"], 5, "the switch")
+    for mode in ("C", "A"):
+        set_mode(pair, mode)
+        assert pair.ctl("reload").returncode == 0
+        wait_until(partial(_queued, pair, mode), 5, mode)
+    whole(pair, "A", pids, "vllm")
+    begun = [e["MESSAGE"] for e in pair.events("mode_switch") if "kept untouched" in e["MESSAGE"]]
+    assert [text.split(":")[0] for text in begun] == ["mode A → B", "mode B → A"]
+
+
+def test_sigterm_in_the_middle_is_obeyed_and_the_next_start_ends_the_switch(pair: Host) -> None:
+    """Exit 0, nothing left; then mode B comes up, without a rollback."""
+    start(pair)
+    pair.fault("vllm-b", start_delay_s=20)
+    set_mode(pair, "B")
+    assert pair.ctl("reload").returncode == 0
+    pair.wait_event("start", "vllm", 2)
+    assert pair.stop() == 0
+    assert pair.tagged() == []
+    pair.fault("vllm-b")
+    pair.start()
+    whole(pair, "B", {})
+    assert pair.events("rollback") == []
+
+
+# -- fault drills --------------------------------------------------------------------------------
+def _step(host: Host, event: str, text: str) -> Callable[[], bool]:
+    seen = len(host.events(event))
+    return lambda: any(text in e["MESSAGE"] for e in host.events(event)[seen:])
+
+
+STEPS = [
+    ("mode_switch", "kept untouched"),
+    ("stop", "vllm: stopping"),
+    ("stop", "vllm: gone"),
+    ("start", "vllm: starting"),
+    ("ready", "vllm: ready"),
+]
+
+
+@pytest.mark.parametrize(("event", "text"), STEPS, ids=[text for _, text in STEPS])
+@pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
+def test_kill_9_of_the_daemon_at_each_step(
+    pair: Host, event: str, text: str, *, broken: bool
+) -> None:
+    """Each step is waited for in the journal, then SIGKILL: the next daemon ends in the new layout, or
+    with an engine that does not start there, in the old one. Never between, nothing orphaned.
+    """
+    pids = start(pair)
+    if broken:
+        pair.fault("vllm-b", exit_on_start=1, last_words="no")
+        text = {"vllm: ready": "comes back"}.get(text, text)
+        event = "rollback" if text == "comes back" else event
+    reached = _step(pair, event, text)
+    set_mode(pair, "B")
+    assert pair.ctl("reload").returncode == 0
+    pair.wait(reached, text)
+    pair.kill()
+    pair.start()
+    whole(pair, "A" if broken else "B", pids, "vllm")
+    assert not [i for i in pair.incidents() if i["closed_at"] is None]
+    assert not (pair.home / "run" / "previous.toml").exists()
+
+
+def test_a_gpu_lost_in_the_middle_brings_the_old_layout_back(pair: Host) -> None:
+    """Card 1 falls off the bus while vLLM starts there."""
+    pids = start(pair)
+    pair.fault("vllm-b", start_delay_s=30)
+    set_mode(pair, "B")
+    assert pair.ctl("reload").returncode == 0
+    pair.wait_event("start", "vllm", 2)
+    pair.gpu.lose(1)
+    wait_until(lambda: mains(pair).get("vllm", pids["vllm"]) != pids["vllm"], 5)
+    os.kill(mains(pair)["vllm"], signal.SIGKILL)  # as CUDA ends whoever is on a card that is gone
+
+    def back() -> bool:
+        found = pair.status()
+        return bool(found["mode"] == "A" and found["switch"] is None)
+
+    pair.wait(back, "mode A", 60)
+    whole(pair, "A", pids, "vllm")
+    assert "GPU 1 is lost" in pair.status()["last_switch"]["reason"]
+
+
+def _fill(path: Path) -> int | None:
+    """Write until it goes no further; the errno."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError as error:
+            return error.errno
+
+
+@contextmanager
+def _full(folder: Path) -> Iterator[None]:
+    """A tmpfs without a byte left over this folder, holding what was in it."""
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "full", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.decode().strip()}")
+    try:
+        for name, text in kept.items():
+            (folder / name).write_bytes(text)
+        assert _fill(folder / "filler") == errno.ENOSPC
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_a_full_disk_in_the_middle_costs_no_layout(pair: Host) -> None:
+    """state_dir takes no byte from the middle of the switch on; the daemon is killed besides."""
+    pids = start(pair)
+    pair.fault("vllm-b", start_delay_s=1)
+    set_mode(pair, "B")
+    assert pair.ctl("reload").returncode == 0
+    pair.wait_event("stop", "vllm")
+    with _full(pair.home / "state"):
+        pair.wait_event("start", "vllm", 2)
+        pair.kill()
+        pair.start()
+        whole(pair, "B", pids, "vllm")
+        pids = mains(pair)
+        pair.fault("vllm-b")
+        assert pair.ctl("mode", "A").returncode == 0
+        whole(pair, "A", pids, "vllm")
+
+
+# -- under load ----------------------------------------------------------------------------------
+LOAD = """
+import asyncio, collections, json, sys, time
+import aiohttp
+urls = json.loads(sys.argv[1])
+stop = False
+async def work(via, name, url, body, out):
+    while not stop:
+        try:
+            async with via.post(url, json=body) as reply:
+                text = await reply.read()
+                wait = reply.headers.get("Retry-After", "")
+                good = reply.status == 200 or (reply.status == 503 and wait.isdigit() and int(wait) >= 1)
+                key = str(reply.status) if good else f"{reply.status} {text[:120]!r}"
+        except Exception as error:
+            key = f"{type(error).__name__} {error}"
+        out[name][key] += 1
+        if key != "200":
+            await asyncio.sleep(0.05)
+async def main():
+    global stop
+    out = collections.defaultdict(collections.Counter)
+    timeout = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(timeout=timeout) as via:
+        tasks = [asyncio.create_task(work(via, n, u, b, out)) for n, u, b in urls for _ in range(2)]
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        stop = True
+        await asyncio.gather(*tasks)
+    print(json.dumps(out))
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def _load(host: Host) -> Iterator[dict[str, dict[str, int]]]:
+    """Two clients at each door, all the time; afterwards their answers by backend and status."""
+    asks = [
+        ["vllm", host.door("vllm", "/v1/completions"), {"model": MODEL, "prompt": "x", "max_tokens": 8}],
+        ["ollama", host.door("ollama", "/api/generate"), {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 8}}],
+        ["tensorflow", host.door("tensorflow", "/v1/models/resnet50:predict"), {"instances": [1]}],
+    ]  # fmt: skip
+    client = subprocess.Popen(
+        [sys.executable, "-c", LOAD, json.dumps(asks)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    out: dict[str, dict[str, int]] = {}
+    with client:
+        try:
+            yield out
+            said, _ = client.communicate("\n", timeout=70)
+            out.update(json.loads(said))
+        finally:
+            client.kill()
+
+
+def test_there_and_back_under_load(sim_lib: Path) -> None:
+    """A → B → A with clients at every door: the untouched fail no request and are not restarted; the
+    touched one answers 200, or 503 with Retry-After; the whole takes at most 1.2 times what vLLM's own
+    stop and start took, plus the ticks between its steps.
+    """
+    home = Path(tempfile.mkdtemp(prefix="gpua-sw-", dir="/tmp"))  # HAProxy's sockets: short paths
+    host = Host(home, sim_lib, ("rtx4090-24g", "rtx4090-24g"), gateway=True)
+    try:
+        pids = start(host, only=("tensorflow", "vllm", "ollama"))
+        with _load(host) as answers:
+            for mode in ("B", "A"):
+                done = host.ctl("mode", mode, "--json")
+                assert done.returncode == 0, done.stderr
+                took = json.loads(done.stdout)["took_s"]
+                times = host.status()["times"]["vllm"]
+                own = times["stop_s"] + times["start_s"]
+                assert took <= 1.2 * own + 0.5, (took, own)
+        for name in ("tensorflow", "ollama"):
+            assert set(answers[name]) == {"200"}, answers[name]
+            assert answers[name]["200"] > 20
+            assert host.backend(name)["restarts"] == 0
+        assert set(answers["vllm"]) <= {"200", "503"}, answers["vllm"]
+        assert answers["vllm"]["200"] > 0
+        now = mains(host)
+        assert {n: now[n] for n in ("tensorflow", "ollama")} == {
+            n: pids[n] for n in ("tensorflow", "ollama")
+        }
+    finally:
+        host.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_the_status_line_tells_how_far_it_is(pair: Host) -> None:
+    """As systemctl status shows it, and gone afterwards; the daemon's own socket receives it."""
+    import socket
+
+    write(pair)
+    path = str(pair.home / "notify")
+    lines: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(path)
+        sock.settimeout(0.2)
+        ended = threading.Event()
+
+        def read() -> None:
+            while not ended.is_set():
+                try:
+                    lines.append(sock.recv(4096).decode())
+                except TimeoutError:
+                    continue
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            pair.start(NOTIFY_SOCKET=path)
+            pair.wait_ready()
+            pair.fault("vllm-b", start_delay_s=1.5)
+            assert pair.ctl("mode", "B").returncode == 0
+            told = re.compile(r"STATUS=switching A → B: vllm \w+ \(0 of 1 done\)")
+            assert wait_until(lambda: [line for line in lines if told.search(line)], 5)
+            wait_until(lambda: lines[-1].startswith(("STATUS=mode B", "WATCHDOG")), 5)
+            pair.signal(signal.SIGTERM)
+            assert pair.process is not None
+            assert pair.process.wait(30) == 0
+        finally:
+            ended.set()
+            reader.join()
