@@ -34,13 +34,13 @@ from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.health import HttpProbe
 from arbiterd.model.published import Published
-from arbiterd.model.settings import Settings
 from arbiterd.reload import Reloader
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
 from arbiterd.report.learned import LearnedStore
-from arbiterd.report.notify import Notifier, status_line
+from arbiterd.report.notify import Notifier
+from arbiterd.report.status_line import status_line
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
@@ -328,11 +328,8 @@ class Daemon:
     def _inbox(self, reloader: Reloader) -> Inbox:
         pending = reloader.look(time.monotonic())
         accepted = _drain(self._accepted)
-        settings: Settings | None = None
-        if accepted:
-            settings = accepted[-1].settings
-            self._refused, self._rolled_back = (), False
-        elif self._rolled_back and reloader.in_file:
+        settings = accepted[-1].settings if accepted else None
+        if accepted or (self._rolled_back and reloader.in_file):
             self._refused, self._rolled_back = (), False
         events = _drain(self._events)
         return Inbox(

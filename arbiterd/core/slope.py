@@ -16,6 +16,8 @@ from arbiterd.core.limits import (
 Window: TypeAlias = tuple[tuple[float, int], ...]  # (monotonic s, bytes), oldest first
 
 _FAST_STEPS = 2  # so many large steps in a row, all upwards, are no steps but a steep ramp
+_FAST = 2.0 * STEP_BYTES  # bytes a second that make a step large, however short it was
+_APART_S = 0.02  # samples nearer to each other are looked at as one
 
 
 def push(window: Window, at: float, size: int) -> Window:
@@ -68,15 +70,22 @@ def last_step(window: Window) -> int:
 
 
 def _steep(window: Window) -> float | None:
-    run = 0
-    for (_, size), (_, later) in zip(reversed(window[:-1]), reversed(window[1:]), strict=True):
-        if later - size <= STEP_BYTES:
-            break
-        run += 1
-    if run < _FAST_STEPS:
+    """The mean of the ramp at the end of the window, None where there is none. By rates, not by bytes
+    alone: a second look comes 25 ms after the first, and a tenth of the bytes is the same ramp.
+    """
+    if len(window) < 1 + _FAST_STEPS:
         return None
-    (at, size), (then, later) = window[-1 - run], window[-1]
-    return (later - size) / (then - at)
+    (end, last), run = window[-1], 0
+    then, later = end, last
+    for at, size in reversed(window[:-1]):
+        if then - at < _APART_S:
+            continue  # what lies between two allocations says nothing
+        if later - size <= min(float(STEP_BYTES), _FAST * (then - at)):
+            break
+        then, later, run = at, size, run + 1
+    if run < _FAST_STEPS or last - later <= STEP_BYTES:
+        return None
+    return (last - later) / (end - then)
 
 
 def _since_step(window: Window) -> Window:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from arbiterd import procfs
+from arbiterd.core.limits import RESTART_AGAIN_S
 from arbiterd.gateway.paths import paths
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, build
 from arbiterd.units import GIB, MIB
@@ -35,6 +36,7 @@ CARDS = 8
 ROUNDS = (
     4  # of all cards: 32 trials; three restarts and a stop of one backend stay within every bound
 )
+AGAIN_S = RESTART_AGAIN_S + 1.0  # sooner, the ladder would wait for the cool-down of its restart
 LINE = 256 * MIB  # the critical line of a 24 GiB card (core/pressure.py)
 Found = dict[str, float]
 
@@ -211,10 +213,13 @@ def measure(lib: Path, only: Sequence[str]) -> None:
                     6
                 )  # a full window of samples, as any daemon has that has run for a while
                 trials = []
+                done = [0.0] * CARDS
                 for _ in range(ROUNDS):
                     for number in range(CARDS):
                         cards.calm(number)
+                        time.sleep(max(0.0, done[number] + AGAIN_S - time.monotonic()))
                         trials.append(trial(cards, number))
+                        done[number] = time.monotonic()
                 tell(what, trials)
                 if os.environ.get("OVERFLOW_TRIALS"):
                     for one in trials:

@@ -93,7 +93,7 @@ def main() -> int:
         write(host, only=("tensorflow", "vllm", "ollama"))
         planned = json.loads(host.ctl("plan", "--mode", "B", "--json").stdout)
         row = next(one for one in planned["backends"] if one["name"] == "vllm")
-        for delay_s, rounds in ((0.0, 5), (10.0, 2)):
+        for delay_s, rounds in ((0.0, 5), (10.0, 1)):
             measure(host, delay_s, rounds, row)
     finally:
         host.close()

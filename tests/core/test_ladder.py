@@ -403,3 +403,35 @@ def test_ollamas_warm_model_is_not_loaded_into_a_tight_card() -> None:
     world.tick(400)
     assert len(world.loads) == loads
     assert OLLAMA.models == ("qwen2.5:3b",)
+
+
+# -- ramps as they are sampled -------------------------------------------------------------------------
+FLAT = tuple((n * 0.25, 0) for n in range(8))
+
+
+def _then(*steps: tuple[float, int]) -> slope.Window:
+    """A flat window that goes on with (seconds, MiB) steps."""
+    out = list(FLAT)
+    for seconds, mib in steps:
+        out.append((out[-1][0] + seconds, out[-1][1] + mib * MIB))
+    return tuple(out)
+
+
+def test_a_second_look_after_25_ms_sees_the_same_ramp() -> None:
+    """A tenth of the bytes in a tenth of the time: 8 GiB/s is confirmed, not forgotten."""
+    found = slope.slope(_then((0.25, 2048), (0.025, 205)))
+    assert found == pytest.approx(8 * GIB, rel=0.01)
+
+
+def test_steps_around_the_size_of_a_step_are_a_ramp_all_the_same() -> None:
+    """1 GiB/s at a poll of 250 ms: each sample comes to 256 MiB, more or less."""
+    for ramp in ((240, 270), (270, 240), (250, 250, 262, 249)):
+        found = slope.slope(_then(*((0.25, mib) for mib in ramp)))
+        assert found == pytest.approx(GIB, rel=0.05), ramp
+
+
+def test_one_step_is_no_ramp_however_often_it_is_looked_at() -> None:
+    """A model was loaded; what lies between two samples 5 ms apart says nothing either."""
+    assert slope.slope(_then((0.25, 3000), (0.025, 0))) is None
+    assert slope.slope(_then((0.25, 3000), (0.005, 10))) is None
+    assert slope.slope(_then((0.1, 60), (0.1, 60))) == 0.0, "noise within the size of a step"
