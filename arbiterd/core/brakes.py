@@ -111,7 +111,7 @@ def _whom_to_hold(desk: Desk, uuid: str, state: DeviceState, names: list[str]) -
     for name in guilty:
         over = format_size(state.used.get(name, 0) - desk.placements[name].cap_bytes)
         out[name] = f"GPU {index} is critical and {name} is {over} over its cap"
-    if not guilty and state.reclaim is None and not state.releasing:
+    if not guilty and state.alarms and state.reclaim is None and not state.releasing:
         lowest = _lowest(desk, names)
         if lowest:
             out[lowest] = f"GPU {index} is critical: what {lowest} may still take is not there"
