@@ -323,7 +323,10 @@ def _draining(desk: Desk, backend: BackendState) -> None:
     if backend.after is After.SLEEPING:
         sleeping.fall(desk, backend)
         return
-    give_back(desk, backend, backend.after, backend.reason)
+    # Ended for memory: its requests have had their time, a slow SIGTERM is time the card has not.
+    pressed = backend.cause is not None and backend.cause.cause is CauseClass.OVER_CAP
+    hurry = pressed and backend.after in (After.BACKOFF, After.FAILED)
+    give_back(desk, backend, backend.after, backend.reason, grace_s=0.0 if hurry else None)
 
 
 def _resting(desk: Desk, backend: BackendState) -> None:

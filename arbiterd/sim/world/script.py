@@ -105,6 +105,14 @@ class Script:
         if engine.seize(proc, taken, "spike"):
             engine.later(parse_duration(last), lambda: proc.give(taken))
 
+    def mend(self, backend: str) -> None:
+        """It grows no more, and gives back what it holds above its cap."""
+        engine = self._engine(backend)
+        if engine is not None and engine.alive:
+            for growth in engine.growths:
+                growth.over = growth.over or not growth.planned
+            engine.growing_proc().give(max(0, engine.held - engine.cap))
+
     def fill_pool(self, backend: str, rate: str) -> None:
         """TensorFlow's own pool fills up with the load, to its 429."""
         engine = self._engine(backend)

@@ -28,7 +28,7 @@ class Flow:
     wanted_s: float = 0.0
     refusing: float = 0.0
     limit: int = 0
-    _shown: Reading[Traffic] | None = field(default=None, repr=False)
+    _shown: Traffic | None = field(default=None, repr=False)
     _key: tuple[int, ...] = ()
 
     def step(self, dt: float, wish: BackendWish | None, *, serving: bool, frozen: bool) -> None:
@@ -60,7 +60,7 @@ class Flow:
             self.lost_s += dt * (1.0 - min(1.0, served / self.offered) * (1.0 - self.refusing))
 
     def traffic(self, now: float, *, up: bool) -> Reading[Traffic]:
-        """As HAProxy counts it; the same object while nothing is counted."""
+        """As HAProxy counts it: a look each tick, the same counters while nothing is counted."""
         key = (
             round(self.in_flight),
             int(self.requests),
@@ -72,16 +72,13 @@ class Flow:
         if self._shown is None or key != self._key:
             self._key = key
             responses = {"2": key[2], "4": key[3]} if key[3] else {"2": key[2]}
-            self._shown = Known(
-                Traffic(
-                    in_flight=key[0],
-                    limit=self.limit,
-                    requests=key[1],
-                    responses=responses,
-                    bytes_out=key[2] * 1000,
-                    latency_ms=self.service_s * 1000,
-                    engine_up=up,
-                ),
-                now,
+            self._shown = Traffic(
+                in_flight=key[0],
+                limit=self.limit,
+                requests=key[1],
+                responses=responses,
+                bytes_out=key[2] * 1000,
+                latency_ms=self.service_s * 1000,
+                engine_up=up,
             )
-        return self._shown
+        return Known(self._shown, now)

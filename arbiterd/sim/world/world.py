@@ -243,11 +243,7 @@ class World:
             name: flow.traffic(now, up=name in self.engines and self.engines[name].up)
             for name, flow in self.flows.items()
         }
-        if not self._gateway.enabled or any(
-            shown[name] is not self._gateway.traffic.get(name) for name in shown
-        ):
-            self._gateway = GatewayObservation(enabled=True, traffic=shown)
-        return self._gateway
+        return GatewayObservation(enabled=True, traffic=shown)
 
     # -- processes -----------------------------------------------------------------------------
     def spawn(self, cards: tuple[Card, ...], holder: str, command: str) -> Proc:
