@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import offenders, pressure, reclaim, victim
-from arbiterd.core.brakes import brake
+from arbiterd.core.brakes import brake, thawed
 from arbiterd.core.desk import Desk
 from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
 from arbiterd.core.placement import headroom_bytes
@@ -46,7 +46,7 @@ def climb(desk: Desk) -> None:
 def _device(desk: Desk, uuid: str, seen: DeviceObservation, before: Pressure) -> DeviceState:
     state = desk.devices[uuid]
     if not state.samples or seen.state is not GpuState.OK:
-        return state  # blind: no pressure actions; brakes stay as they are, traffic goes on
+        return thawed(desk, state)  # blind: no pressure actions; brakes stay, traffic goes on
     if desk.seen.stopping:
         return updated(state, candidates=(), loads_held="")
     offenders.tell(desk, uuid, state)

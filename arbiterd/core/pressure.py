@@ -92,7 +92,10 @@ def observe(
             books = _Books(ledger, device.device.capacity_bytes, allow, leaving)
             state = _books(state, books, memory.at)
         elif listed is None:
-            state = replace(state, solvency=None, seen_at=-1.0, excess=0, slope=None)
+            # Who was over his cap when there last was a list proves nothing now.
+            state = replace(
+                state, solvency=None, seen_at=-1.0, excess=0, slope=None, over_since={}, windows={}
+            )
         state = _urgency(state, free, headroom, now)
     return _band(state, free, headroom, now, wall)
 
