@@ -162,6 +162,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
         warm_pending="",
         vitals=Vitals(),
         sleep=Sleep(),
+        started_cap=desk.placements[backend.name].cap_bytes,
         restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
         restart_asked=False,
         gone_at=None,

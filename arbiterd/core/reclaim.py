@@ -22,7 +22,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep
+from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep, serves
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
@@ -148,6 +148,20 @@ def _too_full(desk: Desk, uuid: str, state: DeviceState) -> bool:
     return seen.memory.value.free_bytes < pressure.critical_free_bytes(headroom)
 
 
+def hear(desk: Desk, state: DeviceState) -> tuple[DeviceState, str]:
+    """The outcome of the action under way, heard once and also while blind; "" or why it was refused."""
+    reclaim = state.reclaim
+    outcome = desk.outcome_of(reclaim.action) if reclaim is not None else None
+    if reclaim is None or outcome is None:
+        return state, ""
+    desk.note_outcome(outcome)
+    stage = "waits for its bytes" if reclaim.killed else "asked, waits for /api/ps and its bytes"
+    if not outcome.ok:
+        stage = outcome.detail
+    heard = replace(reclaim, action="", told=desk.seen.now, stage=stage)
+    return replace(state, reclaim=heard), "" if outcome.ok else outcome.detail
+
+
 def freed_of(state: DeviceState) -> int:
     """Bytes the target gave up so far, less what is still on its way."""
     reclaim = state.reclaim
@@ -174,21 +188,15 @@ def _unload(desk: Desk, uuid: str, reclaim: Reclaim) -> Reclaim:
 
 def _follow_trim(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) -> DeviceState:
     now, freed = desk.seen.now, freed_of(state)
-    outcome = desk.outcome_of(reclaim.action)
-    if outcome is not None:
-        desk.note_outcome(outcome)
-        if not outcome.ok:
-            return _end(desk, uuid, state, reclaim, outcome.detail, freed)
-        stage = (
-            "waits for its bytes" if reclaim.killed else "asked, waits for /api/ps and its bytes"
-        )
-        reclaim = replace(reclaim, action="", told=now, stage=stage)
-        state = replace(state, reclaim=reclaim)
+    state, refused = hear(desk, state)
+    reclaim = state.reclaim or reclaim
+    if refused:
+        return _end(desk, uuid, state, reclaim, refused, freed)
     backend = desk.backends.get(reclaim.backend)
     if freed >= SEEN_BACK * reclaim.expected:
         return _end(desk, uuid, state, reclaim, "done", freed)
     here = backend is not None and (
-        backend.phase is Phase.READY or (backend.adopted and backend.phase is Phase.STARTING)
+        serves(backend) or (backend.adopted and backend.phase is Phase.STARTING)
     )
     if not here:
         return _end(desk, uuid, state, reclaim, "its engine is gone", freed)

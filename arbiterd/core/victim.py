@@ -24,7 +24,7 @@ from arbiterd.core.limits import (
     TRIM_FAILED_S,
     TRIM_S,
 )
-from arbiterd.core.state import BackendState, DeviceState
+from arbiterd.core.state import BackendState, DeviceState, serves
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
@@ -124,7 +124,7 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
         last = state.done.get(key, float("-inf"))
         failed = state.done.get(f"failed {key}", float("-inf"))
         why = ""
-        if backend.phase is not Phase.READY or backend.warm_pending or loading(desk, name):
+        if not serves(backend) or backend.warm_pending or loading(desk, name):
             why = f"{name} is {backend.phase.value} or loading"
         elif not model.vram_bytes:
             why = "it is not on the card"

@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+from arbiterd.core import learn
 from arbiterd.core.limits import DISRUPTIVE_MAX
 from arbiterd.core.state import Reclaim
 from arbiterd.model.actions import KillProcesses, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, Pressure
+from arbiterd.model.events import EventName
 from arbiterd.model.launch import Exit
 from arbiterd.model.observation import HostFacts
-from arbiterd.model.pressure import Rung
+from arbiterd.model.pressure import LearnedCap, Rung
 from arbiterd.model.reading import Unknown
 from arbiterd.model.settings import GpuRef, Mode, Settings, Share, VllmOptions
 from arbiterd.units import GIB, MIB
@@ -162,3 +164,60 @@ def test_the_incident_of_who_is_dropped_while_he_rests_is_closed() -> None:
     world.switch("B")
     world.tick(40)
     assert [one for one in world.state.incidents if one.closed_at is None] == []
+
+
+def test_a_cap_learned_in_another_mode_is_for_the_next_start_only() -> None:
+    """Kept running through a switch, an engine is no offender for what its new mode has learned."""
+    whole = settings().modes["A"]
+    world = World(settings({"A": whole, "N": replace(whole, name="N")})).up()
+    cap = world.view("vllm").cap_bytes
+    key = learn.key(replace(world.settings, mode="N"), world.observation(), "vllm", GPU)
+    entry = LearnedCap("N", "vllm", GPU, "M", "", 2 * GIB, 2 * GIB, 1, world.now + 1e9, "full")
+    world.state = replace(world.state, learned={key: entry})
+    world.switch("N")
+    world.tick(40)
+    assert world.view("vllm").cap_bytes == cap
+    assert world.stopped == []
+    world.ask(Verb.RESTART, "vllm")
+    world.until("vllm", Phase.STARTING)
+    assert world.view("vllm").cap_bytes == cap - 2 * GIB
+
+
+def test_a_drained_ollama_gives_its_idle_models_back_as_well() -> None:
+    """An operator's drain ends its requests, not its duty."""
+    world = World(settings()).up()
+    world.ask(Verb.DRAIN, "ollama")
+    world.tick(4)
+    world.strangers[7] = (GPU, ROOM - world.used(GPU) - 100 * MIB)
+    world.tick(8)
+    assert world.unloads == ["qwen2.5:3b"]
+    assert world.engines["ollama"].held == 0
+
+
+def test_the_end_of_an_unload_is_heard_on_a_blind_card() -> None:
+    """Its outcome comes once; without it the runner that stays would never be killed."""
+    world = World(settings(), unload_ignored=True).up()
+    world.strangers[7] = (GPU, ROOM - world.used(GPU) - 100 * MIB)
+    while not world.unloads:
+        world.tick()
+    world.blind = "hung"
+    world.tick(4)
+    world.blind = ""
+    world.tick(60)
+    assert actions(world, KillProcesses) == 1
+
+
+def test_a_short_device_is_not_calm_for_a_moment_after_it_was_blind() -> None:
+    """One incident through it all."""
+    world = World(settings()).up()
+    world.engines["ollama"].held = 500 * MIB
+    world.strangers[7] = (GPU, 3 * GIB)
+    world.tick(16)
+    assert band(world) is Pressure.TIGHT
+    world.blind = "hung"
+    world.tick(8)
+    world.blind = ""
+    for _ in range(16):
+        world.tick()
+        assert band(world) is not Pressure.CALM
+    assert world.told(EventName.PRESSURE_RISE) == 1
