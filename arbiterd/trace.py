@@ -329,9 +329,16 @@ class Replayed:
         return self.decision == self.recorded
 
 
+def _same_objects(state: State, settings: Settings) -> State:
+    """Core knows settings by identity: another object is a reload, though of the same file."""
+    in_force = settings if state.settings == settings else state.settings
+    good = settings if state.good == settings else state.good
+    return replace(state, settings=in_force, good=good)
+
+
 def replay(reader: Reader, settings: Settings | None = None) -> Iterator[Replayed]:
     """Run a trace through core. ``settings``: others than it was recorded with."""
-    state = reader.header.state
+    state = _same_objects(reader.header.state, reader.header.settings)
     for observation, recorded, own in reader.ticks():
         decision, state = decide(observation, state, settings or own)
         yield Replayed(observation, decision, recorded)
