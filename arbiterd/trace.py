@@ -329,16 +329,19 @@ class Replayed:
         return self.decision == self.recorded
 
 
-def _same_objects(state: State, settings: Settings) -> State:
-    """Core knows settings by identity: another object is a reload, though of the same file."""
-    in_force = settings if state.settings == settings else state.settings
-    good = settings if state.good == settings else state.good
-    return replace(state, settings=in_force, good=good)
+def _in_force(state: State, recorded: Settings, given: Settings) -> State:
+    """Core knows settings by identity, another object is a reload; a replay begins with none, also when
+    it is run with others than it was recorded with.
+    """
+    first = given if state.settings == recorded else state.settings
+    good = given if state.good == recorded else state.good
+    return replace(state, settings=first, good=good)
 
 
 def replay(reader: Reader, settings: Settings | None = None) -> Iterator[Replayed]:
     """Run a trace through core. ``settings``: others than it was recorded with."""
-    state = _same_objects(reader.header.state, reader.header.settings)
+    recorded_with = reader.header.settings
+    state = _in_force(reader.header.state, recorded_with, settings or recorded_with)
     for observation, recorded, own in reader.ticks():
         decision, state = decide(observation, state, settings or own)
         yield Replayed(observation, decision, recorded)
