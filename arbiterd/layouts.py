@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -115,7 +116,11 @@ def _load(kept: Path, path: Path, environ: Mapping[str, str]) -> Loaded | None:
 def _put(path: Path, text: bytes) -> None:
     with suppress(OSError):
         temporary = path.with_suffix(".new")
-        temporary.write_bytes(text)
+        temporary.unlink(missing_ok=True)
+        # As private as a configuration may have to be: `env` of a backend is in it.
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(made, "wb") as file:
+            file.write(text)
         temporary.replace(path)
 
 

@@ -37,6 +37,7 @@ def _app() -> typer.Typer:
     from arbiterd.cli.plan import plan  # noqa: PLC0415
     from arbiterd.cli.show import incidents, status  # noqa: PLC0415
     from arbiterd.cli.takeover import takeover  # noqa: PLC0415
+    from arbiterd.cli.top import top  # noqa: PLC0415
     from arbiterd.cli.trace import record, replay_trace  # noqa: PLC0415
     from arbiterd.cli.why import why  # noqa: PLC0415
 
@@ -63,7 +64,7 @@ def _app() -> typer.Typer:
     plain = (check, plan, status, incidents, why, mode, reload, drain, resume, restart, sleep, wake)
     for command in plain:
         app.command(epilog=_EPILOG)(command)
-    for command in (init, doctor, takeover):
+    for command in (init, doctor, takeover, top):
         app.command(epilog=_EPILOG)(command)
     learned = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
     learned.callback(invoke_without_command=True, epilog=_EPILOG)(caps)

@@ -148,7 +148,7 @@ def follow(client: Client, accepted: Row, timeout_s: float, *, json: bool) -> En
                 continue
             heard = time.monotonic()
             view.show(status)
-            end = _end(status, accepted, heard - began)
+            end = end_of(status, accepted, heard - began)
             if end is not None:
                 return end
             said = str(as_row(status.get("switch")).get("line") or "the reload waits for its turn")
@@ -157,7 +157,7 @@ def follow(client: Client, accepted: Row, timeout_s: float, *, json: bool) -> En
     raise ArbiterError(msg)
 
 
-def _end(status: Row, accepted: Row, waited_s: float) -> End | None:
+def end_of(status: Row, accepted: Row, waited_s: float) -> End | None:
     """What came of it, None while it is under way."""
     config = as_row(status.get("config"))
     last = as_row(status.get("last_switch"))
@@ -165,10 +165,13 @@ def _end(status: Row, accepted: Row, waited_s: float) -> End | None:
         return None
     ours, loaded = str(accepted.get("loaded_at")), str(config.get("loaded_at"))
     told = str(last.get("loaded_at") or "") >= ours
-    if not told and (last or loaded <= ours):
-        return None  # not taken yet; without any word of it after a restart of the daemon: as it is
     mode, sha = str(status.get("mode")), str(config.get("sha256"))
     in_force = (sha, mode) == (accepted.get("sha256"), accepted.get("mode"))
+    if not told and last and in_force and loaded >= ours:
+        # The layout that a rollback brought back was asked for meanwhile: only the rollback is told of.
+        return End("in_force", mode, sha, waited_s)
+    if not told and (last or loaded <= ours):
+        return None  # not taken yet; without any word of it after a restart of the daemon: as it is
     outcome = str(last.get("outcome") or "in_force")
     reason = str(last.get("reason") or "")
     took = number(last.get("took_s")) if last else waited_s

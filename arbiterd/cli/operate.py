@@ -149,7 +149,10 @@ def stop_all(
             found = rows(as_row(client.get("/v1/status")).get("backends"))
             left = [str(b.get("name")) for b in found if b.get("phase") != "stopped"]
             if not left:
-                print("all backends are stopped")
+                if own.json:
+                    print_json({"stopped": [str(b.get("name")) for b in found]})
+                else:
+                    print("all backends are stopped")
                 return
             time.sleep(0.2)
     print(f"arbiterctl: still not stopped: {', '.join(left)}", file=sys.stderr)

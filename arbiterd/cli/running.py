@@ -24,13 +24,12 @@ from arbiterd.model.switch import Change
 @dataclass(frozen=True, slots=True)
 class Running:
     """``backends``: by name. ``before``: the settings in force, None when they cannot be told.
-    ``times``: (start, stop) in seconds. ``devices``: where each lives.
+    ``times``: (start, stop) in seconds.
     """
 
     backends: dict[str, BackendState]
     before: Settings | None = None
     times: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    devices: dict[str, str] = field(default_factory=dict)
 
     def changes(self, settings: Settings) -> dict[str, Change]:
         """What these settings would do, by the same function that the daemon uses."""
@@ -43,7 +42,7 @@ class Running:
     def estimate(self, settings: Settings) -> float:
         """Seconds that a switch to these settings would take."""
         changes = {n: c for n, c in self.changes(settings).items() if c is not Change.KEEP}
-        return diff.estimate(settings, self.times, self.devices, changes)
+        return diff.estimate(settings, self.times, changes)
 
 
 def running(client: Client, settings: Settings) -> Running:
@@ -52,7 +51,7 @@ def running(client: Client, settings: Settings) -> Running:
         status = as_row(client.get("/v1/status"))
     except Unreachable:
         return recorded(settings)
-    backends, devices = {}, {}
+    backends = {}
     for row in rows(status.get("backends")):
         name = str(row.get("name"))
         backends[name] = BackendState(
@@ -61,13 +60,11 @@ def running(client: Client, settings: Settings) -> Running:
             reason=str(row.get("reason") or ""),
             intent=str(row.get("intent") or ""),
         )
-        gpus = row.get("gpu")
-        devices[name] = str(gpus[0]) if isinstance(gpus, list) and gpus else ""
     times = {
         name: (_seconds(as_row(one).get("start_s")), _seconds(as_row(one).get("stop_s")))
         for name, one in as_row(status.get("times")).items()
     }
-    return Running(backends, _in_force(status, settings), times, devices)
+    return Running(backends, _in_force(status, settings), times)
 
 
 def recorded(settings: Settings) -> Running:

@@ -38,8 +38,11 @@ def status(context: typer.Context) -> None:
     if own.json:
         print_json(body)
         return
-    found = as_row(body)
-    out = console()
+    print_status(console(), as_row(body))
+
+
+def print_status(out: Console, found: Row) -> None:
+    """Everything that /v1/status tells, for people."""
     _head(out, found)
     for gpu in rows(found.get("gpus")):
         _gpu(out, gpu)

@@ -88,7 +88,9 @@ def _text(path: Path) -> str:
         wrong, right = "there is no such file", "write it; make install puts an example into /etc"
     except PermissionError:
         wrong, right = "may not be read", "run as root, or give yourself the right to read it"
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        wrong, right = f"cannot be read: {error.strerror}", "name a file that can be read"
+    except UnicodeDecodeError as error:
         wrong, right = f"cannot be read: {error}", "write it in UTF-8"
     raise ConfigRefused((Problem(str(path), 1, "(file)", wrong, right),))
 

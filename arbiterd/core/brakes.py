@@ -52,6 +52,12 @@ def brake(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     return updated(state, braked=braked)
 
 
+def thawed(desk: Desk, state: DeviceState) -> DeviceState:
+    """Freezes that have ended while the device cannot be read: an outcome comes only once."""
+    braked = {name: _ended(desk, one) for name, one in state.braked.items()}
+    return updated(state, braked=braked)
+
+
 def held(desk: Desk, name: str) -> str:
     """Why new requests of this backend are held, "" when they are not."""
     for state in desk.devices.values():
@@ -165,11 +171,7 @@ def _freeze(desk: Desk, uuid: str, state: DeviceState, name: str, old: Braked) -
     it is for a backend that may not be killed now, or for bytes that are on their way.
     """
     if old.freezing:
-        outcome = desk.outcome_of(old.freezing)
-        if outcome is None:
-            return old
-        desk.note_outcome(outcome)
-        return replace(old, freezing="")
+        return _ended(desk, old)
     now = desk.seen.now
     if not desk.seen.can_freeze or not old.hold or not state.braked.get(name, _FREE).hold:
         return old  # held at the gateway first
@@ -199,6 +201,15 @@ def _freeze(desk: Desk, uuid: str, state: DeviceState, name: str, old: Braked) -
         incident=incident.id if incident else "",
     )
     return replace(old, freezing=action.id, frozen_at=now)
+
+
+def _ended(desk: Desk, old: Braked) -> Braked:
+    """Without its freeze, once that has ended."""
+    outcome = desk.outcome_of(old.freezing)
+    if outcome is None:
+        return old
+    desk.note_outcome(outcome)
+    return replace(old, freezing="")
 
 
 def _may_not_be_killed(state: DeviceState, name: str) -> bool:

@@ -73,25 +73,28 @@ def _leaving(backend: BackendState) -> bool:
 def estimate(
     settings: Settings,
     times: Mapping[str, tuple[float | None, float | None]],
-    devices: Mapping[str, str],
     changes: Mapping[str, Change],
 ) -> float:
     """Seconds, from the engines' last stops and starts: one after the other on a device, side by side
-    on different ones. ``times``: (start, stop) of each, where known. ``devices``: where those live that
-    the settings do not name.
+    on different ones; who is not named any more may hold up any of them. ``times``: (start, stop) of
+    each, where known.
     """
     by_device: dict[str, float] = {}
+    leaving = 0.0
     for name, change in changes.items():
         start, stop = times.get(name, (None, None))
         share = settings.active.shares.get(name)
-        device = str(share.gpus) if share else devices.get(name, "")
         took = 0.0
         if change in (Change.STOP, Change.RESTART):
             took += stop or FIRST_STOP_GUESS_S
         if change in (Change.START, Change.RESTART):
             took += start or FIRST_START_GUESS_S
-        by_device[device] = by_device.get(device, 0.0) + took
-    return max(by_device.values(), default=0.0)
+        if share is None:
+            leaving += took
+        else:
+            device = str(share.gpus)
+            by_device[device] = by_device.get(device, 0.0) + took
+    return leaving + max(by_device.values(), default=0.0)
 
 
 def reason(name: str, change: Change, before: Settings | None, after: Settings) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import offenders, pressure, reclaim, victim
-from arbiterd.core.brakes import brake
+from arbiterd.core.brakes import brake, thawed
 from arbiterd.core.desk import Desk
 from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
 from arbiterd.core.placement import headroom_bytes
@@ -46,7 +46,8 @@ def climb(desk: Desk) -> None:
 def _device(desk: Desk, uuid: str, seen: DeviceObservation, before: Pressure) -> DeviceState:
     state = desk.devices[uuid]
     if not state.samples or seen.state is not GpuState.OK:
-        return state  # blind: no pressure actions; brakes stay as they are, traffic goes on
+        # Blind: no pressure actions; brakes stay, traffic goes on; what was ordered is still heard.
+        return reclaim.hear(desk, thawed(desk, state))[0]
     if desk.seen.stopping:
         return updated(state, candidates=(), loads_held="")
     offenders.tell(desk, uuid, state)
@@ -123,7 +124,8 @@ def _tell_band(desk: Desk, seen: DeviceObservation, state: DeviceState, before: 
             text = f"GPU {seen.device.index}: pressure is calm again: {numbers(seen, state)}"
             desk.close_incident(open_.id, EventName.PRESSURE_CALM, text)
         return
-    if open_ is not None and _RANK[new] == _RANK[before]:
+    known = _RANK[new] == _RANK[before] or (before, new) == (Pressure.UNKNOWN, Pressure.TIGHT)
+    if open_ is not None and known:
         return
     text = f"GPU {seen.device.index}: pressure is {new.value}: {numbers(seen, state)}"
     severity = Severity.ERROR if new is Pressure.CRITICAL else Severity.WARNING

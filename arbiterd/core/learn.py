@@ -28,7 +28,7 @@ from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import BackendState, DeviceState, State
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
-from arbiterd.model.backend import Placement
+from arbiterd.model.backend import Phase, Placement
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.observation import Observation
 from arbiterd.model.pressure import LearnedCap
@@ -50,6 +50,7 @@ MITIGATION: Mapping[CauseClass, str] = {
 _TRIED = re.compile(r"Tried to allocate ([\d.]+) (MiB|GiB)")
 _FREE = re.compile(r"of which ([\d.]+) (MiB|GiB) is free")
 _UNIT = {"MiB": MIB, "GiB": GIB}
+_ALIVE = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 
 # -- keys and caps -----------------------------------------------------------------------------------
@@ -70,13 +71,25 @@ def apply(
     out = {}
     for name, placement in placements.items():
         learned = _of(placement, seen, state, settings)
+        started = _started(state, placement)
         if learned is None:
             out[name] = placement
-        elif learned.on_cpu:
+        elif learned.on_cpu and not started:
             out[name] = Placement(name, (), 0)
         else:
-            out[name] = replace(placement, cap_bytes=cap_of(placement.cap_bytes, learned))
+            cap = max(cap_of(placement.cap_bytes, learned), started)
+            out[name] = replace(placement, cap_bytes=cap)
     return out
+
+
+def _started(state: State, placement: Placement) -> int:
+    """The cap a living engine was started with, 0 for none: a lower one, learned in this mode, is for
+    its next start, and must not make it an offender meanwhile.
+    """
+    backend = state.backends.get(placement.backend)
+    if backend is None or backend.phase not in _ALIVE:
+        return 0
+    return min(backend.started_cap, placement.cap_bytes)
 
 
 def cap_of(configured: int, learned: LearnedCap) -> int:

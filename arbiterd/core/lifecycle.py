@@ -84,7 +84,7 @@ def _stopped(desk: Desk, backend: BackendState) -> None:
 
 def _waiting(desk: Desk, backend: BackendState) -> None:
     if not runnable(desk, backend):
-        desk.enter(backend, Phase.STOPPED, "not wanted")
+        _put_away(desk, backend)
         return
     if desk.unit(backend.name).state is not UnitState.ABSENT:
         give_back(desk, backend, After.WAITING, "left over from before", grace_s=0.0)
@@ -162,6 +162,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
         warm_pending="",
         vitals=Vitals(),
         sleep=Sleep(),
+        started_cap=desk.placements[backend.name].cap_bytes,
         restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
         restart_asked=False,
         gone_at=None,
@@ -331,7 +332,7 @@ def _draining(desk: Desk, backend: BackendState) -> None:
 
 def _resting(desk: Desk, backend: BackendState) -> None:
     if not runnable(desk, backend):
-        desk.enter(backend, Phase.STOPPED, "not wanted")
+        _put_away(desk, backend)
         return
     if desk.unit(backend.name).state is not UnitState.ABSENT:
         give_back(desk, backend, After.BACKOFF, "left over from before", grace_s=0.0)
@@ -341,6 +342,17 @@ def _resting(desk: Desk, backend: BackendState) -> None:
 
 
 # -- shared --------------------------------------------------------------------------------------
+def _put_away(desk: Desk, backend: BackendState) -> None:
+    """Wanted no more while it does not run: its trouble is over, and a backend that the mode does not
+    name is forgotten soon, so nobody would close its incident later.
+    """
+    trouble = desk.open_incident(backend.name, "", *TROUBLE)
+    if trouble:
+        text = f"{backend.name}: stopped on purpose"
+        desk.close_incident(trouble.id, EventName.STOP, text)
+    desk.enter(replace(backend, attempt=0, failures=(), cause=None), Phase.STOPPED, "not wanted")
+
+
 def _ended(desk: Desk, backend: BackendState) -> bool:
     """Main process gone, or the unit gone by a person's hand. Any exit nobody asked for is a
     failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966).

@@ -81,6 +81,8 @@ def _strangers(seen: DeviceObservation) -> list[tuple[int, str]]:
 def _over(desk: Desk, uuid: str, state: DeviceState) -> None:
     now = desk.seen.now
     for name in state.over_since:
+        if name not in desk.placements:  # a reload has just dropped it; no newer sample yet
+            continue
         if pressure.over_for(state, name, now) < OVER_S or desk.open_incident(name, "", *TROUBLE):
             continue
         cap = desk.placements[name].cap_bytes

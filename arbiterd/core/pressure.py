@@ -92,7 +92,10 @@ def observe(
             books = _Books(ledger, device.device.capacity_bytes, allow, leaving)
             state = _books(state, books, memory.at)
         elif listed is None:
-            state = replace(state, solvency=None, seen_at=-1.0, excess=0, slope=None)
+            # Who was over his cap when there last was a list proves nothing now.
+            state = replace(
+                state, solvency=None, seen_at=-1.0, excess=0, slope=None, over_since={}, windows={}
+            )
         state = _urgency(state, free, headroom, now)
     return _band(state, free, headroom, now, wall)
 
@@ -275,8 +278,11 @@ def _band(state: DeviceState, free: int, headroom: int, now: float, wall: float)
         wants, dwell = _calming(state, headroom, now)
         target = Pressure.CALM
     else:
-        state = _enter(state, Pressure.CALM, wall)
         short = (state.solvency or 0) < tight_below(headroom)
+        if (
+            not short
+        ):  # out of UNKNOWN, a short device stays unknown until it has been so long enough
+            state = _enter(state, Pressure.CALM, wall)
         wants, dwell, target = short, TIGHT_S, Pressure.TIGHT
     if not wants:
         return state if state.band_since is None else replace(state, band_since=None)

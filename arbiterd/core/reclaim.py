@@ -14,6 +14,7 @@ from arbiterd.core.failing import give_back
 from arbiterd.core.limits import (
     BYTES_BACK_PINNED_S,
     BYTES_BACK_S,
+    DISRUPTIVE_MAX,
     ESCALATE_S,
     LEAD_MAX_S,
     SEEN_BACK,
@@ -21,7 +22,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep
+from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep, serves
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
@@ -36,6 +37,7 @@ from arbiterd.units import format_duration, format_size
 
 RUNNER = "runner"  # kind of a KILL event: one child of an engine, the engine itself goes on
 DISRUPTIVE = (Rung.SLEEP, Rung.RESTART, Rung.STOP)
+_OURS = (After.BACKOFF, After.FAILED, After.SLEEPING)  # where a drain of the ladder leads
 
 
 def begin(
@@ -85,16 +87,18 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
         return _follow_trim(desk, uuid, state, reclaim)
     backend = desk.backends.get(reclaim.backend)
     if backend is not None and _mended(desk, state, backend):
+        counted = reclaim.rung is not Rung.SLEEP  # a sleep is no failure
         back = replace(
             backend,
             after=After.STOPPED,
             deadline=None,
             sleep=Sleep(),
-            failures=backend.failures[:-1],
+            failures=backend.failures[:-1] if counted else backend.failures,
         )
         desk.enter(back, Phase.READY, "")
         return _end(desk, uuid, state, reclaim, "called off: it is within its cap again", 0)
-    if backend is not None and backend.phase is Phase.DRAINING and _no_more_time(desk, uuid, state):
+    draining = backend is not None and backend.phase is Phase.DRAINING
+    if draining and backend is not None and _no_more_time(desk, uuid, state, backend.name):
         desk.put(replace(backend, deadline=desk.seen.now))
     asleep = reclaim.rung is Rung.SLEEP and backend is not None
     moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
@@ -112,20 +116,50 @@ def _mended(desk: Desk, state: DeviceState, backend: BackendState) -> bool:
     """Whether its requests still end while it has given back what it held above its cap: then it is
     one of those that are never touched for a neighbour.
     """
-    if backend.phase is not Phase.DRAINING or backend.deadline is None:
+    if backend.phase is not Phase.DRAINING or backend.deadline is None or backend.parked:
         return False
+    if backend.name not in desk.placements or backend.after not in _OURS:
+        return (
+            False  # a reload or an operator has it stopped meanwhile: that drain is not ours to end
+        )
     fresh = state.seen_at == state.last_sample_at  # over_since leaves out those that drain
     cap = desk.placements[backend.name].cap_bytes
     return fresh and backend.name in state.used and state.used[backend.name] <= cap
 
 
-def _no_more_time(desk: Desk, uuid: str, state: DeviceState) -> bool:
-    """Whether the card has become too full to wait for requests: faster than was thought, or by others."""
+def _no_more_time(desk: Desk, uuid: str, state: DeviceState, name: str) -> bool:
+    """Whether one of its cards has become too full to wait for requests: faster than was thought, or
+    by others.
+    """
+    placement = desk.placements.get(name)
+    others = {
+        one: desk.devices[one]
+        for one in (placement.devices if placement else ())
+        if one in desk.devices
+    }
+    return any(_too_full(desk, one, its) for one, its in {**others, uuid: state}.items())
+
+
+def _too_full(desk: Desk, uuid: str, state: DeviceState) -> bool:
     seen = desk.seen.devices[uuid]
     if not pressure.confirmed(state) or not isinstance(seen.memory, Known):
         return False
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
     return seen.memory.value.free_bytes < pressure.critical_free_bytes(headroom)
+
+
+def hear(desk: Desk, state: DeviceState) -> tuple[DeviceState, str]:
+    """The outcome of the action under way, heard once and also while blind; "" or why it was refused."""
+    reclaim = state.reclaim
+    outcome = desk.outcome_of(reclaim.action) if reclaim is not None else None
+    if reclaim is None or outcome is None:
+        return state, ""
+    desk.note_outcome(outcome)
+    stage = "waits for its bytes" if reclaim.killed else "asked, waits for /api/ps and its bytes"
+    if not outcome.ok:
+        stage = outcome.detail
+    heard = replace(reclaim, action="", told=desk.seen.now, stage=stage)
+    return replace(state, reclaim=heard), "" if outcome.ok else outcome.detail
 
 
 def freed_of(state: DeviceState) -> int:
@@ -154,21 +188,15 @@ def _unload(desk: Desk, uuid: str, reclaim: Reclaim) -> Reclaim:
 
 def _follow_trim(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) -> DeviceState:
     now, freed = desk.seen.now, freed_of(state)
-    outcome = desk.outcome_of(reclaim.action)
-    if outcome is not None:
-        desk.note_outcome(outcome)
-        if not outcome.ok:
-            return _end(desk, uuid, state, reclaim, outcome.detail, freed)
-        stage = (
-            "waits for its bytes" if reclaim.killed else "asked, waits for /api/ps and its bytes"
-        )
-        reclaim = replace(reclaim, action="", told=now, stage=stage)
-        state = replace(state, reclaim=reclaim)
+    state, refused = hear(desk, state)
+    reclaim = state.reclaim or reclaim
+    if refused:
+        return _end(desk, uuid, state, reclaim, refused, freed)
     backend = desk.backends.get(reclaim.backend)
     if freed >= SEEN_BACK * reclaim.expected:
         return _end(desk, uuid, state, reclaim, "done", freed)
     here = backend is not None and (
-        backend.phase is Phase.READY or (backend.adopted and backend.phase is Phase.STARTING)
+        serves(backend) or (backend.adopted and backend.phase is Phase.STARTING)
     )
     if not here:
         return _end(desk, uuid, state, reclaim, "its engine is gone", freed)
@@ -188,6 +216,9 @@ def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
     """The unload was not obeyed: end that one child (ollama #7779: a runner that is 'Stopping...' for
     ever; killing it alone clears it, Ollama loads again on demand).
     """
+    if len(recent(state.disruptive, desk.seen.now)) >= DISRUPTIVE_MAX:
+        why = f"the unload was not obeyed, and {DISRUPTIVE_MAX} interventions were made already"
+        return _end(desk, uuid, state, reclaim, f"{why}: people must look", freed_of(state))
     runner = _runner(desk, uuid, reclaim)
     if runner is None or runner.ref is None:
         why = "the unload was not obeyed and its runner cannot be told from others"

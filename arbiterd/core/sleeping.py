@@ -190,6 +190,10 @@ def _no_room(desk: Desk, backend: BackendState) -> str:
         need, free = freed + WAKE_MARGIN_BYTES, seen.memory.value.free_bytes
         if free < need:
             return f"needs {format_size(need)} free, {format_size(free)} is"
+        if state.pressure is Pressure.CRITICAL:
+            return f"GPU {seen.device.index} is critical"
+        if state.reclaim is not None:
+            return f"memory of GPU {seen.device.index} is being taken back ({state.reclaim.rung})"
     return ""
 
 

@@ -91,6 +91,7 @@ class BackendState:
     ``pending``: id of the action in flight for it, "" for none. ``held``: an operator drained it.
     ``parked``: an operator stopped it by hand; it stays so until resume.
     ``adopted``: taken over from an earlier run, not heard from yet.
+    ``started_cap``: bytes, its cap on each device when it was started.
     ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
     last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``gone_at``:
     its last process was gone; from then on its bytes must come back.
@@ -121,6 +122,7 @@ class BackendState:
     ready_at: float | None = None
     start_took_s: float | None = None
     stop_took_s: float | None = None
+    started_cap: int = 0
     cause: Cause | None = None
     blocked_by: str = ""
     held_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -135,6 +137,12 @@ class BackendState:
     vitals: Vitals = Vitals()
     sleep: Sleep = Sleep()
     ooms: tuple[float, ...] = ()
+
+
+def serves(backend: BackendState) -> bool:
+    """Ready, or ready and drained by an operator: its engine answers and may be asked for memory."""
+    drained = backend.phase is Phase.DRAINING and backend.deadline is None
+    return backend.phase is Phase.READY or drained
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,7 @@ def _begin(desk: Desk, before: Settings, back: str, unsettled: frozenset[str]) -
         changes=changes,
         failures={name: _failed(desk, name) for name in touched},
         rolling_back=back,
-        estimated_s=estimate(
-            settings, known_times(desk), {n: desk.gpu_of(n) for n in desk.backends}, touched
-        ),
+        estimated_s=estimate(settings, known_times(desk), touched),
         to_sha=settings.source.sha256,
         loaded_at=settings.source.loaded_at,
     )

@@ -24,7 +24,7 @@ from arbiterd.core.limits import (
     TRIM_FAILED_S,
     TRIM_S,
 )
-from arbiterd.core.state import BackendState, DeviceState
+from arbiterd.core.state import BackendState, DeviceState, serves
 from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
@@ -63,7 +63,7 @@ def options(desk: Desk, uuid: str, state: DeviceState, need: Need) -> list[Optio
     found = [one for name in names for one in _trims(desk, name, state, need)]
     found.sort(key=lambda one: (not one.possible, -min(one.candidate.bytes_expected, need.bytes)))
     found += sorted(
-        (_over(desk, name, state, need) for name in names),
+        (_over(desk, uuid, name, state, need) for name in names),
         key=lambda one: (not one.possible, _rank(desk, one.candidate)),
     )
     return found
@@ -124,7 +124,7 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
         last = state.done.get(key, float("-inf"))
         failed = state.done.get(f"failed {key}", float("-inf"))
         why = ""
-        if backend.phase is not Phase.READY or backend.warm_pending or loading(desk, name):
+        if not serves(backend) or backend.warm_pending or loading(desk, name):
             why = f"{name} is {backend.phase.value} or loading"
         elif not model.vram_bytes:
             why = "it is not on the card"
@@ -142,7 +142,7 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
 
 
 # -- the guilty -------------------------------------------------------------------------------------
-def _over(desk: Desk, name: str, state: DeviceState, need: Need) -> Option:
+def _over(desk: Desk, uuid: str, name: str, state: DeviceState, need: Need) -> Option:
     """What may be done to one backend beyond trimming."""
     backend, held = desk.backends[name], state.used.get(name, 0)
     cap = desk.placements[name].cap_bytes
@@ -166,9 +166,22 @@ def _over(desk: Desk, name: str, state: DeviceState, need: Need) -> Option:
         why_not = "for less than 3 s and not growing: may be one request's spike"
     elif backend.phase not in _RUNNING:
         why_not = f"it is {backend.phase.value}"
+    elif _taken_elsewhere(desk, uuid, name):
+        why_not = "it is being reined in already, for another of its GPUs"
     priority = desk.settings.active.backends[name].priority
     text = f"{over}{how}, priority {priority}" + (f"; not now: {why_not}" if why_not else "")
     return Option(Candidate(name, rung, held, False, text), possible=not why_not, grows=grows)
+
+
+def _taken_elsewhere(desk: Desk, uuid: str, name: str) -> bool:
+    """Whether a sleep or a restart of this backend, on several GPUs, is in flight on another of them."""
+    return any(
+        other != uuid
+        and one.reclaim is not None
+        and one.reclaim.backend == name
+        and one.reclaim.rung is not Rung.TRIM
+        for other, one in desk.devices.items()
+    )
 
 
 def _rung(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> tuple[Rung, str]:

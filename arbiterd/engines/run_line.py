@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 
 from arbiterd.engines.base import CommandProblem
 from arbiterd.engines.flags import quoted, toml_list
@@ -100,8 +101,10 @@ class _Form:
 
 def container_problem(command: Sequence[str]) -> CommandProblem | None:
     """Docker and podman cannot be a command: processes would escape the unit's cgroup."""
-    words = [word.rsplit("/", 1)[-1] for word in command[:2]]
-    words = words[1:] if words[:1] == ["sudo"] else words[:1]
+    names = [word.rsplit("/", 1)[-1] for word in command]
+    if names[:1] == ["sudo"]:
+        names = list(dropwhile(lambda name: name.startswith("-"), names[1:]))
+    words = names[:1]
     if not words or words[0] not in ("docker", "podman"):
         return None
     form = _read(command)
@@ -118,12 +121,26 @@ def _read(command: Sequence[str]) -> _Form:
     stream = iter(rest)
     for word in stream:
         if not word.startswith("-"):
-            form.image, form.command = word, tuple(stream)
+            form.image, form.command = word, tuple(_open_words(form, stream))
             break
         for name, value in _options(word, stream):
             _take(form, name, value)
     _serving_model(form)
     return form
+
+
+def _open_words(form: _Form, stream: Iterator[str]) -> Iterator[str]:
+    """The command within the image without vLLM's key, which has a variable of its own: what is printed
+    here comes into the journal.
+    """
+    for word in stream:
+        name, given, _ = word.partition("=")
+        if name == "--api-key":
+            form.hidden.append("VLLM_API_KEY")
+            if not given:
+                next(stream, "")
+        else:
+            yield word
 
 
 def _options(word: str, stream: Iterator[str]) -> Iterator[tuple[str, str]]:

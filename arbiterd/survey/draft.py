@@ -60,7 +60,8 @@ def _head(survey: Survey) -> str:
         "# After an edit: arbiterctl check && arbiterctl plan && systemctl reload gpu-arbiter",
     ]
     if survey.nvml:
-        lines.append(f"# The GPUs could not be read: {_one_line(survey.nvml)}")
+        why = survey.nvml.removeprefix("the GPUs cannot be read: ")  # as the inventory has it
+        lines.append(f"# The GPUs could not be read: {_one_line(why)}")
     for one in survey.devices:
         if not one.parent_uuid:
             mig = ", in MIG mode" if one.mig_enabled else ""

@@ -189,9 +189,13 @@ def tell(what: str, trials: Sequence[Found]) -> None:
     crossed = [one for one in trials if "crossed" in one]
     brake = [1000 * (one["braked"] - one["crossed"]) for one in crossed if "braked" in one]
     back = [1000 * (one["back"] - one["crossed"]) for one in crossed if "back" in one]
+    given = [
+        1000 * (one["back"] - one["braked"]) for one in trials if {"back", "braked"} <= one.keys()
+    ]
     missed = sum(1 for one in trials if "braked" not in one or "back" not in one)
     lowest = min(one["lowest_mib"] for one in trials)
     row: tuple[Any, ...] = (what, len(trials), len(crossed), spread(brake), spread(back))
+    row = (*row, spread(given))
     print("|", " | ".join(str(one) for one in (*row, f"{lowest:.0f}", missed)), "|", flush=True)
 
 
@@ -235,8 +239,8 @@ def main() -> int:
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, poll 250 ms")
     print(f"load average before: {os.getloadavg()[0]:.1f}\n", flush=True)
     print("| scenario | trials | line crossed | crossing to brake, p50 / p99 / max ms ", end="")
-    print("| crossing to bytes back | least free, MiB | incomplete |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| crossing to bytes back | brake to bytes back | least free, MiB | incomplete |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     measure(lib, sys.argv[1:])
     print(f"\nload average after: {os.getloadavg()[0]:.1f}")
     return 0

@@ -143,6 +143,7 @@ def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
         "check",
         "plan",
         "status",
+        "top",
         "incidents",
         "why",
         "reload",
@@ -168,6 +169,13 @@ def test_a_missing_file_is_a_sentence() -> None:
     done = _ctl("check", "/nowhere/x.toml")
     assert done.returncode == 78
     assert "/nowhere/x.toml:1: (file): there is no such file" in done.stderr
+
+
+def test_a_folder_in_place_of_the_file_is_a_sentence(tmp_path: Path) -> None:
+    """Nothing about UTF-8 where there is no text."""
+    done = _ctl("check", str(tmp_path))
+    assert done.returncode == 78
+    assert "cannot be read: Is a directory; name a file" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["arbiterd", "arbiterd.cli"])

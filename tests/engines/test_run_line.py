@@ -11,6 +11,16 @@ from arbiterd.engines.run_line import container_problem
 
 LINES = [
     (
+        "sudo -E docker run --gpus all vllm/vllm-openai:v0.30.0 --api-key sk-x --model Qwen/Q",
+        {
+            "image": "vllm/vllm-openai:v0.30.0",
+            "container": "docker",
+            "command": ["--model", "Qwen/Q"],
+            "env_file": "/etc/gpu-arbiter.env",
+        },
+        "; put VLLM_API_KEY into env_file",
+    ),
+    (
         (
             "docker run --runtime nvidia --gpus all -v /srv/hf:/root/.cache/huggingface:Z"
             " --env HUGGING_FACE_HUB_TOKEN=hf_x -p 8001:8000 --ipc=host vllm/vllm-openai:v0.30.0"

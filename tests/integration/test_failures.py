@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
@@ -274,7 +275,9 @@ def test_stop_all_stops_and_resume_brings_back(host: Host) -> None:
     host.write(PAIR, only=("vllm", "ollama"))
     host.start()
     host.wait_ready()
-    assert host.ctl("stop-all").returncode == 0
+    done = host.ctl("stop-all", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["stopped"]
     host.wait_phase("vllm", "stopped")
     host.wait_phase("ollama", "stopped")
     assert settle(lambda: host.backend("vllm")["phase"] == "stopped", 1.0)

@@ -190,7 +190,8 @@ def test_only_an_image_is_a_comment_until_images_run() -> None:
 
 def test_without_nvml_the_caps_are_a_guess_and_say_so() -> None:
     """The reason is in the file."""
-    seen = Survey(nvml="NVML says: Driver Not Loaded", units=(OLLAMA_UNIT,), venvs=EVERYTHING.venvs)
+    why = "the GPUs cannot be read: NVML says: Driver Not Loaded"
+    seen = Survey(nvml=why, units=(OLLAMA_UNIT,), venvs=EVERYTHING.venvs)
     text, table = _checked(seen)
     assert "# The GPUs could not be read: NVML says: Driver Not Loaded" in text
     assert "a guess" in text
