@@ -216,12 +216,13 @@ class Tensorflow(Engine):
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A resident model and its runner."""
+    """A resident model and its runner. ``fail``: answers who waits for its load."""
 
     name: str
     size: int
     proc: Proc
     expires: float
+    fail: Callable[[str], None]
     ready: bool = False
 
 
@@ -260,12 +261,11 @@ class Ollama(Engine):
         size = self.nature.models.get(model, 2 * GIB)
         proc = self.world.spawn(self.cards, self.name, f"llama-server --model {model}")
         self.procs.append(proc)
-        one = self.models[model] = Model(model, size, proc, self._until(keep_s))
+        one = self.models[model] = Model(model, size, proc, self._until(keep_s), done)
 
         def full() -> None:
             self.world.note_oom(self, "load")
             self.drop(model)
-            done("HTTP 500: llama-server process has terminated: cudaMalloc failed: out of memory")
 
         def loaded() -> None:
             one.ready = True
@@ -322,6 +322,8 @@ class Ollama(Engine):
             growth.over = growth.over or growth.proc is model.proc
         self.world.end(model.proc, self.faults.lag_s)
         self.procs = [p for p in self.procs if p is not model.proc]
+        if not model.ready:
+            model.fail("HTTP 500: llama-server process has terminated: signal: killed")
 
     def unload(self, model: str) -> None:
         """Asynchronous: after what runs has ended; or not at all."""
