@@ -298,6 +298,7 @@ def test_a_sleep_that_frees_nothing_ends_in_a_restart() -> None:
     world.until("vllm", Phase.SLEEPING)
     world.until("vllm", Phase.STOPPING, ticks=300)
     world.until("vllm", Phase.READY)
+    assert world.stopped == ["vllm"]
 
 
 def test_vllm_over_its_cap_sleeps_rather_than_dies_when_there_is_time() -> None:
