@@ -24,6 +24,8 @@ def test_a_live_daemon_is_recorded_and_replays_to_identical_decisions(host: Host
         pid = host.status()["backends"][1]["pids"][0]
         os.kill(pid, signal.SIGKILL)
         host.wait_event("recovered", "vllm")
+        tick = host.status()["loop"]["tick"]  # the journal is ahead of the stream: let it come
+        wait_until(lambda: host.status()["loop"]["tick"] > tick + 4, 10, "a few more ticks")
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=20)
         assert command.returncode == 0, err

@@ -94,7 +94,9 @@ def test_learned_caps_are_listed_with_the_cap_in_force(site: Site) -> None:
     here = LearnedCap("A", "vllm", "GPU-0", "M", "", 662 * MIB, 662 * MIB, 2, 1e9, "full")
     gone = replace(here, mode="Z", at=2e9)
     world.state = replace(world.state, learned={one.key: one for one in (here, gone)})
-    world.tick()
+    world.ask(Verb.RESTART, "vllm")  # a learned cap is in force from the next start
+    world.until("vllm", Phase.STARTING)
+    world.until("vllm", Phase.READY)
     site.holder.put(published(world))
     status, _, body = site.get("/v1/caps")
     assert status == 200
