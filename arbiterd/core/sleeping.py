@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core.desk import Desk
-from arbiterd.core.failing import fail
+from arbiterd.core.failing import fail, give_back
 from arbiterd.core.gate import memory_event
 from arbiterd.core.judge import fresh
 from arbiterd.core.limits import (
@@ -149,6 +149,12 @@ def _asleep(desk: Desk, backend: BackendState) -> None:
     if not (backend.sleep.wake or _calm_again(desk, backend)):
         return
     why = _no_room(desk, backend)
+    if why and _outgrew(desk, backend):
+        text = (
+            f"held more than its cap when it fell asleep, so it cannot wake ({why}): started anew"
+        )
+        give_back(desk, backend, After.WAITING, text, grace_s=0.0)
+        return
     if why:
         desk.enter(backend, Phase.SLEEPING, f"is to wake: {why}")
         return
@@ -174,6 +180,21 @@ def _calm_again(desk: Desk, backend: BackendState) -> bool:
         desk.devices.get(uuid, DeviceState()).pressure is Pressure.CALM
         for uuid in backend.sleep.held
     )
+
+
+def _outgrew(desk: Desk, backend: BackendState) -> bool:
+    """On a calm card it lacks the room only for what it held beyond its cap: that never comes back, and
+    a fresh process needs no more than the cap.
+    """
+    for uuid, freed in backend.sleep.freed.items():
+        seen, state = desk.seen.devices.get(uuid), desk.devices.get(uuid, DeviceState())
+        calm = state.pressure is Pressure.CALM and not memory_event(desk, uuid, backend.name)
+        if seen is None or not isinstance(seen.memory, Known) or not calm:
+            continue
+        over = backend.sleep.held[uuid] > desk.placements[backend.name].cap_bytes
+        if over and seen.memory.value.free_bytes < freed + WAKE_MARGIN_BYTES:
+            return True
+    return False
 
 
 def _no_room(desk: Desk, backend: BackendState) -> str:

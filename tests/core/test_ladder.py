@@ -313,6 +313,21 @@ def test_vllm_over_its_cap_sleeps_rather_than_dies_when_there_is_time() -> None:
     assert world.stopped == []
 
 
+def test_who_cannot_wake_for_what_it_held_beyond_its_cap_starts_anew() -> None:
+    """Its neighbours take what is theirs meanwhile: there is room for its cap, not for its excess."""
+    world = _sleeper()
+    world.engines["ollama"].loaded, world.engines["ollama"].held = (), 0
+    free = 24 * GIB - 400 * MIB - world.used(GPU)
+    world.engines["vllm"].held += free - 100 * MIB
+    world.until("vllm", Phase.SLEEPING, ticks=40)
+    world.engines["ollama"].held = 4 * GIB
+    world.until("vllm", Phase.STARTING, ticks=400)
+    stop = next(one for one in world.ordered if isinstance(one, StopBackend))
+    assert "held more than its cap" in stop.reason
+    world.until("vllm", Phase.READY)
+    assert world.stopped == ["vllm"]
+
+
 # -- freeze --------------------------------------------------------------------------------------------
 def test_a_runaway_that_may_not_be_killed_is_frozen_once_a_minute() -> None:
     """The bound is reached: the freezer is the last brake, two seconds of it."""
