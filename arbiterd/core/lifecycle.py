@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from arbiterd.core import breaker, evidence, judge, learn, sleeping
+from arbiterd.core import breaker, evidence, judge, learn, reclaim, sleeping
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back
@@ -319,7 +319,7 @@ def _draining(desk: Desk, backend: BackendState) -> None:
     held, spare = remember(desk, backend)
     backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
     busy = evidence.busy(desk, backend.name, backend.since)
-    if busy and desk.seen.now < (backend.deadline or 0.0):
+    if (busy and desk.seen.now < (backend.deadline or 0.0)) or reclaim.spared(desk, backend):
         return
     if backend.after is After.SLEEPING:
         sleeping.fall(desk, backend)

@@ -112,6 +112,19 @@ def follow(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
     return state
 
 
+def spared(desk: Desk, backend: BackendState) -> bool:
+    """Whether the ladder, which comes after the backends' steps, will call its end off in this tick."""
+    if desk.seen.stopping:
+        return False
+    return any(
+        one.reclaim is not None
+        and one.reclaim.backend == backend.name
+        and one.reclaim.rung is not Rung.TRIM
+        and _mended(desk, one, backend)
+        for one in desk.devices.values()
+    )
+
+
 def _mended(desk: Desk, state: DeviceState, backend: BackendState) -> bool:
     """Whether its requests still end while it has given back what it held above its cap: then it is
     one of those that are never touched for a neighbour.
