@@ -175,7 +175,7 @@ class Gate:
             msg = "no Ollama here"
             raise Refused(msg, status=404)
         loads = self.loads[name]
-        async with self.inner[name].get(f"http://inner{request.path}") as reply:
+        async with self.inner[name].get(f"http://localhost{request.path}") as reply:
             if reply.status != 200:
                 return web.Response(
                     status=reply.status, body=await reply.read(), headers=_kept(reply.headers)
@@ -191,8 +191,10 @@ class Gate:
         """Hand on; every chunk at once."""
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
         headers["x-arbiter-via"] = "gate"
+        if "Host" in request.headers:  # HAProxy rewrites it, towards Ollama only
+            headers["Host"] = request.headers["Host"]
         session = self.inner[name]
-        url = f"http://inner{request.raw_path}"
+        url = f"http://localhost{request.raw_path}"
         async with session.request(
             request.method, url, data=body, headers=headers, allow_redirects=False
         ) as reply:

@@ -242,6 +242,7 @@ def _backends(one: Behind, paths: Paths) -> list[str]:
         # also the pause before the retry; else a full backlog of the engine may take a second SYN
         f"    timeout connect {rules.CONNECT_MS if one.standin else rules.PATIENT_MS}ms",
         "    http-request del-header x-arbiter- -m beg" if not one.standin else "",
+        *(f"    {line}" for line in rules.own_host(one)),
         f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check}{pool}",
     ]
     if one.standin:

@@ -36,6 +36,17 @@ def backend_of(name: str, *, grpc: bool = False) -> str:
     return f"be-{name}-grpc" if grpc else f"be-{name}"
 
 
+def own_host(one: Behind) -> list[str]:
+    """A loopback Ollama answers 403 to a Host that it does not know (server/routes.go, allowedHost)."""
+    if one.kind is not Kind.OLLAMA:
+        return []
+    return [
+        "http-request set-header X-Forwarded-Host %[req.hdr(host)] "
+        "if { req.hdr(host) -m found } !{ req.hdr(x-forwarded-host) -m found }",
+        f"http-request set-header Host localhost:{one.port}",
+    ]
+
+
 def errors(api: str, paths: Paths) -> str:
     """Errors that HAProxy makes itself, in the shape of the door."""
     texts = {

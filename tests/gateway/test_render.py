@@ -53,6 +53,13 @@ def test_decisive_lines_are_there(tmp_path: Path, line: str) -> None:
     assert line in config(tmp_path)
 
 
+def test_host_is_rewritten_towards_ollama_only(tmp_path: Path) -> None:
+    """A loopback Ollama refuses names that it does not know; the others may route by Host."""
+    parts = config(tmp_path).split("\nbackend ")
+    rewriting = [part.split()[0] for part in parts if "set-header Host localhost:" in part]
+    assert rewriting == ["be-ollama"]
+
+
 def test_no_limit_is_ever_zero(tmp_path: Path) -> None:
     """maxconn 0 means unlimited to HAProxy: 'none' is maintenance, never 0."""
     assert "maxconn 0" not in config(tmp_path)
