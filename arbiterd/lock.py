@@ -8,6 +8,7 @@ from pathlib import Path
 
 from arbiterd import procfs
 from arbiterd.errors import AlreadyRunning
+from arbiterd.placing import make_folder
 
 
 class Lock:
@@ -21,7 +22,8 @@ class Lock:
             OSError: the folder cannot be written.
 
         """
-        runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if not runtime_dir.is_dir():
+            make_folder(runtime_dir)
         path = runtime_dir / "lock"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

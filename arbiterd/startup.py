@@ -26,6 +26,7 @@ from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import Settings
+from arbiterd.placing import make_folder
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.loads import LoadDesk
 
@@ -106,7 +107,7 @@ def make_gateway(settings: Settings, on_change: Callable[[], None]) -> GatewayPa
     where = paths(settings.arbiter.runtime_dir, systemd=systemd)
     services: Services = SystemdServices() if systemd else DirectServices(where)
     keeper = GatewayKeeper(where, services, on_change, systemd=systemd)
-    where.files.mkdir(parents=True, exist_ok=True)
+    make_folder(where.files, 0o750, GROUP if systemd else "")
     log = GatewayLog(where.log, GROUP if systemd else "")
     return GatewayParts(keeper, log, LoadDesk(on_change), where)
 

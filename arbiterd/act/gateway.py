@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from arbiterd import ports, procfs
-from arbiterd.act.gateway_files import check, give, put
+from arbiterd.act.gateway_files import check, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
@@ -23,12 +23,13 @@ from arbiterd.gateway import render, rules, runtime
 from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import Door, Layout, doors_of, layout
 from arbiterd.gateway.limits import split
-from arbiterd.gateway.paths import Paths
+from arbiterd.gateway.paths import GROUP, Paths
 from arbiterd.gateway.reading import line_of, traffic_of
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
+from arbiterd.placing import make_folder
 
 STALE_S = 2.0
 START_EVERY_S = 1.0
@@ -78,10 +79,7 @@ class GatewayKeeper:
 
     def start(self) -> None:
         """Begin."""
-        folder = self._paths.files
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._systemd:
-            give(folder, 0o750)
+        make_folder(self._paths.files, 0o750, GROUP if self._systemd else "")
         self._thread.start()
 
     def order(self, wish: GatewayWish, settings: Settings) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import grp
-import os
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from arbiterd.gateway.paths import GROUP
+from arbiterd.placing import OWN_FILE, put_file
 
 _CHECK_S = 10.0
 
 
 def put(path: Path, text: str, *, shared: bool) -> None:
-    """Temporary name, then rename. ``shared``: for the common group of HAProxy and the gate."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    if shared:
-        give(temporary, 0o640)
-    temporary.replace(path)
+    """Write it whole. ``shared``: for the common group of HAProxy and the gate."""
+    put_file(path, text, OWN_FILE, GROUP if shared else "")
 
 
 def check(config: Path) -> str:
@@ -38,10 +32,3 @@ def check(config: Path) -> str:
         return "haproxy -c did not end"
     alerts = [line for line in done.stderr.splitlines() if "ALERT" in line]
     return "" if done.returncode == 0 else f"haproxy refuses {config}: {' '.join(alerts)[:500]}"
-
-
-def give(path: Path, mode: int) -> None:
-    """Readable for HAProxy and the gate, by their common group; nobody else."""
-    with suppress(KeyError, OSError):
-        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
-    os.chmod(path, mode)

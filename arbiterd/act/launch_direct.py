@@ -36,6 +36,7 @@ from arbiterd.act.tails import file_tail
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
+from arbiterd.placing import make_folder
 
 TAG_BACKEND = "GPU_ARBITER_BACKEND"
 TAG_INSTANCE = "GPU_ARBITER_INSTANCE"
@@ -83,7 +84,7 @@ class DirectLauncher:
         self._dir = runtime_dir / "backends"
         self._logs = runtime_dir / "logs"
         for folder in (self._dir, self._logs):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         self.instance = hashlib.sha256(str(runtime_dir.resolve()).encode()).hexdigest()[:16]
         self._on_change = on_change
         self._containers = Containers(self._dir, podman=True)

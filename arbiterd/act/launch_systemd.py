@@ -32,6 +32,7 @@ from arbiterd.act.unit_end import UnitEnd
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
+from arbiterd.placing import make_folder
 
 DEFAULT_USER = "gpu-engines"
 _PATH_PREFIX = "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2d"
@@ -61,7 +62,7 @@ class SystemdLauncher:
 
     def __init__(self, runtime_dir: Path, on_change: Callable[[], None]) -> None:
         self._dir = runtime_dir / "backends"
-        self._dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self._dir)
         self._on_change = on_change
         self._containers = Containers(self._dir, podman=False)
         self._lock = threading.Lock()

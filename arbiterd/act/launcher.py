@@ -16,6 +16,7 @@ from arbiterd import procfs
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
+from arbiterd.placing import EVERYONE_FILE, OWN_FILE, make_folder, put_file
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OnChange = Callable[[], None]
@@ -125,21 +126,15 @@ def signal_exactly(one: ProcessRef, number: signal.Signals) -> None:
 
 
 def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
-    """Write an engine's files: temporary name, then rename, readable for the engine's user."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    """Write an engine's files, readable for its user, whoever that is. They hold no secret."""
+    make_folder(folder)
     for spec in files:
-        target = folder / spec.name
-        temporary = target.with_name(f".{target.name}.new")
-        temporary.write_text(spec.content)
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        put_file(folder / spec.name, spec.content, EVERYONE_FILE)
 
 
 def write_record(path: Path, record: Mapping[str, object]) -> None:
-    """Write an adoption record: temporary name, then rename."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(record))
-    temporary.replace(path)
+    """Write an adoption record. The next daemon acts on it, so nobody else may write it."""
+    put_file(path, json.dumps(record), OWN_FILE)
 
 
 def read_env_file(path: str) -> dict[str, str]:

@@ -7,9 +7,7 @@ HAProxy never waits for us. Exact counts come from ``show stat``; this is for di
 from __future__ import annotations
 
 import bisect
-import grp
 import json
-import os
 import socket
 import threading
 import time
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arbiterd.model.gateway import BUCKETS_S, Requests
+from arbiterd.placing import hand_over
 
 READ_PER_S = 2000
 _BUFFER = 1 << 20
@@ -65,10 +64,7 @@ class GatewayLog:
         path.unlink(missing_ok=True)
         self._socket.bind(str(path))
         self._closed = False
-        with suppress(KeyError, OSError):
-            if group:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        os.chmod(path, 0o660)
+        hand_over(path, 0o660, group)
         self._thread = threading.Thread(target=self._run, name="gateway-log", daemon=True)
         self._thread.start()
 

@@ -6,7 +6,6 @@ TCP on ``listen`` is read only. The unix socket serves the same and, alone, the 
 from __future__ import annotations
 
 import asyncio
-import grp
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ from aiohttp import web
 
 from arbiterd.errors import ArbiterError
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
+from arbiterd.placing import hand_over
 from arbiterd.tap import Tap
 from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.holder import Holder
@@ -163,21 +163,20 @@ class WebServer:
 
 
 def _unix(path: Path, group: str) -> socket.socket:
-    """A bound socket, mode 0660 from the first moment: it is bound under a closed umask."""
+    """A bound socket for root and the group.
+
+    Its mode is closed before it has a name: Linux gives the name the mode of the socket (net/unix/
+    af_unix.c, unix_bind_bsd). A closed umask would close what other threads make meanwhile, too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             path.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        old = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(old)
-        with suppress(KeyError, PermissionError):
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        os.chmod(path, 0o660)
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(str(path))
+        hand_over(path, 0o660, group)
     except OSError:
         sock.close()
         raise

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -267,6 +269,29 @@ def test_files_are_there_before_the_engine(bench: Bench) -> None:
     spec = bench.spec(SLEEP, files=(FileSpec("x.config", "hello"),))
     bench.launcher.start(spec)
     assert (bench.home / "run" / "backends" / "probe" / "x.config").read_text() == "hello"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run an engine as another user")
+@pytest.mark.parametrize("umask", [0o007, 0o077], ids=oct)
+def test_its_files_can_be_read_by_the_engines_user(bench: Bench, umask: int) -> None:
+    """Whoever that is, and whatever the daemon's umask: TensorFlow names its files on its command line."""
+    folder = Path(tempfile.mkdtemp(prefix="gpua-", dir="/run"))
+    folder.chmod(0o755)
+    old = os.umask(umask)
+    launcher = _make(bench.kind, folder / "run", bench.changed)
+    try:
+        at = folder / "run" / "backends" / "probe" / "models.config"
+        spec = LaunchSpec(
+            "probe", ("/bin/sh", "-c", f"id -un; cat {at}; sleep 600"), {}, "i1",
+            files=(FileSpec("models.config", "served\n"),), user="nobody",
+        )  # fmt: skip
+        launcher.start(spec)
+        wait_until(lambda: launcher.tail("probe", 9) == ("nobody", "served"), 10, "its words")
+    finally:
+        os.umask(old)
+        launcher.stop("probe", 0.0)
+        launcher.close()
+        shutil.rmtree(folder)
 
 
 def test_killing_is_by_identity(bench: Bench) -> None:
