@@ -24,9 +24,9 @@ from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep, serves
 from arbiterd.core.victim import Option, recent, resident
-from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
+from arbiterd.engines.ollama_names import same_model
 from arbiterd.model.actions import KillProcesses, UnloadModel
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuProcess

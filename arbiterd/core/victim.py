@@ -25,8 +25,8 @@ from arbiterd.core.limits import (
     TRIM_S,
 )
 from arbiterd.core.state import BackendState, DeviceState, serves
-from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
+from arbiterd.engines.ollama_names import same_model
 from arbiterd.model.backend import Phase
 from arbiterd.model.health import LoadedModel
 from arbiterd.model.pressure import Candidate, Rung

@@ -10,6 +10,7 @@ from arbiterd.core.limits import KEEP_FOR_EVER_S, REARM_S, WARM_FAILURES, WARM_R
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import BackendState, DeviceState, updated
 from arbiterd.engines import engine_of
+from arbiterd.engines.ollama_names import same_model
 from arbiterd.model.actions import LoadModel
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
@@ -63,15 +64,6 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
         action=action.id,
         reason=action.reason,
     )
-
-
-def same_model(left: str, right: str) -> bool:
-    """Ollama's names: 'llama3.1' is 'llama3.1:latest'."""
-    return _full(left) == _full(right)
-
-
-def _full(name: str) -> str:
-    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
 
 
 def _blocked(desk: Desk, backend: BackendState) -> bool:

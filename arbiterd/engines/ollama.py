@@ -9,6 +9,7 @@ from datetime import datetime
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
+from arbiterd.engines.ollama_names import same_model
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -175,7 +176,7 @@ class OllamaEngine:
             return None
         model = loaded[0]
         warm = self.warm_model(backend)
-        keep: float | str = -1 if model.name.startswith(warm) and warm else "5m"
+        keep: float | str = -1 if warm and same_model(model.name, warm) else "5m"
         if model.expires_in_s is not None and keep != -1:
             keep = f"{max(1, round(model.expires_in_s))}s"  # a canary must not prolong its stay
         body = {

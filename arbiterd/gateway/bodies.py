@@ -9,9 +9,10 @@ written. What is no JSON for Go is refused here (docs/facts/gateway.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from arbiterd.engines.ollama_names import same_model
 
 _FOLDS = str.maketrans({"ſ": "s", "\u212a": "k"})
 # Options that size a runner: another value makes Ollama load the model anew, at that size.
@@ -158,7 +159,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 def keep_alive(asked: object, clamp: Clamp, model: str) -> int | str:
     """For ever for the warm model; else what was asked, at most the configured time."""
-    if clamp.warm and full_name(model) == full_name(clamp.warm):
+    if clamp.warm and same_model(model, clamp.warm):
         return -1
     most = max(1, round(clamp.keep_alive_s))
     seconds = go_seconds(asked)
@@ -192,14 +193,3 @@ def go_seconds(value: object) -> float | None:
             return None
         number, text = "", text[len(unit) :]
     return None if number else sign * total
-
-
-def full_name(name: str) -> str:
-    """Ollama's names: 'llama3.1' is 'llama3.1:latest', in any letter case."""
-    low = name.lower()
-    return low if ":" in low.rsplit("/", 1)[-1] else f"{low}:latest"
-
-
-def is_allowed(model: str, allowed: Sequence[str]) -> bool:
-    """Whether the allow-list has it; an empty list has everything."""
-    return not allowed or any(full_name(one) == full_name(model) for one in allowed)

@@ -21,6 +21,7 @@ import uvloop
 from aiohttp import web
 
 from arbiterd.gateway import bodies, live
+from arbiterd.gateway.layout import owner_of
 from arbiterd.gateway.loads import Loads, Refused
 
 _BIG = 256 * 1024  # bytes: parsed in a thread, so that no other stream waits for it
@@ -133,9 +134,8 @@ class Gate:
             if not model:
                 msg = "the body names no model"
                 raise Refused(msg, status=400)
-            models = self.config["models"]
             own = door if door in self.config["backends"] else ""
-            name = own or models.get(model) or models.get("*", "")
+            name = own or owner_of(self.config["models"], model)
         if name not in self.config["backends"]:
             msg = f"no backend has the model {model!r}"
             raise Refused(msg, status=404)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from arbiterd.core.planning import engine_grpc_port, engine_port
-from arbiterd.engines import engine_of
+from arbiterd.engines import engine_of, ollama_names
 from arbiterd.engines.base import Routes
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 
@@ -116,10 +116,8 @@ def models(settings: Settings) -> dict[str, str]:
         names = engine_of(one.kind).served_models(one)
         for name in names:
             out.setdefault(name, one.name)
-            if one.kind is Kind.OLLAMA and name.endswith(":latest"):
-                out.setdefault(name.removesuffix(":latest"), one.name)
-            elif one.kind is Kind.OLLAMA and ":" not in name.rsplit("/", 1)[-1]:
-                out.setdefault(f"{name}:latest", one.name)
+            if one.kind is Kind.OLLAMA:
+                _spell(out, name, one.name)
         if one.kind is Kind.OLLAMA and not names:
             out.setdefault(ANY_MODEL, one.name)
     for rule in settings.failover:
@@ -127,4 +125,20 @@ def models(settings: Settings) -> dict[str, str]:
             out.setdefault(rule.model, rule.to_backend)
             if rule.source:
                 out.setdefault(rule.source, rule.to_backend)
+                for name in (rule.model, rule.source):
+                    _spell(out, name, rule.to_backend)
     return out
+
+
+def _spell(out: dict[str, str], name: str, backend: str) -> None:
+    """Ollama's spellings of a name: the one that all are compared by, and it without ':latest'."""
+    key = ollama_names.key(name)
+    out.setdefault(key, backend)
+    out.setdefault(key.removesuffix(":latest"), backend)
+
+
+def owner_of(models: Mapping[str, str], model: str) -> str:
+    """The backend of a model by the unified port's list, "" for none: by its very name, as Ollama
+    compares names, else an Ollama that takes any.
+    """
+    return models.get(model) or models.get(ollama_names.key(model)) or models.get(ANY_MODEL, "")

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from arbiterd.engines import ollama_names as names
 from arbiterd.gateway import bodies, fit
 
 RESIDENT_S = 1.0  # how long a list of resident models is believed
@@ -68,22 +69,22 @@ class Loads:
             msg = "the body names no model"
             raise Refused(msg, status=400)
         for alias in self._config["aliases"]:
-            if model in (alias["name"], alias["source"]):
+            if names.is_listed(model, (alias["name"], alias["source"])):
                 return model
         if not self.is_allowed(model):
-            names = ", ".join(self._config["models"])
-            msg = f"the model {model!r} is not on the allow-list of {self._name}; it has {names}"
+            has = ", ".join(self._config["models"])
+            msg = f"the model {model!r} is not on the allow-list of {self._name}; it has {has}"
             raise Refused(msg, status=404)
         return model
 
     def is_allowed(self, model: str) -> bool:
         """Whether it may be used here."""
-        names = list(self._config["models"])
-        if names:
-            names += [
-                n for alias in self._config["aliases"] for n in (alias["name"], alias["source"])
-            ]
-        return bodies.is_allowed(model, names)
+        allowed = list(self._config["models"])
+        if not allowed:
+            return True
+        for alias in self._config["aliases"]:
+            allowed += [alias["name"], alias["source"]]
+        return names.is_listed(model, allowed)
 
     def clamp(self) -> bodies.Clamp:
         """What every body gets."""
@@ -95,7 +96,8 @@ class Loads:
         )
 
     def _source(self, model: str) -> str:
-        return next((a["source"] for a in self._config["aliases"] if a["name"] == model), "")
+        aliases = self._config["aliases"]
+        return next((a["source"] for a in aliases if names.same_model(a["name"], model)), "")
 
     # -- admission -----------------------------------------------------------------------------
     async def admit(self, model: str, *, v1: bool = False) -> None:
@@ -105,7 +107,7 @@ class Loads:
             Refused: it never fits, or not within ``queue_timeout``.
 
         """
-        key = bodies.full_name(self._source(model) or model)
+        key = names.key(self._source(model) or model)
         source = self._source(model)
         if source and model not in self._copied:
             await self._copy(source, model)
@@ -150,7 +152,7 @@ class Loads:
             found = await self._get("/api/ps", 6.0)
             now = time.monotonic()
             self._resident = {
-                bodies.full_name(str(one["name"])): now + _left(str(one.get("expires_at", "")))
+                names.key(str(one["name"])): now + _left(str(one.get("expires_at", "")))
                 for one in found.get("models") or []
             }
             self._looked_at = began
@@ -257,9 +259,7 @@ class Loads:
     async def _about(self, model: str, key: str) -> tuple[str, fit.Shape, list[str], int]:
         """(digest, shape, capabilities, the Modelfile's num_ctx), asked once per digest."""
         tags = await self._get("/api/tags", 5.0)
-        row = next(
-            (o for o in tags.get("models") or [] if bodies.full_name(str(o["name"])) == key), None
-        )
+        row = next((o for o in tags.get("models") or [] if names.key(str(o["name"])) == key), None)
         if row is None:
             msg = f"model {model!r} not found in {self._name}; ollama pull {model}"
             raise Refused(msg, status=404)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arbiterd.core.warm import same_model
 from arbiterd.engines import engine_of
+from arbiterd.engines.ollama_names import same_model
 from arbiterd.model.backend import BackendView
 from arbiterd.model.gateway import Admit
 from arbiterd.model.published import Published
@@ -52,7 +52,8 @@ def by_model(published: Published, model: str, asked_host: str) -> Answer:
     rules = [
         rule
         for rule in published.settings.failover
-        if rule.model == model or (rule.source and same_model(rule.source, model))
+        if _same(backends.get(rule.from_backend), rule.model, model)
+        or (rule.source and same_model(rule.source, model))
     ]
     if not owners and not any(r.from_backend in backends for r in rules if r.model == model):
         return Answer(404, reason=f"no backend of mode {published.settings.mode} has {model!r}")
@@ -71,10 +72,14 @@ def by_backend(published: Published, name: str, asked_host: str) -> Answer:
 
 def _serves(backend: BackendSettings, model: str) -> bool:
     names = engine_of(backend.kind).served_models(backend)
-    if backend.kind is Kind.OLLAMA:
-        # An empty allow-list admits any model; which ones are there only Ollama knows.
-        return any(same_model(name, model) for name in names)
-    return model in names
+    # An empty allow-list of Ollama admits any model; which ones are there only Ollama knows.
+    return any(_same(backend, name, model) for name in names)
+
+
+def _same(backend: BackendSettings | None, name: str, model: str) -> bool:
+    """Whether this backend takes both names for one model: Ollama by its own rules, others by bytes."""
+    ollama = backend is not None and backend.kind is Kind.OLLAMA
+    return same_model(name, model) if ollama else name == model
 
 
 def _choose(
@@ -134,7 +139,7 @@ def _model_for(published: Published, name: str, model: str) -> str:
     names = engine_of(backend.kind).served_models(backend)
     if not model:
         return names[0] if names else ""
-    return next((one for one in names if same_model(one, model)), model)
+    return next((one for one in names if _same(backend, one, model)), model)
 
 
 def _why(views: object, owners: list[str]) -> str:

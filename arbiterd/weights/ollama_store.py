@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
+from arbiterd.engines import ollama_names
 from arbiterd.model.weights import ModelFacts
 from arbiterd.units import format_size
 from arbiterd.weights.files import Unreadable, read_json, size_of
@@ -20,7 +21,6 @@ LAYERS_MAX = 20_000  # a model in safetensors has one per tensor
 _MODEL = "application/vnd.ollama.image.model"
 _PARAMS = "application/vnd.ollama.image.params"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_PART = re.compile(r"[\w][\w.-]{0,127}")
 _BYTES_MAX = 1 << 50
 
 
@@ -30,19 +30,28 @@ def store_of(env: Mapping[str, str], home: Path) -> Path:
 
 
 def manifest_path(store: Path, name: str) -> Path:
-    """[HOST/][NAMESPACE/]MODEL[:TAG] as a manifest's path.
+    """The path of a model's manifest, by any spelling of its name that Ollama takes.
 
     Raises:
         Unreadable: no name of a model.
 
     """
-    whole, _, tag = name.rpartition(":") if ":" in name.rsplit("/", 1)[-1] else (name, "", "latest")
-    parts = whole.split("/")
-    defaults = ["registry.ollama.ai", "library"]
-    parts = [*defaults[: max(0, 3 - len(parts))], *parts]
-    if len(parts) != 3 or not all(_PART.fullmatch(one) for one in (*parts, tag)):
-        raise Unreadable(f"{name!r} is no model's name")
-    return store.joinpath("manifests", *parts, tag)
+    found = ollama_names.parse(name)
+    if found is None:
+        raise Unreadable(f"{name!r} is not a model name that Ollama takes")
+    path = store / "manifests"
+    for part in (found.host, found.namespace, found.model, found.tag):
+        path /= _as_written(path, part)
+    return path
+
+
+def _as_written(folder: Path, part: str) -> str:
+    """The part in the letter case that the disk has: Ollama finds a model in any."""
+    try:
+        here = {one.lower(): one for one in os.listdir(folder)}
+    except OSError:
+        return part
+    return here.get(part.lower(), part)
 
 
 def read_model(store: Path, name: str) -> ModelFacts:

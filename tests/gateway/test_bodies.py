@@ -14,9 +14,7 @@ from arbiterd.gateway.bodies import (
     BadBody,
     Clamp,
     clamped,
-    full_name,
     go_seconds,
-    is_allowed,
     keep_alive,
     parse,
 )
@@ -143,11 +141,3 @@ def test_keep_alive_is_at_most_the_configured_time(asked: object, answer: str) -
     """Neither for ever nor at once: both would undo what the operator configured."""
     assert keep_alive(asked, CLAMP, "llama3.2:1b") == answer
     assert keep_alive(asked, CLAMP, "QWEN2.5:3b") == -1
-
-
-def test_names_are_compared_as_ollama_does() -> None:
-    """Letter case and :latest."""
-    assert full_name("Llama3.1") == "llama3.1:latest"
-    assert is_allowed("LLAMA3.1:latest", ["llama3.1"])
-    assert not is_allowed("llama3.1:8b", ["llama3.1"])
-    assert is_allowed("anything", [])
