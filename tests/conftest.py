@@ -11,6 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu, build
+from tests.conformance.suite import summary
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,15 @@ class OneBox(LoadScopeScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneBox:
     """xdist asks for a scheduler."""
     return OneBox(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many conformance cases each engine passes, where any were played."""
+    reports = [
+        one
+        for name in ("passed", "failed")
+        for one in terminalreporter.stats.get(name, ())
+        if isinstance(one, pytest.TestReport)
+    ]
+    for line in summary(reports):
+        terminalreporter.write_line(line)
