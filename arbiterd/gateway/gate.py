@@ -20,7 +20,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from arbiterd.gateway import bodies, live
+from arbiterd.gateway import bodies, ends, live
 from arbiterd.gateway.layout import owner_of
 from arbiterd.gateway.loads import Loads, Refused
 
@@ -193,6 +193,7 @@ class Gate:
         headers["x-arbiter-via"] = "gate"
         if "Host" in request.headers:  # HAProxy rewrites it, towards Ollama only
             headers["Host"] = request.headers["Host"]
+        headers["Accept-Encoding"] = "identity"  # an encoded stream cannot be watched for its end
         session = self.inner[name]
         url = f"http://localhost{request.raw_path}"
         async with session.request(
@@ -204,15 +205,27 @@ class Gate:
                 out.content_length = int(length)
             await out.prepare(request)
             try:
-                async for chunk in reply.content.iter_any():
-                    await out.write(chunk)
+                whole = await _pass_on(request, reply, out)
             except aiohttp.ClientError:
-                # The engine died mid-answer: cut it off, so that it does not look finished.
+                whole = False  # the engine died mid-answer
+            if not whole:  # cut it off, so that it does not look finished
                 if request.transport is not None:
                     request.transport.abort()
                 return out
             await out.write_eof()
             return out
+
+
+async def _pass_on(
+    request: web.Request, reply: aiohttp.ClientResponse, out: web.StreamResponse
+) -> bool:
+    """Every chunk at once; whether the answer has ended as its API ends answers."""
+    end = ends.watch(request.method, request.path, reply.status, reply.headers)
+    async for chunk in reply.content.iter_any():
+        if end is not None:
+            end.feed(chunk)
+        await out.write(chunk)
+    return end is None or end.told()
 
 
 def _kept(headers: Any) -> dict[str, str]:
