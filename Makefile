@@ -27,6 +27,7 @@ test: ## lint, types, import contracts, and every test that needs no GPU and no 
 	$(PY) -m pytest -q -n $(WORKERS) -m "not real and not device"
 
 check: ## ruff, mypy --strict, import contracts
+	@scripts/setup dev
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary arbiterd tests

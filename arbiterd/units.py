@@ -16,8 +16,10 @@ _SIZES = {
     "MB": 10**6,
     "GB": 10**9,
 }
-_DURATIONS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_NEAR = {"K": "KiB", "M": "MiB", "G": "GiB"}
+_DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_PARTS = re.compile(rf"(?:{_NUMBER.pattern})+")
 
 
 def parse_size(text: str) -> int:
@@ -29,24 +31,27 @@ def parse_size(text: str) -> int:
     """
     match = _NUMBER.fullmatch(text)
     if match is None or match[2] not in _SIZES:
-        msg = f"{text!r} is no size; write a number and one of {', '.join(_SIZES)}, like '512MiB'"
+        near = _NEAR.get(match[2][:1].upper(), "") if match else ""
+        example = f"{match[1]}{near}" if match and near else "512MiB"
+        units = ", ".join(_SIZES)
+        msg = f"{text!r} is no size; write a number and one of {units}, like '{example}'"
         raise ValueError(msg)
     return round(float(match[1]) * _SIZES[match[2]])
 
 
 def parse_duration(text: str) -> float:
-    """Read '250ms' as seconds.
+    """Read '250ms', '10m', '1h30m' or '2h 30min' as seconds. ``m`` and ``min`` are minutes.
 
     Raises:
         ValueError: no unit, an unknown unit or no number; the message says what would be right.
 
     """
-    match = _NUMBER.fullmatch(text)
-    if match is None or match[2] not in _DURATIONS:
+    parts = _NUMBER.findall(text) if _PARTS.fullmatch(text) else []
+    if not parts or any(unit not in _DURATIONS for _, unit in parts):
         units = ", ".join(_DURATIONS)
-        msg = f"{text!r} is no duration; write a number and one of {units}, like '10s'"
+        msg = f"{text!r} is no duration; write numbers with one of {units}, like '10s' or '1h30m'"
         raise ValueError(msg)
-    return float(match[1]) * _DURATIONS[match[2]]
+    return sum(float(number) * _DURATIONS[unit] for number, unit in parts)
 
 
 def format_size(size_bytes: float) -> str:

@@ -102,7 +102,8 @@ def _memory(given: object, path: KeyPath, report: Report) -> tuple[float | None,
     if given is None:
         return None, None
     if isinstance(given, bool) or not isinstance(given, str):
-        right = 'write "55%" or a size like "12GiB"'
+        share = f'"{given:.0%}"' if isinstance(given, float) and 0 < given <= 1 else '"55%"'
+        right = f'write {share} or a size like "12GiB"'
         report.add(path, f"{given!r} has no unit", right)
         return None, None
     match = _PERCENT.fullmatch(given)
@@ -137,10 +138,10 @@ def check_mode(mode: Mode, report: Report) -> None:
     if mode.sharing == "shared" and len(by_gpu) > 1:
         names = ", ".join(_label(ref) for ref in by_gpu)
         report.add((*at, "sharing"), f"asserts shared, but {names} are named", "name one GPU")
-    if mode.sharing == "partitioned" and any(len(shares) > 1 for shares in by_gpu.values()):
+    if mode.sharing == "partitioned" and len(by_gpu) == 1 and len(next(iter(by_gpu.values()))) > 1:
         report.add(
             (*at, "sharing"),
-            "asserts partitioned, but two backends name one device",
+            f"asserts partitioned, but every backend names one device ({_label(next(iter(by_gpu)))})",
             'take the line out, or write sharing = "shared"',
         )
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from arbiterd.model.settings import FOR_EVER_S
 from arbiterd.units import parse_duration, parse_size
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -32,6 +33,22 @@ def _size(value: object) -> int:
 
 def _duration(value: object) -> float:
     return parse_duration(_unit_value(value, '"10s"', "duration"))
+
+
+def _keep_alive(value: object) -> float:
+    """As Ollama takes it (envconfig.KeepAlive): a duration, whole seconds, negative: for ever."""
+    text = (
+        str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    )
+    if re.fullmatch(r"-?\d+", text):
+        return FOR_EVER_S if text.startswith("-") else float(text)
+    if text.startswith("-"):
+        parse_duration(text[1:])
+        return FOR_EVER_S
+    if not text:
+        msg = f'{value!r} is no duration; write "10m", seconds like 600, or -1 for ever'
+        raise ValueError(msg)
+    return parse_duration(text)
 
 
 def _whole(value: object) -> object:
@@ -81,6 +98,7 @@ def _absolute(value: object) -> str:
 
 Size = Annotated[int, BeforeValidator(_size)]
 Duration = Annotated[float, BeforeValidator(_duration)]
+KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
@@ -190,7 +208,7 @@ class OllamaTable(BackendTable):
 
     max_loaded_models: Count = 1
     parallel: Count = 1
-    keep_alive: Duration = 600.0
+    keep_alive: KeepAlive = 600.0
     context_length: Count = 8192
 
 

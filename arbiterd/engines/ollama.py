@@ -14,7 +14,7 @@ from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
-from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.model.settings import FOR_EVER_S, BackendSettings, Kind
 from arbiterd.units import MIB, format_size
 
 FIT_TARGET_SINCE = (0, 30)  # OLLAMA_GPU_OVERHEAD no longer takes part in placement (ollama #16031)
@@ -104,7 +104,7 @@ class OllamaEngine:
             "OLLAMA_MAX_LOADED_MODELS": str(own.max_loaded_models),
             "OLLAMA_NUM_PARALLEL": str(own.parallel),
             "OLLAMA_CONTEXT_LENGTH": str(own.context_length),
-            "OLLAMA_KEEP_ALIVE": f"{round(own.keep_alive_s)}s",
+            "OLLAMA_KEEP_ALIVE": _keep_alive(own.keep_alive_s),
             "OLLAMA_MAX_QUEUE": str(max(1, backend.max_queue)),
             "OLLAMA_SCHED_SPREAD": "false",
         }
@@ -265,6 +265,10 @@ class OllamaEngine:
         """Its dying words."""
         del was_ready
         return classify(lines, exit_, _WORDS, benign=_BENIGN)
+
+
+def _keep_alive(seconds: float) -> str:
+    return "-1" if seconds >= FOR_EVER_S else f"{round(seconds)}s"
 
 
 def _expires(text: str, wall: float) -> float | None:

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+FOR_EVER_S = (
+    10 * 365 * 86400.0
+)  # what a negative keep_alive comes to: a number that min() and round() take
+
 
 class Kind(StrEnum):
     """Engine kinds. A backend is an instance of a kind."""

@@ -50,7 +50,7 @@ BROKEN = [
     ("a gpu twice", A_VLLM, 'vllm = { gpu = [1, 1], memory = "5%" }', 10, "modes.A.vllm.gpu", "named twice", "once"),
     ("memory on the cpu", A_VLLM, 'vllm = { gpu = "cpu", memory = "5%" }', 10, "modes.A.vllm.memory", "on the CPU", "take memory out"),
     ("a mode of strangers", A_VLLM, 'vlm = "55%"', 10, "modes.A.vlm", "unknown backend 'vlm'", "did you mean 'vllm'?"),
-    ("a wrong assertion", A_VLLM, A_VLLM + '\nsharing = "partitioned"', 11, "modes.A.sharing", "two backends name one device", "shared"),
+    ("a wrong assertion", A_VLLM, A_VLLM + '\nsharing = "partitioned"', 11, "modes.A.sharing", "every backend names one device", "shared"),
     ("an owned flag", *_vllm(command='"vllm", "serve", "M", "--port", "9"'), 5, "backends.vllm.command", "--port is set by the arbiter", 'command = ["vllm", "serve", "M"]'),
     ("its other spelling", *_vllm(command='"vllm", "serve", "M", "--gpu_memory_utilization=0.9"'), 5, "backends.vllm.command", "--gpu-memory-utilization is set", "memory in the mode"),
     ("owned when the key is set", *_vllm("max_num_seqs = 4", command='"vllm", "serve", "M", "--max-num-seqs=9"'), 5, "backends.vllm.command", "--max-num-seqs is set", "set max_num_seqs"),

@@ -8,7 +8,7 @@ import pytest
 
 from arbiterd.config import check_devices, default_path, load
 from arbiterd.model.devices import Device
-from arbiterd.model.settings import GpuRef, Kind, Settings
+from arbiterd.model.settings import FOR_EVER_S, GpuRef, Kind, Settings
 from arbiterd.units import GIB, MIB
 
 FIFTEEN = """\
@@ -86,6 +86,55 @@ def test_a_gpu_has_five_forms(
     text = FIFTEEN.replace("tensorflow = { gpu = 0 }", f"tensorflow = {{ gpu = {written} }}")
     share = _load(tmp_path, text).modes["B"].shares["tensorflow"]
     assert (share.gpus, share.cpu) == (refs, cpu)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ('"10m"', 600),
+        ('"24h"', 86400),
+        ('"1h30m"', 5400),
+        ('"90s"', 90),
+        ('"500ms"', 0.5),
+        ('"5min"', 300),
+        ('"1.5h"', 5400),
+        ('"1h 30min 5s"', 5405),
+        ('"2d"', 172800),
+    ],
+)
+def test_durations_are_read_as_people_and_engines_write_them(
+    tmp_path: Path, written: str, seconds: float
+) -> None:
+    """``m`` and ``min`` are minutes for every key, Ollama's keep_alive included."""
+    text = FIFTEEN.replace('"qwen2.5:3b"] }', f'"qwen2.5:3b"], keep_alive = {written} }}')
+    text += f"[gateway]\nrequest_timeout = {written}\n"
+    ollama = _load(tmp_path, text).active.backends["ollama"]
+    assert ollama.ollama.keep_alive_s == pytest.approx(seconds)
+    assert ollama.request_timeout_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("written", ['"-1"', "-1", '"-1s"', '"-10m"'])
+def test_a_negative_keep_alive_is_for_ever(tmp_path: Path, written: str) -> None:
+    """Ollama gets -1; the gate has a finite number to compare with."""
+    text = FIFTEEN.replace('"qwen2.5:3b"] }', f'"qwen2.5:3b"], keep_alive = {written} }}')
+    assert _load(tmp_path, text).active.backends["ollama"].ollama.keep_alive_s == FOR_EVER_S
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [('"300"', 300), ("300", 300), ("0", 0), ('"0"', 0)]
+)
+def test_a_bare_keep_alive_is_seconds_as_for_ollama(
+    tmp_path: Path, written: str, seconds: float
+) -> None:
+    """Only this key: every other duration needs its unit."""
+    text = FIFTEEN.replace('"qwen2.5:3b"] }', f'"qwen2.5:3b"], keep_alive = {written} }}')
+    assert _load(tmp_path, text).active.backends["ollama"].ollama.keep_alive_s == seconds
+
+
+def test_partitioned_may_be_asserted_where_more_than_one_device_is_named(tmp_path: Path) -> None:
+    """Mode B of the README: vLLM and Ollama share GPU 1, TensorFlow has GPU 0."""
+    text = FIFTEEN.replace("[modes.B]\n", '[modes.B]\nsharing = "partitioned"\n')
+    assert _load(tmp_path, text).modes["B"].sharing == "partitioned"
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
