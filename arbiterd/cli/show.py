@@ -101,9 +101,7 @@ def _head(out: Console, found: Row) -> None:
 
 def _gpu(out: Console, gpu: Row) -> None:
     memory = as_row(gpu.get("memory"))
-    free = number(memory.get("free"))
-    total = number(memory.get("total"))
-    text = f"{format_size(free)} of {format_size(total)} free" if memory else "memory unknown"
+    text = f"{_or_unknown(memory.get('free'))} of {_or_unknown(memory.get('total'))} free"
     out.print(
         f"\nGPU {gpu.get('index')} {escape(str(gpu.get('name')))}: {gpu.get('state')}, "
         f"{text}, pressure {gpu.get('pressure')}"
@@ -113,7 +111,9 @@ def _gpu(out: Console, gpu: Row) -> None:
         justify = "left" if title in ("  holder", "pids") else "right"
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for entry in rows(gpu.get("ledger")):
-        cells = [size(entry.get(key)) for key in ("cap", "booked", "used")]
+        cells = [size(entry.get(key)) for key in ("cap", "booked")]
+        # a row without the key has no such figure; one with null cannot be read now
+        cells.append(_or_unknown(entry.get("used")) if "used" in entry else "-")
         pids = entry.get("pids")
         shown = " ".join(str(pid) for pid in pids) if isinstance(pids, list) else ""
         table.add_row(f"  {escape(str(entry.get('holder')))}", *cells, shown)
@@ -162,7 +162,7 @@ def backends(out: Console, found: list[Row]) -> None:
             escape(str(row.get("name"))),
             f"[{colour}]{phase}[/{colour}]",
             takes,
-            size(row.get("used_bytes")),
+            _or_unknown(row.get("used_bytes")) if row.get("gpu") else "-",
             size(row.get("cap_bytes")),
             str(row.get("restarts")),
             _ago(row.get("since")),
@@ -200,6 +200,11 @@ def number(value: Json) -> float:
 def texts(value: Json) -> list[str]:
     """A list of texts, whatever came."""
     return [str(one) for one in value] if isinstance(value, list) else []
+
+
+def _or_unknown(value: Json) -> str:
+    """A size for people; a figure that cannot be read is unknown, never 0."""
+    return format_size(value) if isinstance(value, int | float) else "unknown"
 
 
 def size(value: Json) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from arbiterd.cli.client import Client, Unreachable
+from arbiterd.cli.client import Client, Refused, Unreachable
 from arbiterd.cli.common import console, globals_of, polite, print_json
 from arbiterd.cli.show import as_row, print_status
 
@@ -54,13 +55,26 @@ def _screen(out: Console) -> Live:
 
 
 def _picture(out: Console, client: Client) -> Text:
-    """One look, as ``status`` prints it."""
-    with out.capture() as captured:
+    """One look, as ``status`` prints it.
+
+    On a console of its own: what is captured on the one that Live draws on comes back with Live's
+    own picture around it, and the second frame would be the first one again.
+    """
+    page = Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        no_color=out.no_color,
+        color_system="standard" if out.color_system else None,
+        width=out.width,
+        height=out.height,
+        highlight=False,
+    )
+    with page.capture() as captured:
         try:
-            print_status(out, as_row(client.get("/v1/status")))
-        except Unreachable as error:
-            out.print(str(error), markup=False, style="red")
-        out.print("\n[dim]q ends[/dim]")
+            print_status(page, as_row(client.get("/v1/status")))
+        except (Unreachable, Refused) as error:
+            page.print(str(error), markup=False, style="red")
+        page.print("\n[dim]q ends[/dim]")
     return Text.from_ansi(captured.get())
 
 

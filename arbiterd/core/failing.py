@@ -83,7 +83,12 @@ def give_back(
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     expected = sum(backend.held_bytes.values())
     desk.act(action, trouble.id if trouble else "", bytes_expected=expected)
-    name = EventName.KILL if grace == 0.0 else EventName.STOP
+    if grace > 0.0:
+        name = EventName.STOP
+    elif backend.cause is not None or desk.unit(backend.name).state is UnitState.EXITED:
+        name = EventName.CLEANUP  # it ended or failed by itself: nobody has asked it to go
+    else:
+        name = EventName.KILL
     desk.tell(
         name,
         Severity.INFO,
@@ -211,7 +216,7 @@ def _gone(desk: Desk, backend: BackendState) -> None:
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     text = f"{backend.name}: gone, {format_size(freed)} came back in {format_duration(took)}"
     desk.tell(
-        EventName.STOP,
+        EventName.RELEASED,
         Severity.INFO,
         text,
         backend.name,

@@ -112,21 +112,25 @@ def _braked(one: Braked) -> str:
     return "; ".join(parts)
 
 
-def used_by_holder(ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, int]:
-    """Bytes used on all devices together, by holder."""
-    out: dict[str, int] = {}
+def used_by_holder(ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, int | None]:
+    """Bytes used on all devices together, by holder; None when one of its devices cannot be read."""
+    out: dict[str, int | None] = {}
     for rows in ledgers.values():
         for row in rows:
-            out[row.holder] = out.get(row.holder, 0) + (row.used_bytes or 0)
+            before = out.get(row.holder, 0)
+            unknown = before is None or (row.used_bytes is None and row.holder != ledger.HEADROOM)
+            out[row.holder] = None if unknown else (before or 0) + (row.used_bytes or 0)
     return out
 
 
-def backend_view(desk: Desk, backend: BackendState, used: int) -> BackendView:
-    """One backend as published; ``used``: the bytes that the ledgers say it holds."""
+def backend_view(desk: Desk, backend: BackendState, used: int | None) -> BackendView:
+    """One backend as published; ``used``: the bytes that the ledgers say it holds, None: unknown."""
     wanted = desk.wanted(backend.name)
     placement = desk.placements.get(backend.name)
     unit = desk.unit(backend.name)
     running, waiting = outstanding(desk, backend.name)
+    if placement and any(uuid not in desk.seen.devices for uuid in placement.devices):
+        used = None  # a device that was never seen by this daemon: nothing tells what is held there
     reason = not_accepting(desk, backend) or shut(desk, backend.name)
     full = "" if reason else _full(desk, backend.name)
     return BackendView(

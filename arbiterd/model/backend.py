@@ -65,6 +65,7 @@ class DeviceView:
 @dataclass(frozen=True, slots=True)
 class BackendView:
     """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change.
+    ``used_bytes``: None when one of its devices cannot be read (lost, hung), never 0 for that.
     ``intent``: digest of what it was started with, "" when it never was (core/intent.py).
     """
 
@@ -77,7 +78,7 @@ class BackendView:
     since: float
     devices: tuple[str, ...]
     cap_bytes: int
-    used_bytes: int
+    used_bytes: int | None
     pids: tuple[int, ...]
     restarts: int
     in_flight: int

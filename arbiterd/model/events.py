@@ -38,6 +38,8 @@ class EventName(StrEnum):
     SLEEP = "sleep"
     WAKE = "wake"
     KILL = "kill"
+    CLEANUP = "cleanup"
+    RELEASED = "released"
     OOM = "oom"
     CAP_LOWERED = "cap_lowered"
     CAP_RESTORED = "cap_restored"

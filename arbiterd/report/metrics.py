@@ -139,14 +139,16 @@ def _backends(published: Published) -> Iterator[Metric]:
         ("backend_accepting", "1 while it takes new work", lambda v: float(v.accepting)),
         ("backend_retry_after_seconds", "What a refused client is told", lambda v: v.retry_after_s),
         ("backend_cap_bytes", "Its cap per device", lambda v: v.cap_bytes),
-        ("backend_used_bytes", "GPU memory it holds", lambda v: v.used_bytes),
+        ("backend_used_bytes", "GPU memory it holds; absent: not known", lambda v: v.used_bytes),
         ("backend_in_flight", "Requests running, as it says", lambda v: v.in_flight),
         ("backend_queued", "Requests waiting, as it says", lambda v: v.queued),
     )
     for name, text, value in plain:
         gauge = _gauge(name, text, names)
         for view in views:
-            gauge.add_metric([view.name], value(view))
+            known = value(view)
+            if known is not None:  # absent, not 0: its device cannot be read
+                gauge.add_metric([view.name], known)
         yield gauge
     restarts = CounterMetricFamily(
         f"{PREFIX}_backend_restarts", "Restarts since the daemon knows it", labels=names

@@ -139,9 +139,16 @@ class Demo:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def _say_where(self) -> None:
+        """What to look at and what to break; each fault with its undo. Processes are named by the pid
+        that the API tells: a pattern would hit the engines of another demo or of a test run as well.
+        """
         python, home = sys.executable, self.home
         ctl = Path(python).with_name("arbiterctl")
         sim = f"{STATE_ENV}={self.state} GPU_SIM_LIB={self.lib} {python} -m arbiterd.sim.gpuctl"
+        pid = (
+            f"curl -s {self.url}/v1/backends/vllm | "
+            f"{python} -c 'import json, sys; print(min(json.load(sys.stdin)[\"pids\"]))'"
+        )
         vllm, ollama = self.ports["VLLM_PORT"], self.ports["OLLAMA_PORT"]
         print(
             f"""
@@ -155,15 +162,24 @@ class Demo:
     curl -s '{self.url}/v1/route?model=Qwen/Qwen2.5-3B-Instruct'
     curl -s 127.0.0.1:{vllm}/v1/completions -H 'Content-Type: application/json' \\
          -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'
+    {ctl} --config {self.config} top
     {ctl} --config {self.config} why tensorflow        # after the leak below
-    echo '{{"hang": true}}' > {home}/faults/vllm.json    # hung, yet /health says 200: watch it go
-    pkill -KILL -f 'arbiterd.sim.engines.vllm serve'  # its orphan is found, its memory awaited
+
+  break it, and undo it:
+    echo '{{"leak_mib_per_s": 250}}' > {home}/faults/tensorflow.json   # a leak
+      undo: rm {home}/faults/tensorflow.json
+    echo '{{"hang": true}}' > {home}/faults/vllm.json    # hung, yet /health answers 200: it is restarted
+      undo: rm {home}/faults/vllm.json
+    kill -KILL $({pid})    # a crash: what is left of it is cleaned up, its memory awaited
+      undo: none needed, it is started again
     curl -si 127.0.0.1:{vllm}/v1/completions -H 'Content-Type: application/json' \\
          -d '{{"model":"Qwen/Qwen2.5-3B-Instruct","prompt":"hello","max_tokens":8}}'   # Ollama answers for it
-    {sim} hold 0 3GiB    # a stranger takes memory: named, never signalled; idle models make room
-    {sim} lose 0         # the card falls off the bus (restore 0)
-    sed -i 's/^mode = "A"/mode = "B"/' {self.config}
-    {ctl} --config {self.config} reload --wait=done
+    {sim} hold 0 3GiB    # an unmanaged process takes memory: named, never signalled; idle models make room
+      undo: Ctrl-C in that terminal
+    {sim} lose 0         # the card falls off the bus
+      undo: {sim} restore 0
+    {ctl} --config {self.config} mode B      # or edit the line `mode` and run: {ctl} --config {self.config} reload
+      undo: {ctl} --config {self.config} mode A
 
   Ctrl-C stops everything and leaves nothing behind.
 """,

@@ -113,7 +113,7 @@ def _schemas() -> Schema:
             gpu=_list(_TEXT),
             cap_bytes=_BYTES,
             learned_bytes={**_BYTES, "description": "taken off its configured cap after OOMs"},
-            used_bytes=_BYTES,
+            used_bytes=_maybe(_BYTES),
             pids=_PIDS,
             restarts={"type": "integer"},
             intent=_TEXT,

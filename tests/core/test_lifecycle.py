@@ -100,6 +100,26 @@ def test_death_is_examined_cleaned_up_and_restarted_after_back_off() -> None:
     assert world.view("vllm").restarts == 1
 
 
+def test_a_crash_is_told_as_a_crash_and_a_stop_as_a_stop() -> None:
+    """`journalctl -x` explains by the event's name: nobody has asked a crashed backend to go, and
+    nobody has killed it.
+    """
+    world = World(only("vllm")).up()
+    world.die("vllm", Exit(signal=9), orphan=True)
+    world.until("vllm", Phase.BACKOFF)
+    assert world.told(EventName.EXIT, "vllm") == 1
+    assert world.told(EventName.CLEANUP, "vllm") == 1
+    assert world.told(EventName.RELEASED, "vllm") == 1
+    assert world.told(EventName.STOP, "vllm") == 0
+    assert world.told(EventName.KILL, "vllm") == 0
+    world.until("vllm", Phase.READY)
+    world.ask(Verb.RESTART, "vllm")
+    world.until("vllm", Phase.STARTING)
+    assert world.told(EventName.STOP, "vllm") == 1
+    assert world.told(EventName.CLEANUP, "vllm") == 1
+    assert world.told(EventName.RELEASED, "vllm") == 2
+
+
 def test_exit_zero_unasked_is_a_failure() -> None:
     """vLLM ends with 0 when its engine core dies (vllm #48966)."""
     world = World(only("vllm")).up()

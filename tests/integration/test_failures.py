@@ -213,7 +213,7 @@ def test_slow_release_is_waited_for(host: Host) -> None:
     host.wait_ready()
     assert host.ctl("restart", "vllm").returncode == 0
     host.wait(lambda: len(host.events("ready", "vllm")) == 2, "vllm to be back")
-    gone = next(e for e in host.events("stop", "vllm") if "came back" in e["MESSAGE"])
+    gone = next(e for e in host.events("released", "vllm") if "came back" in e["MESSAGE"])
     assert int(gone["ARBITER_TOOK_MS"]) >= 1400
     assert int(gone["ARBITER_BYTES_FREED"]) > 10 << 30
     assert not host.events("oom", "vllm")

@@ -36,7 +36,7 @@ def test_a_live_daemon_is_recorded_and_replays_to_identical_decisions(host: Host
         differing = [one for one in found if not one.same]
         assert not differing
         told = {e.name.value for one in found for e in one.decision.events}
-        assert {"exit", "kill", "ready", "recovered"} <= told
+        assert {"exit", "cleanup", "released", "ready", "recovered"} <= told
 
         done = host.ctl("replay", str(path))
         assert done.returncode == 0, done.stderr

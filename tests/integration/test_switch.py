@@ -312,7 +312,7 @@ def _step(host: Host, event: str, text: str) -> Callable[[], bool]:
 STEPS = [
     ("mode_switch", "kept untouched"),
     ("stop", "vllm: stopping"),
-    ("stop", "vllm: gone"),
+    ("released", "vllm: gone"),
     ("start", "vllm: starting"),
     ("ready", "vllm: ready"),
 ]

@@ -3,37 +3,109 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+
+from tests.support import wait_until
 from tests.support.host import SHARED, Host
 
+LOOKED_AT_S = 10.0
+pytestmark = pytest.mark.skipif(
+    shutil.which("tmux") is None, reason="needs tmux (scripts/setup installs it as root)"
+)
 
-def test_top_is_live_on_a_terminal_and_ends_with_q(host: Host) -> None:
-    """It draws the backends, ends by q with 0, and gives the terminal back as it was."""
+
+class Terminal:
+    """A tmux server of this test's own: one window of 160 x 50, read as a person sees it."""
+
+    def __init__(self, socket: Path, command: str) -> None:
+        self._socket = str(socket)
+        env = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8"}
+        self._tmux(
+            "-f", "/dev/null", "new-session", "-d", "-x", "160", "-y", "50", command, env=env
+        )
+
+    def _tmux(self, *words: str, env: dict[str, str] | None = None) -> str:
+        done = subprocess.run(
+            ["tmux", "-S", self._socket, *words],
+            env=env, capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def screen(self) -> str:
+        """What stands there now."""
+        return self._tmux("capture-pane", "-p")
+
+    def type(self, keys: str) -> None:
+        """Type."""
+        self._tmux("send-keys", keys)
+
+    def close(self) -> None:
+        """End this server and nobody else's."""
+        subprocess.run(
+            ["tmux", "-S", self._socket, "kill-server"], capture_output=True, check=False
+        )
+
+
+@pytest.fixture
+def terminal(host: Host, tmp_path: Path) -> Iterator[Terminal]:
+    """``top`` in a window; the shell beside it says how it ended."""
     host.write(SHARED)
     host.start()
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "arbiterd.cli", "--config", str(host.config), "top"]
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "LINES": "60"}
-    try:
-        with subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=env
-        ) as child:
-            os.close(theirs)
-            seen = b""
-            until = time.monotonic() + 20
-            while b"q ends" not in seen and time.monotonic() < until:
-                if select.select([ours], [], [], 0.5)[0]:
-                    seen += os.read(ours, 65536)
-            assert b"vllm" in seen, seen
-            os.write(ours, b"q")
-            assert child.wait(10) == 0
-    finally:
-        os.close(ours)
+    argv = [
+        sys.executable,
+        "-m",
+        "arbiterd.cli",
+        "--config",
+        str(host.config),
+        "top",
+        "--every",
+        "0.5",
+    ]
+    one = Terminal(
+        tmp_path / "tmux", f"sh -c {shlex.quote(shlex.join(argv) + '; echo ended $?; cat')}"
+    )
+    yield one
+    one.close()
+
+
+def test_top_goes_on_for_ten_seconds_and_survives_the_daemon(
+    host: Host, terminal: Terminal
+) -> None:
+    """Frame after frame tells a later tick; a dead daemon is said on the next frame, a new one is
+    shown again; q ends it with 0.
+    """
+    ticks: list[int] = []
+
+    def tick() -> int:
+        found = re.search(r"tick (\d+)", terminal.screen())
+        return int(found[1]) if found else -1
+
+    wait_until(lambda: tick() >= 0, 40, "the first frame")
+    until = time.monotonic() + LOOKED_AT_S
+    while time.monotonic() < until:
+        before = tick()
+        wait_until(lambda before=before: tick() > before, 30, "a later frame")  # type: ignore[misc]
+        ticks.append(tick())
+    assert ticks == sorted(ticks)
+    assert len(set(ticks)) >= 2
+    assert "vllm" in terminal.screen()
+    assert terminal.screen().count("gpu-arbiter 0.") == 1, "one frame at a time"
+    host.kill()
+    wait_until(lambda: "no daemon answers" in terminal.screen(), 30, "the dead daemon is said")
+    host.start()
+    wait_until(lambda: tick() >= 0, 40, "the new daemon is shown")
+    terminal.type("q")
+    wait_until(lambda: "ended 0" in terminal.screen(), 30, "q ends it")
 
 
 def test_without_a_terminal_it_is_printed_once(host: Host) -> None:

@@ -154,6 +154,11 @@ def test_a_dead_engine_is_cleaned_up_by_its_cgroup(box: Box, now: float) -> None
     for pid in before["vllm"]:
         assert box.run("test", "-d", f"/proc/{pid}").returncode != 0
     assert set(before["ollama"]) <= set(box.pids()["ollama"])
+    story = box.sh(f"journalctl -x -t gpu-arbiter --since @{now:.6f} ARBITER_BACKEND=vllm")
+    assert "Subject: A backend has ended" in story
+    assert "Subject: A failed backend is cleaned up" in story
+    assert "Subject: A backend is stopped" not in story
+    assert "Subject: A backend is killed" not in story
     assert (
         box.event("recovered", now, backend="vllm")["ARBITER_INCIDENT"] == exit_["ARBITER_INCIDENT"]
     )

@@ -37,6 +37,7 @@ function gpu(one) {
   for (const row of one.ledger) {
     const wide = Math.max(row.cap || 0, row.used || 0);
     const item = el("li");
+    const unknown = "used" in row && row.used === null;
     item.style.setProperty("--hue", hue(row.holder));
     item.append(el("i"), row.holder === "headroom" ? `headroom ${size(row.cap)}`
       : row.cap ? `${row.holder} ${size(row.used)} of ${size(row.cap)}` : `${row.holder} ${size(row.used)}`);
@@ -46,9 +47,12 @@ function gpu(one) {
     cap.title = item.textContent;
     cap.style.setProperty("--hue", hue(row.holder));
     cap.style.width = `${(100 * wide) / capacity}%`;
-    const used = el("div", undefined, "used");
-    used.style.width = `${(100 * (row.used || 0)) / wide}%`;
-    cap.append(used);
+    if (unknown) cap.classList.add("unknown"); // no bar at all: an empty one would read as 0
+    else {
+      const used = el("div", undefined, "used");
+      used.style.width = `${(100 * (row.used || 0)) / wide}%`;
+      cap.append(used);
+    }
     bar.append(cap);
   }
   box.append(head, bar, legend, ...(one.ladder ? ladder(one) : []));
@@ -102,10 +106,24 @@ function incident(one) {
     el("small", `${one.id}, ${when}${one.closed_at ? `, over ${new Date(one.closed_at).toLocaleTimeString()}` : ", open"}`));
   return item;
 }
+// What is shown is only as true as it is young: an answer that fails greys the page and says since when.
+let heard = null;
+function dead(why) {
+  document.body.classList.add("dead");
+  const since = heard ? `what is shown is of ${heard.toLocaleTimeString()}` : "nothing has been heard yet";
+  $("dead").textContent = `The daemon does not answer (${why}); ${since}. Next: systemctl status gpu-arbiter`;
+  $("dead").hidden = false;
+  document.title = "gpu-arbiter: does not answer";
+}
+async function ask(path) {
+  const reply = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  if (!reply.ok) throw new Error(`${path} answers ${reply.status}`);
+  return reply.json();
+}
 async function show() {
   try {
     const [status, incidents, learned] = await Promise.all(
-      ["v1/status", "v1/incidents?limit=12", "v1/caps"].map(async (path) => (await fetch(path)).json()));
+      ["v1/status", "v1/incidents?limit=12", "v1/caps"].map(ask));
     $("head").textContent = `mode ${status.mode} (${status.sharing}) · ${status.config.path} · tick ${status.loop.tick}, ${status.loop.last_tick_ms} ms`;
     const notes = [...status.notes, ...status.config_refused.map((text) => `refused: ${text}`)];
     if (status.loop.blind) notes.unshift(`blind: ${status.loop.nvml || "a GPU cannot be read"}`);
@@ -117,8 +135,11 @@ async function show() {
     $("caps").replaceChildren(...learned.caps.map(cap));
     $("incidents").replaceChildren(...(incidents.incidents.length ? incidents.incidents.map(incident) : [el("li", "none")]));
     document.title = `gpu-arbiter: ${status.backends.filter((one) => one.accepting).length}/${status.backends.length} ready`;
+    heard = new Date();
+    document.body.classList.remove("dead");
+    $("dead").hidden = true;
   } catch (error) {
-    $("head").textContent = "the daemon does not answer";
+    dead(error.name === "TimeoutError" ? "no answer within 5 s" : error.message);
   }
   setTimeout(show, 1000);
 }
