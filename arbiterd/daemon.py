@@ -113,11 +113,11 @@ class Daemon:
         nvml.start()
         host = HostFactsSource(launcher.owner_of)
         host.refresh(settings)
-        prober = Prober(self.waker.wake)
+        self._gateway = startup.make_gateway(settings, self.waker.wake)
+        prober = Prober(self.waker.wake, self._gateway.paths.probe if self._gateway else None)
         executor = Executor(
             launcher, self._load_probe, self.waker.wake, dry_run=settings.arbiter.dry_run
         )
-        self._gateway = startup.make_gateway(settings, self.waker.wake)
         try:
             self._first_inventory(nvml)
             launcher.adopt()

@@ -32,7 +32,7 @@ def wish(desk: Desk) -> GatewayWish:
     """What the gateway shall do from now on."""
     active = desk.settings.active.backends
     whys = {n: not_accepting(desk, desk.backends[n]) for n in active if n in desk.backends}
-    able = {name for name, why in whys.items() if not why}
+    able = {name for name, why in whys.items() if not why and not broken(desk.backends[name])}
     failover = {
         (rule.from_backend, rule.model): rule.to_backend
         for rule in reversed(desk.settings.failover)
@@ -101,12 +101,14 @@ def _wish(
 ) -> BackendWish:
     advice = next((d.advice for d in desk.settings.degrade if d.from_backend == backend.name), "")
     to = next((d.to_backends for d in desk.settings.degrade if d.from_backend == backend.name), ())
+    # A broken way sheds nobody: what HAProxy and the gate can still do, they shall do.
+    told = why or broken(backend)
     return BackendWish(
         backend=backend.name,
         admit=door.admit,
-        accepting=not why,
-        why=f"{backend.name}: {why}" if why else "",
-        retry_after_s=retry_after_s(desk, backend) if why else 1,
+        accepting=not told,
+        why=f"{backend.name}: {told}" if told else "",
+        retry_after_s=retry_after_s(desk, backend) if told else 1,
         full_retry_after_s=full_retry_after_s(traffic(desk, backend.name), wanted),
         max_in_flight=brakes.limit(desk, backend.name, wanted.max_in_flight),
         max_queue=wanted.max_queue,
@@ -123,11 +125,21 @@ def full_retry_after_s(seen: Traffic | None, wanted: BackendSettings) -> int:
     return max(1, min(RETRY_AFTER_MAX_S, math.ceil((seen.queued + 1) / per_second)))
 
 
+def broken(backend: BackendState) -> str:
+    """Why clients do not reach this ready backend by its door, "" when they do, or nobody knows yet."""
+    sick = backend.phase is not Phase.READY or backend.vitals.door_since is None
+    return "" if sick else backend.vitals.door_why
+
+
 def judge_gateway(desk: Desk) -> None:
-    """Incidents of the gateway itself: it does not serve, or somebody has a door's port."""
+    """Incidents of the gateway itself: it does not serve, a door leads nowhere, or somebody has its
+    port.
+    """
     seen, now = desk.seen.gateway, desk.seen.now
     if not seen.enabled:
         return
+    for backend in desk.backends.values():
+        _way(desk, backend)
     problem = seen.problem or seen.gate_problem
     since = desk.state.gateway_bad_since
     since = (now if since is None else since) if problem and not desk.seen.stopping else None
@@ -140,6 +152,20 @@ def judge_gateway(desk: Desk) -> None:
     elif not problem and open_:
         desk.close_incident(open_.id, EventName.RECOVERED, "the gateway serves again")
     _taken(desk)
+
+
+def _way(desk: Desk, backend: BackendState) -> None:
+    """One incident per backend whose door leads nowhere; it never touches the engine."""
+    open_ = desk.open_incident(backend.name, "", EventName.DOOR_BROKEN)
+    why = "" if desk.seen.stopping else broken(backend)
+    since = backend.vitals.door_since
+    if why and since is not None and desk.seen.now - since >= GATEWAY_DOWN_S and not open_:
+        text = f"{backend.name}: {why}"
+        desk.raise_incident(EventName.DOOR_BROKEN, Severity.ERROR, text, backend=backend.name)
+    elif open_ and not why:
+        ready = backend.phase is Phase.READY
+        text = "answers through its door again" if ready else f"is {backend.phase.value} now"
+        desk.close_incident(open_.id, EventName.RECOVERED, f"{backend.name}: {text}")
 
 
 def _taken(desk: Desk) -> None:

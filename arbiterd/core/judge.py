@@ -19,6 +19,8 @@ from arbiterd.core.state import Vitals, updated
 from arbiterd.model.health import HealthObservation, Progress
 from arbiterd.model.reading import Known
 
+NOT_YET = "its door has not answered yet"
+
 
 def fresh(now: float) -> Vitals:
     """Vitals of an engine that has just become ready: nothing held against it."""
@@ -34,6 +36,7 @@ def judge(
 ) -> Vitals:
     """Fold the newest results into the vitals."""
     vitals = _count_alive(updated(old, canary_due=False), health)
+    vitals = _count_door(vitals, health, now)
     vitals = _count_canary(vitals, health, now)
     vitals = _count_work(vitals, progress, stuck_after_s, now)
     sick = vitals.bad >= BAD_PROBES or vitals.canary_bad >= BAD_CANARIES or vitals.stuck
@@ -77,6 +80,30 @@ def _count_alive(vitals: Vitals, health: HealthObservation) -> Vitals:
         )
     why = f"health check failed {vitals.bad + 1} times: {verdict.detail}"
     return replace(vitals, seen_seq=alive.value.seq, good=0, bad=vitals.bad + 1, why=why)
+
+
+def _count_door(vitals: Vitals, health: HealthObservation, now: float) -> Vitals:
+    """A client's way to the engine. Never evidence against the engine itself: while that is silent,
+    its door has nothing to say.
+    """
+    door = health.door
+    if door is None:
+        return vitals
+    if not isinstance(door, Known):
+        return vitals if vitals.door_seq else updated(vitals, door_why=NOT_YET)
+    result = door.value
+    if result.seq <= vitals.door_seq or (vitals.bad and not result.verdict.ok):
+        return vitals
+    if result.verdict.ok:
+        seen = replace(vitals, door_seq=result.seq, door_bad=0, door_good=True)
+        return replace(seen, door_since=None, door_why="")
+    bad = vitals.door_bad + 1
+    seen = replace(vitals, door_seq=result.seq, door_bad=bad)
+    if vitals.door_good and bad < BAD_PROBES:
+        return seen
+    since = now if vitals.door_since is None else vitals.door_since
+    text = f"it answers, but not through its door: {result.verdict.detail}"
+    return replace(seen, door_since=since, door_why=text)
 
 
 def _count_canary(vitals: Vitals, health: HealthObservation, now: float) -> Vitals:

@@ -66,7 +66,11 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """Health evidence of the running invocation, counted once per result."""
+    """Health evidence of the running invocation, counted once per result.
+
+    ``door_why``: why a client's way to it is not open, "" while it is; ``door_since``: since when;
+    ``door_good``: it has been open.
+    """
 
     seen_seq: int = 0
     bad: int = 0
@@ -82,6 +86,11 @@ class Vitals:
     stuck: bool = False
     why: str = ""
     degraded: str = ""
+    door_seq: int = 0
+    door_bad: int = 0
+    door_good: bool = False
+    door_since: float | None = None
+    door_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

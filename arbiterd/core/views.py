@@ -199,7 +199,10 @@ def shut(desk: Desk, name: str) -> str:
     taken = seen.taken_doors.get(name)
     if taken:
         return f"its door stays shut: {taken}"
-    return "its door is being opened" if name in seen.opening else ""
+    if name in seen.opening:
+        return "its door is being opened"
+    backend = desk.backends.get(name)
+    return backend.vitals.door_why if backend and backend.phase is Phase.READY else ""
 
 
 def _full(desk: Desk, name: str) -> str:

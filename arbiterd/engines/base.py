@@ -142,6 +142,10 @@ class Engine(Protocol):
         """How long the canary may take before it counts as failed."""
 
     @property
+    def door_host(self) -> str:
+        """The host that its door writes into Host, "" where the client's own is passed on."""
+
+    @property
     def refuses_when_full(self) -> bool:
         """Whether a 429 means: its own pool is full, and it goes on (TensorFlow Serving)."""
 

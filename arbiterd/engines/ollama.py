@@ -32,6 +32,10 @@ LOAD_ROUTES = (
     "/v1/messages",
 )
 
+# server/routes.go, allowedHostsMiddleware: a loopback Ollama answers 403, with an empty body, to a Host
+# that it does not know; this one it always knows.
+DOOR_HOST = "localhost"
+
 UNLOAD_TIMEOUT_S = 6.0  # its scheduler may hold its lock for 5 s while a runner ends
 
 _BENIGN = re.compile(r"retrying without pipeline parallelism")
@@ -84,6 +88,7 @@ class OllamaEngine:
     kind = Kind.OLLAMA
     start_rank = 2
     canary_timeout_s = 20.0  # one token, but a partly offloaded model takes seconds for it
+    door_host = DOOR_HOST
     refuses_when_full = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:

@@ -85,6 +85,7 @@ class TensorflowServingEngine:
     kind = Kind.TENSORFLOW
     start_rank = 0
     canary_timeout_s = 10.0
+    door_host = ""
     refuses_when_full = True
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:

@@ -67,6 +67,11 @@ class Paths:
         """The load gate listens here."""
         return self.gate_run / "gate.sock"
 
+    @property
+    def probe(self) -> Path:
+        """HAProxy's way in for the daemon's own probes; no client reaches it."""
+        return self.run / "probe.sock"
+
     def inner(self, backend: str) -> Path:
         """HAProxy's inner door of an LLM backend: the gate's way to the engine."""
         return self.run / f"in-{backend}.sock"

@@ -7,7 +7,7 @@ live: docs/facts/gateway.md).
 
 from __future__ import annotations
 
-from arbiterd.gateway import rules
+from arbiterd.gateway import probes, rules
 from arbiterd.gateway.layout import LLM_DOOR, Behind, Door, Layout
 from arbiterd.gateway.paths import GROUP, Paths
 from arbiterd.model.settings import Kind
@@ -30,6 +30,7 @@ def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
         if one.grpc_port:
             parts.append(rules.refusal(one, paths, grpc=True))
     parts.append(_gate(layout, paths))
+    parts.append(probes.render(layout, paths, systemd=systemd))
     return "\n".join(parts)
 
 
@@ -152,9 +153,8 @@ def _inner(layout: Layout, one: Behind, paths: Paths, *, systemd: bool) -> str:
     group = f" group {GROUP}" if systemd else ""
     bind = f"unix@{paths.inner(one.name)} mode 660{group}"
     head = _open(layout, f"in-{one.name}", bind, one.routes.api, paths, llm=True)
-    return _text(
-        head, [*rules.about(one.name, paths), *rules.admit(one, paths)], rules.backend_of(one.name)
-    )
+    lines = [*probes.pass_by(one), *rules.about(one.name, paths), *rules.admit(one, paths)]
+    return _text(head, lines, rules.backend_of(one.name))
 
 
 def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:

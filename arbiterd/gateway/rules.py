@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arbiterd.engines import engine_of
 from arbiterd.gateway.layout import Behind
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind
@@ -37,13 +38,14 @@ def backend_of(name: str, *, grpc: bool = False) -> str:
 
 
 def own_host(one: Behind) -> list[str]:
-    """A loopback Ollama answers 403 to a Host that it does not know (server/routes.go, allowedHost)."""
-    if one.kind is not Kind.OLLAMA:
+    """Towards engines that refuse names they do not know: theirs; X-Forwarded-Host keeps the client's."""
+    host = engine_of(one.kind).door_host
+    if not host:
         return []
     return [
         "http-request set-header X-Forwarded-Host %[req.hdr(host)] "
         "if { req.hdr(host) -m found } !{ req.hdr(x-forwarded-host) -m found }",
-        f"http-request set-header Host localhost:{one.port}",
+        f"http-request set-header Host {host}:{one.port}",
     ]
 
 

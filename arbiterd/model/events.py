@@ -72,6 +72,7 @@ class EventName(StrEnum):
     BLOCKED_START = "blocked_start"
     STOP = "stop"
     GATEWAY_DOWN = "gateway_down"
+    DOOR_BROKEN = "door_broken"
     STATE_UNREADABLE = "state_unreadable"
     BUG = "bug"
 

@@ -72,6 +72,7 @@ class LoadedModel:
 class HealthObservation:
     """All probes of one backend. ``alive`` is its health URL; ``canary`` a real, tiny piece of work
     sent only when idle; ``progress`` its counters; ``loaded`` resident models (Ollama only).
+    ``door``: the health URL once more, on a client's way (HAProxy, the load gate); None: no doors.
     """
 
     backend: str
@@ -79,6 +80,7 @@ class HealthObservation:
     canary: Reading[ProbeResult]
     progress: Reading[Progress]
     loaded: Reading[tuple[LoadedModel, ...]]
+    door: Reading[ProbeResult] | None = None
 
 
 @dataclass(frozen=True, slots=True)

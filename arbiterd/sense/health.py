@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import urllib3
@@ -27,11 +28,13 @@ from arbiterd.model.health import (
 )
 from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import BackendSettings, Settings
-from arbiterd.sense.http import ask, session
+from arbiterd.sense.http import ask, session, unix_session
 
 FAST_S, SLOW_S = 0.25, 1.0
 COUNTERS_S = 2.0  # a third of the time after which standing still is judged
 STALE_S = 10.0
+DOOR_S, DOOR_AGAIN_S = 2.0, 0.5  # a client's way: while it is open, and while it is not
+_DOOR_HEADER = "x-arbiter-probe"  # gateway/probes.py reads it
 _NOT_YET = "not probed yet"
 
 
@@ -42,19 +45,24 @@ class _Target:
     order: ProbeOrder
     backend: BackendSettings
     wake: threading.Event = field(default_factory=threading.Event)
+    door_wake: threading.Event = field(default_factory=threading.Event)
     stop: bool = False
     canary_out: bool = False
     alive: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
     canary: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
     progress: Reading[Progress] = Unknown(_NOT_YET, 0.0)
     loaded: Reading[tuple[LoadedModel, ...]] = Unknown(_NOT_YET, 0.0)
+    door: Reading[ProbeResult] | None = None
 
 
 class Prober:
-    """``order`` and ``latest`` are the loop's; threads do the waiting."""
+    """``order`` and ``latest`` are the loop's; threads do the waiting. ``door``: HAProxy's socket for
+    the second probe, None without doors.
+    """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, on_change: Callable[[], None], door: Path | None = None) -> None:
         self._on_change = on_change
+        self._door = door
         self._lock = threading.Lock()
         self._targets: dict[str, _Target] = {}
         self._seq = itertools.count(1)
@@ -68,8 +76,7 @@ class Prober:
                 old, new = self._targets[name], wanted.get(name)
                 same = new and new.fence == old.order.fence and new.url == old.order.url
                 if not same or backends.get(name) is not old.backend:
-                    old.stop = True
-                    old.wake.set()
+                    _end(old)
                     del self._targets[name]
             for name, one in wanted.items():
                 if name not in self._targets and name in backends:
@@ -81,6 +88,11 @@ class Prober:
         target = self._targets[order.backend] = _Target(order, backend)
         name = f"probe-{order.backend}"
         threading.Thread(target=self._run, args=(target,), name=name, daemon=True).start()
+        if self._door is not None:
+            target.door = Unknown(_NOT_YET, 0.0)
+            run, given = self._run_door, (target, self._door)
+            name = f"door-{order.backend}"
+            threading.Thread(target=run, args=given, name=name, daemon=True).start()
 
     def _update(self, target: _Target, order: ProbeOrder) -> None:
         if order.fast and not target.order.fast:
@@ -101,6 +113,7 @@ class Prober:
                     canary=target.canary,
                     progress=_young(target.progress, now),
                     loaded=_young(target.loaded, now),
+                    door=target.door,
                 )
                 for name, target in self._targets.items()
             }
@@ -109,8 +122,7 @@ class Prober:
         """Let every thread end; none is waited for longer than its probe."""
         with self._lock:
             for target in self._targets.values():
-                target.stop = True
-                target.wake.set()
+                _end(target)
             self._targets.clear()
 
     # -- threads -------------------------------------------------------------------------------
@@ -128,10 +140,32 @@ class Prober:
                 period = FAST_S if target.order.fast else SLOW_S
                 target.wake.wait(max(0.01, period - (time.monotonic() - began)))
 
+    def _run_door(self, target: _Target, path: Path) -> None:
+        """The health URL on a client's way, while the engine itself answers it."""
+        engine = engine_of(target.backend.kind)
+        probes = engine.ready_probes(target.backend)
+        named = {_DOOR_HEADER: target.order.backend}
+        via = unix_session(path)
+        while not target.stop:
+            period = FAST_S
+            if isinstance(target.alive, Known) and target.alive.value.verdict.ok:
+                replies = [ask(via, "", probe, named) for probe in probes]
+                verdict = engine.judge_ready(target.backend, replies)
+                latency = max(reply.latency_ms for reply in replies)
+                changed = _ok(target.door) is not verdict.ok
+                result = ProbeResult(next(self._seq), verdict, latency)
+                target.door = Known(result, time.monotonic())
+                period = DOOR_S if verdict.ok else DOOR_AGAIN_S
+                if changed or not verdict.ok:
+                    self._on_change()
+            target.door_wake.wait(period)
+        via.close()
+
     def _alive(self, target: _Target, via: urllib3.PoolManager) -> bool:
         engine = engine_of(target.backend.kind)
         probes = engine.ready_probes(target.backend)
-        replies = [ask(via, target.order.url, probe) for probe in probes]
+        as_door = _as_door(engine.door_host, target.order.url)
+        replies = [ask(via, target.order.url, probe, as_door) for probe in probes]
         verdict = engine.judge_ready(target.backend, replies)
         latency = max((reply.latency_ms for reply in replies), default=0.0)
         first_good = verdict.ok and not isinstance(target.alive, Known)
@@ -170,6 +204,21 @@ class Prober:
         finally:
             target.canary_out = False
             self._on_change()
+
+
+def _end(target: _Target) -> None:
+    target.stop = True
+    target.wake.set()
+    target.door_wake.set()
+
+
+def _ok(reading: Reading[ProbeResult] | None) -> bool | None:
+    return reading.value.verdict.ok if isinstance(reading, Known) else None
+
+
+def _as_door(host: str, url: str) -> dict[str, str]:
+    """The Host that the door sends (gateway/rules.own_host): what refuses it refuses every client."""
+    return {"Host": f"{host}:{url.rsplit(':', 1)[-1]}"} if host else {}
 
 
 def _within(probe: HttpProbe, limit_s: float) -> HttpProbe:

@@ -6,7 +6,11 @@ their cost (docs/benchmarks.md). It never looks at proxies of the environment.
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import urllib3
 from urllib3 import exceptions
@@ -15,6 +19,9 @@ from arbiterd.model.health import HttpProbe, HttpReply
 
 BODY_LIMIT = 2 * 1024 * 1024  # vLLM's metrics page is some 60 KB
 _CONNECT_S = 2.0
+
+
+Via = urllib3.PoolManager | urllib3.HTTPConnectionPool  # an engine's port, or a unix socket
 
 
 class TooSlow(Exception):
@@ -26,10 +33,44 @@ def session() -> urllib3.PoolManager:
     return urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
 
 
-def ask(via: urllib3.PoolManager, base_url: str, probe: HttpProbe) -> HttpReply:
-    """Send the probe. Failures are replies with status 0 and a word for the reason."""
+class _UnixConnection(urllib3.connection.HTTPConnection):
+    def __init__(self, path: Path, **kw: Any) -> None:
+        super().__init__("localhost", **kw)
+        self._path = str(path)
+
+    def _new_conn(self) -> socket.socket:
+        one = socket.socket(socket.AF_UNIX)
+        try:
+            one.settimeout(self.timeout)
+            one.connect(self._path)
+        except OSError as error:
+            one.close()
+            raise exceptions.NewConnectionError(self, str(error)) from error
+        return one
+
+
+class _UnixPool(urllib3.HTTPConnectionPool):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", maxsize=1, retries=False)
+        self._path = path
+
+    def _new_conn(self) -> _UnixConnection:
+        return _UnixConnection(self._path, timeout=self.timeout.connect_timeout)
+
+
+def unix_session(path: Path) -> urllib3.HTTPConnectionPool:
+    """The same over a unix socket: ``ask`` it with "" as the base URL."""
+    return _UnixPool(path)
+
+
+def ask(
+    via: Via, base_url: str, probe: HttpProbe, more: Mapping[str, str] | None = None
+) -> HttpReply:
+    """Send the probe, with ``more`` headers. Failures are replies with status 0 and a word for the
+    reason.
+    """
     began = time.monotonic()
-    headers = dict(probe.headers)
+    headers = {**(more or {}), **probe.headers}
     if probe.body is not None:
         headers.setdefault("Content-Type", "application/json")
     try:

@@ -181,6 +181,7 @@ class World:
     asks: list[LoadAsk] = field(default_factory=list)
     dones: list[LoadDone] = field(default_factory=list)
     gateway_problem: str = ""
+    ways: dict[str, str] = field(default_factory=dict)
     unloads: list[str] = field(default_factory=list)
     unload_ignored: bool = False
     frozen: list[str] = field(default_factory=list)
@@ -288,8 +289,17 @@ class World:
                 if probe.backend == "ollama"
                 else Known(Progress(engine.running, 0, engine.work), self.now),
                 loaded=Known(models, self.now),
+                door=self._way(probe.backend),
             )
         return out
+
+    def _way(self, name: str) -> Known[ProbeResult] | Unknown | None:
+        """``ways``: what each second probe says ("" for good, "?" for not yet); no key: no doors."""
+        said = self.ways.get(name)
+        if said is None or said == "?":
+            return None if said is None else Unknown("not probed yet", 0.0)
+        self.seq += 1
+        return Known(ProbeResult(self.seq, Verdict(not said, said), 1.0), self.now)
 
     def observation(self) -> Observation:
         """What this moment shows."""

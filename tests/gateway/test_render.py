@@ -57,7 +57,7 @@ def test_host_is_rewritten_towards_ollama_only(tmp_path: Path) -> None:
     """A loopback Ollama refuses names that it does not know; the others may route by Host."""
     parts = config(tmp_path).split("\nbackend ")
     rewriting = [part.split()[0] for part in parts if "set-header Host localhost:" in part]
-    assert rewriting == ["be-ollama"]
+    assert rewriting == ["be-ollama", "probe-ollama"]
 
 
 def test_no_limit_is_ever_zero(tmp_path: Path) -> None:

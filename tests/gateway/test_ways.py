@@ -1,0 +1,261 @@
+"""The second probe on real processes: HAProxy, the load gate, and what refuses or hangs on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from arbiterd.gateway import runtime
+from arbiterd.model.health import HealthObservation, ProbeOrder
+from arbiterd.model.reading import Known
+from arbiterd.sense.health import Prober
+from tests.core.world import only
+from tests.gateway.client import one, session
+from tests.support import free_port, wait_until
+from tests.support.host import MODEL, NAMES, Host
+
+
+def pid_of(host: Host, name: str) -> int:
+    """Of HAProxy's master or of the load gate."""
+    return int(json.loads((host.home / f"run/gateway/{name}.pid.json").read_text())["pid"])
+
+
+def refused(host: Host, name: str) -> bool:
+    """Whether routers are told to stay away."""
+    reply = host.get(f"/v1/backends/{name}/ready")
+    return reply.status_code == 503 and int(reply.headers["Retry-After"]) >= 1
+
+
+def served(host: Host, name: str) -> int:
+    """Requests that HAProxy has sent by this backend."""
+    where = host.home / "run/gateway/runtime.sock", host.home / "run/gateway/live.map"
+    rows = runtime.look(*where).rows
+    return sum(r.number("stot") for r in rows if r.proxy == name and r.name == "BACKEND")
+
+
+def untouched(host: Host) -> Callable[[], bool]:
+    """Whether every engine is still the same process and was never restarted."""
+
+    def look() -> dict[str, object]:
+        return {n: (host.backend(n)["pids"][:1], host.backend(n)["restarts"]) for n in NAMES}
+
+    before = look()
+    return lambda: look() == before
+
+
+def test_a_hung_gate_is_found_and_nothing_is_restarted(host: Host) -> None:
+    """SIGSTOP: Ollama answers, its clients would wait for ever. The others are not behind the gate."""
+    same = untouched(host)
+    gate = pid_of(host, "gate")
+    os.kill(gate, signal.SIGSTOP)
+    try:
+        told = host.wait_event("door_broken", "ollama")
+        assert "not through its door" in told["MESSAGE"]
+        assert refused(host, "ollama")
+        assert not refused(host, "vllm")
+        reply = host.get("/v1/route?backend=ollama")
+        assert reply.json().get("backend") != "ollama"
+        health = host.session.get(host.door("ollama", "/api/version"), timeout=5)
+        assert health.status_code == 503
+        assert not host.backend("ollama")["accepting"]
+    finally:
+        os.kill(gate, signal.SIGCONT)
+    host.wait_ready()
+    host.wait(lambda: host.events("recovered", "ollama"), "the end of its incident")
+    assert same()
+
+
+def test_haproxy_that_hangs_is_found(host: Host) -> None:
+    """Master and worker stopped: no door answers, and every router is told so."""
+    same = untouched(host)
+    pids = [p for p in host.services() if p != pid_of(host, "gate")]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        host.wait(lambda: all(refused(host, n) for n in NAMES), "all to be refused")
+        host.wait_event("door_broken", "vllm")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    host.wait_ready()
+    assert same()
+
+
+class _Broken(BaseHTTPRequestHandler):
+    """Says that it lives, and answers everything else with an error."""
+
+    def do_GET(self) -> None:
+        """Any path."""
+        self.send_response(200 if self.path == "/livez" else 500)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Quiet."""
+
+    def address_string(self) -> str:
+        """A unix socket's peer has none."""
+        return ""
+
+
+class _UnixServer(ThreadingHTTPServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        """Without a port."""
+        self.socket.bind(str(self.server_address))
+
+
+def test_a_gate_that_answers_errors_is_found(host: Host) -> None:
+    """It lives, as its own health URL says; what clients get is 500."""
+    real = host.home / "run/gateway/gate.sock"
+    mine = real.with_name("gate.mine")
+    server = _UnixServer(str(mine), _Broken)  # type: ignore[arg-type]
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    mine.replace(real)
+    os.kill(pid_of(host, "gate"), signal.SIGKILL)  # or HAProxy goes on with its open connections
+    try:
+        told = host.wait_event("door_broken", "ollama")
+        assert "HTTP 500" in told["MESSAGE"]
+        assert refused(host, "ollama")
+        assert not host.events("gateway_down")
+    finally:
+        real.unlink()
+        server.shutdown()
+        server.server_close()
+    host.wait_ready()
+
+
+def test_probes_pass_by_slots_queue_and_counters(host: Host) -> None:
+    """With every slot taken the way is still seen to be open; what the doors count
+    and log does not move by probes.
+    """
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "stream": True}
+    host.fault("vllm", token_s=0.2)
+
+    async def run() -> None:
+        async with session() as via:
+            url = host.door("vllm", "/v1/completions")
+            crowd = [asyncio.create_task(one(via, url, body)) for _ in range(12)]
+
+            def full() -> bool:
+                found = host.backend("vllm")
+                return bool(found["in_flight"] >= 4 and str(found["reason"]).startswith("full"))
+
+            await asyncio.to_thread(host.wait, full, "a full queue")
+            before, let_in = served(host, "probe-vllm"), served(host, "be-vllm")
+            more = lambda: served(host, "probe-vllm") >= before + 3  # noqa: E731
+            await asyncio.to_thread(host.wait, more, "three more probes")
+            assert host.backend("vllm")["in_flight"] >= 4, "every slot is taken"
+            assert served(host, "be-vllm") == let_in
+            for task in crowd:
+                task.cancel()
+
+    asyncio.run(run())
+    assert not host.events("door_broken")
+
+
+def test_a_drained_or_held_door_is_still_probed_and_ollama_by_the_gate(shared_host: Host) -> None:
+    """An idle Ollama: only probes pass its inner door, and none of them is one of its requests."""
+    before, let_in = served(shared_host, "probe-ollama"), served(shared_host, "be-ollama")
+    through = served(shared_host, "gate")
+    shared_host.wait(lambda: served(shared_host, "probe-ollama") >= before + 3, "three probes")
+    assert served(shared_host, "gate") >= through + 2, "they pass the gate"
+    assert served(shared_host, "be-ollama") == let_in
+
+
+def test_no_client_can_ask_by_the_probes_header(shared_host: Host) -> None:
+    """At a public door the header is nothing: slots and states hold."""
+    began = time.monotonic()
+    body = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+    marked = {"X-Arbiter-Probe": "vllm"}
+    vllm = served(shared_host, "probe-vllm")
+    url = shared_host.door("ollama", "/api/generate")
+    reply = shared_host.session.post(url, json=body, headers=marked, timeout=30)
+    assert reply.status_code == 200
+    assert reply.json()["done"] is True, "answered as any request of Ollama's"
+    assert served(shared_host, "probe-vllm") - vllm <= time.monotonic() - began + 2
+
+
+# -- the probes themselves -----------------------------------------------------------------------
+class _Strict(BaseHTTPRequestHandler):
+    """As a loopback Ollama: 403 with an empty body to a Host that it does not know."""
+
+    known: tuple[str, ...] = ()
+    seen: list[str] = []  # noqa: RUF012 - one server per test
+
+    def do_GET(self) -> None:
+        """Any path."""
+        host = self.headers.get("Host", "")
+        type(self).seen.append(host)
+        self.send_response(200 if host in type(self).known else 403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Quiet."""
+
+    def address_string(self) -> str:
+        """A unix socket's peer has none."""
+        return ""
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> Iterator[tuple[type[_Strict], int, Path]]:
+    """The same handler on a port and on a unix socket, each knowing what the test says."""
+    handler = type("Mine", (_Strict,), {"seen": []})
+    path = tmp_path / "probe.sock"
+    servers = [
+        ThreadingHTTPServer(("127.0.0.1", free_port()), handler),
+        _UnixServer(str(path), handler),  # type: ignore[arg-type]
+    ]
+    for server in servers:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler, servers[0].server_port, path
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_both_probes_send_what_the_door_sends(strict: tuple[type[_Strict], int, Path]) -> None:
+    """Towards Ollama Host is localhost:PORT, as HAProxy writes it; a refused Host is not ready."""
+    handler, port, path = strict
+    prober = Prober(lambda: None, path)
+    order = ProbeOrder("ollama", f"http://127.0.0.1:{port}", "f", fast=True, canary_due=False)
+
+    def seen() -> HealthObservation | None:
+        return prober.latest(time.monotonic()).get("ollama")
+
+    def verdict(door: bool) -> str | None:
+        found = seen()
+        reading = (found.door if door else found.alive) if found else None
+        return (reading.value.verdict.detail or "ok") if isinstance(reading, Known) else None
+
+    try:
+        handler.known = (f"localhost:{port}",)
+        prober.order((order,), only("ollama"))
+        wait_until(lambda: verdict(door=False) == "ok")
+        wait_until(lambda: verdict(door=True) == "HTTP 403", what="the way that sends another Host")
+        handler.known = ("localhost", f"localhost:{port}")
+        wait_until(lambda: verdict(door=True) == "ok")
+        handler.known = ("gpu-host",)
+        wait_until(lambda: verdict(door=False) == "HTTP 403")
+    finally:
+        prober.close()
+        with suppress(OSError):
+            path.unlink()
+    assert f"localhost:{port}" in handler.seen
