@@ -114,7 +114,15 @@ def _wish(
         max_queue=wanted.max_queue,
         advice=f"{advice}: {', '.join(to)}" if advice else "",
         version=wanted.version or desk.seen.host.versions.get(backend.name, ""),
+        device_bytes=_device_bytes(desk, backend.name),
     )
+
+
+def _device_bytes(desk: Desk, name: str) -> int:
+    """What its devices hold; 0 while one of them has not been seen."""
+    placed = desk.placements.get(name)
+    seen = [desk.seen.devices.get(uuid) for uuid in placed.devices] if placed else []
+    return sum(one.device.capacity_bytes for one in seen if one) if all(seen) else 0
 
 
 def full_retry_after_s(seen: Traffic | None, wanted: BackendSettings) -> int:

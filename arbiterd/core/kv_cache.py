@@ -17,7 +17,7 @@ MAX_VALUES = 1 << 24  # per token and layer; the largest published models have s
 MAX_CONTEXT = 1 << 28
 # Period of the layers that see the whole context where the GGUF header does not tell it: every n-th.
 _GGUF_PATTERN = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "gptoss": 2, "cohere2": 4}
-_UBATCH = 512  # llama.cpp's default; a windowed cache holds window + one batch
+_UBATCH = 512  # llama.cpp's default
 _PAD = 256
 VLLM_BLOCK = 16  # tokens
 
@@ -76,14 +76,22 @@ def _gguf_windows(info: Mapping[str, Any], arch: str, layers: int, window: int) 
 
 
 def ollama_kv_bytes(
-    layers: Iterable[KvLayers], context: int, slots: int, value_bytes: float = 2.0
+    layers: Iterable[KvLayers],
+    context: int,
+    slots: int,
+    value_bytes: float = 2.0,
+    *,
+    batch: int = _UBATCH,
 ) -> int:
-    """The cache llama.cpp allocates for ``slots`` sequences of ``context`` tokens, bytes."""
+    """The cache llama.cpp allocates for ``slots`` sequences of ``context`` tokens, bytes.
+
+    ``batch``: tokens of one step; a windowed cache holds window + one batch.
+    """
     total = 0.0
     for one in layers:
         cells = context
         if one.window:
-            cells = min(context, -(-(one.window + _UBATCH) // _PAD) * _PAD)
+            cells = min(context, -(-(one.window + batch) // _PAD) * _PAD)
         total += one.count * one.values * cells * max(1, slots) * value_bytes
     return int(total)
 

@@ -8,13 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from arbiterd.core.fit import UNKNOWN_SHAPE, Shape, predicted_bytes
-from arbiterd.core.kv_cache import gguf_layers
+from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
 
 __all__ = ["Shape", "predicted_bytes", "shape_of"]
 
 
 def shape_of(size_bytes: int, show: Mapping[str, Any]) -> Shape:
-    """From /api/tags (size) and /api/show (model_info of the GGUF header)."""
+    """From /api/tags (size) and /api/show (model_info of the GGUF header, capabilities)."""
     info = show.get("model_info")
-    layers = gguf_layers(info) if isinstance(info, Mapping) else ()
-    return Shape(size_bytes, layers or UNKNOWN_SHAPE)
+    info = info if isinstance(info, Mapping) else {}
+    trained = info.get(f"{info.get('general.architecture', '')}.context_length")
+    sane = isinstance(trained, int) and 0 < trained <= MAX_CONTEXT
+    can = show.get("capabilities")
+    return Shape(
+        size_bytes,
+        gguf_layers(info) or UNKNOWN_SHAPE,
+        int(trained) if sane and trained is not None else 0,
+        embeds=isinstance(can, list) and bool(can) and "completion" not in can,
+    )

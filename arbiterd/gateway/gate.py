@@ -126,6 +126,7 @@ class Gate:
         clamp = loads.clamp()
         v1 = request.path.startswith("/v1/")
         sent = bodies.clamped(body, clamp, v1=v1, model=model)
+        loads.device_bytes = int(self.live().get(f"dev:{name}", "0") or 0)
         await loads.admit(model, v1=v1)
         return await self._relay(request, name, sent)
 

@@ -39,6 +39,7 @@ def live(wish: GatewayWish, layout: Layout, settings: Settings) -> dict[str, str
         if state.advice:
             out[f"adv:{name}"] = clean(state.advice)
         out[f"ver:{name}"] = clean(state.version or "unknown")
+        out[f"dev:{name}"] = str(state.device_bytes)
     for (source, model), target in wish.failover.items():
         out[f"fo:{source}:{model}"] = target
         # A vLLM serves one model: a body whose model is beyond the buffer can only mean that one.

@@ -49,6 +49,7 @@ class Loads:
         self._shapes: dict[str, tuple[str, fit.Shape, list[str], int]] = {}
         self._held = 0
         self._copied: set[str] = set()
+        self.device_bytes = 0  # what its devices hold, from the live map; 0 unknown
 
     def configure(self, config: dict[str, Any], socket: str) -> None:
         """Settings of now."""
@@ -231,9 +232,8 @@ class Loads:
     async def _predict(self, model: str, key: str) -> tuple[int, str]:
         """Bytes it will take, and the route that loads it."""
         _, shape, capabilities, _ = await self._about(model, key)
-        predicted = fit.predicted_bytes(
-            shape, self._config["context_length"], self._config["parallel"]
-        )
+        context, parallel = self._config["context_length"], self._config["parallel"]
+        predicted = fit.predicted_bytes(shape, context, parallel, self.device_bytes)
         embeds = bool(capabilities) and "completion" not in capabilities
         return predicted, "/api/embed" if embeds else "/api/generate"
 

@@ -28,6 +28,7 @@ class BackendWish:
 
     ``accepting``: what its documented health URLs answer. ``retry_after_s``: told while it is shed;
     ``full_retry_after_s``: told when its queue is full. ``max_in_flight``: over all of its doors.
+    ``device_bytes``: what its devices hold together, 0 on the CPU or unknown.
     """
 
     backend: str
@@ -40,6 +41,7 @@ class BackendWish:
     max_queue: int
     advice: str = ""
     version: str = ""
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ class ModelFacts:
     ``quantised``: the files are. ``at_most``: why the weights may turn out smaller than that, "" when
     they cannot. ``layers`` empty: the shape is unknown. ``stateful_layers``: layers with a state of
     fixed size per sequence instead of a cache (Mamba, linear attention). ``context``: tokens the model was
-    made for, 0 unknown. ``vocab``, ``hidden``, ``intermediate``: 0 unknown. ``kv_value_bytes``: of one
-    cached value.
+    made for, 0 unknown. ``embeds``: it makes vectors only. ``vocab``, ``hidden``, ``intermediate``: 0
+    unknown. ``kv_value_bytes``: of one cached value.
     """
 
     name: str
@@ -46,6 +46,7 @@ class ModelFacts:
     intermediate: int = 0
     dtype_bytes: int = 2
     kv_value_bytes: float = 2.0
+    embeds: bool = False
     notes: tuple[str, ...] = ()
 
 

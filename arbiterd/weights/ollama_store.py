@@ -93,6 +93,7 @@ def read_model(store: Path, name: str) -> ModelFacts:
         weights_text=f"{len(layers)} layer(s) of {format_size(total)}",
         layers=gguf_layers(info),
         context=context if sane and isinstance(context, int) else 0,
+        embeds=f"{arch}.pooling_type" in info,  # as server/images.go decides it
         notes=_num_ctx(store, layers),
     )
 

@@ -58,7 +58,7 @@ def test_plan_shows_the_arithmetic_of_every_model(
         "1.12 GiB  KV cache (one request: 32768 tokens (the model's own length) x 36 layers x 512 values x 2 B)",
         "1.45 GiB  activations (estimate: 256 sequences x 151936 words x 40 B)",
         "of its budget 12.09 GiB (0.514 of 23.52 GiB)",
-        "model qwen2.5:3b: fits: 1.62 GiB left",
+        "model qwen2.5:3b: fits: 892 MiB left",
         "1.85 GiB  weights (1.80 GiB x 1.03, 1 layer(s) of 1.80 GiB)",
         "model resnet50: fits: ",
         "wall: TensorFlow's own allocator (--per_process_gpu_memory_fraction); its context by watching",
@@ -148,8 +148,8 @@ def test_a_model_over_ollamas_cap_says_what_the_gate_will(
     done = _ctl("check", str(config), **sim_env)
     assert done.returncode == 0, done.stderr
     (line,) = [x for x in done.stderr.splitlines() if "modes.A.ollama.memory" in x]
-    assert "the load gate would refuse it; write context_length = 7168 or " in line
-    assert 'memory = "3.1GiB"' in line
+    assert "the load gate would refuse it; write context_length = 4096 or " in line
+    assert 'memory = "3.9GiB"' in line
     del gpu
 
 

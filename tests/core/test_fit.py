@@ -258,16 +258,17 @@ def test_the_proposed_cap_is_the_inverse_of_the_utilisation(need: int) -> None:
 
 
 def test_ollamas_formula_is_the_load_gates() -> None:
-    """weights x 1.03 + KV for context x slots + 0.95 GiB, by the header or by /api/show alike."""
+    """weights x 1.03 + KV for context x slots + the rest, by the header or by /api/show alike."""
     layers = gguf_layers(QWEN_3B_GGUF)
     shape = shape_of(1_929_912_432, {"model_info": QWEN_3B_GGUF})
-    assert shape == Shape(1_929_912_432, layers)
-    expected = int(1_929_912_432 * 1.03) + 8192 * 2 * 36_864 + FIXED_BYTES
-    assert predicted_bytes(shape, 8192, 2) == expected
-    facts = ModelFacts("qwen2.5:3b", 1_929_912_432, "1 layer", layers=layers)
+    assert shape == Shape(1_929_912_432, layers, 32768)
+    expected = int(1_929_912_432 * 1.03) + 8192 * 2 * 36_864 + FIXED_BYTES + 768 * MIB
+    assert predicted_bytes(shape, 8192, 2, CARD.capacity_bytes) == expected
+    facts = ModelFacts("qwen2.5:3b", 1_929_912_432, "1 layer", layers=layers, context=32768)
     options = OllamaOptions(parallel=2)
     fit = ollama_fit(_context(Kind.OLLAMA, 5 * GIB, ollama=options), facts)
     assert (fit.verdict, fit.predicted_bytes) == (Verdict.FITS, expected)
+    assert fit.terms[2].text == "973 MiB + 768 MiB for Ollama's batch of 1024"
     small = ollama_fit(_context(Kind.OLLAMA, 3 * GIB, ollama=options), facts)
     assert small.verdict is Verdict.DOES_NOT_FIT
     longest = context_that_fits(shape, 3 * GIB, 2)
@@ -276,6 +277,58 @@ def test_ollamas_formula_is_the_load_gates() -> None:
     tiny = ollama_fit(_context(Kind.OLLAMA, GIB, ollama=options), facts)
     assert tiny.certain
     assert "context_length" not in tiny.right
+
+
+# Ollama's server/sched.go: more than 4096 tokens in all slots make the batch 1024, more than 32768 2048.
+@pytest.mark.parametrize(
+    ("context", "parallel", "more"),
+    [
+        (4096, 1, 0),
+        (4097, 1, 768 * MIB),
+        (2048, 2, 0),
+        (2048, 3, 768 * MIB),
+        (32768, 1, 768 * MIB),
+        (8192, 4, 768 * MIB),
+        (8193, 4, 2 * GIB),
+        (65536, 1, 2 * GIB),
+    ],
+)
+def test_the_fixed_bytes_grow_with_ollamas_batch(context: int, parallel: int, more: int) -> None:
+    """Beside the cache nothing else of the prediction moves."""
+    shape = Shape(GIB, (KvLayers(2, 64),))
+    cache = 2 * 64 * 2 * context * parallel
+    expected = int(GIB * 1.03) + cache + FIXED_BYTES + more
+    assert predicted_bytes(shape, context, parallel) == expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "context", "more"),
+    [
+        (15 * GIB, 8192, 768 * MIB),
+        (17 * GIB, 8192, 768 * MIB),
+        (18 * GIB + GIB // 2, 8192, 0),  # more than 75 % of 24 GiB
+        (14 * GIB, 65536, 2 * GIB),
+        (15 * GIB, 65536, 768 * MIB),  # more than 60 %: the next lower batch
+        (19 * GIB, 65536, 0),
+    ],
+)
+def test_ollama_takes_a_smaller_batch_where_the_card_is_nearly_full(
+    weights: int, context: int, more: int
+) -> None:
+    """Weights and cache against what can be free at most: its whole card of 24 GiB."""
+    shape = Shape(weights, (KvLayers(1, 1),))
+    rest = predicted_bytes(shape, context, 1, 24 * GIB) - int(weights * 1.03) - 2 * context
+    assert rest == FIXED_BYTES + more
+
+
+def test_ollama_gives_no_more_than_a_model_was_made_for() -> None:
+    """Context beyond the trained one costs nothing; an embedding model has one slot, whatever is set."""
+    shape = shape_of(GIB, {"model_info": QWEN_3B_GGUF, "capabilities": ["completion", "tools"]})
+    assert predicted_bytes(shape, 131_072, 1) == predicted_bytes(shape, 32768, 1)
+    vectors = shape_of(GIB, {"model_info": QWEN_3B_GGUF, "capabilities": ["embedding"]})
+    assert vectors.embeds
+    flat = int(GIB * 1.03) + FIXED_BYTES
+    assert predicted_bytes(vectors, 8192, 4) == flat + 8192 * 36_864
 
 
 def test_a_header_without_a_shape_is_taken_as_an_8b() -> None:
@@ -308,6 +361,8 @@ def test_gguf_shapes_of_other_kinds() -> None:
     windowed = KvLayers(1, 1024, 8, 512)
     assert ollama_kv_bytes((windowed,), 8192, 1) == 1024 * 1024 * 2, "window + one batch, padded"
     assert ollama_kv_bytes((windowed,), 300, 1) == 300 * 1024 * 2
+    larger = ollama_kv_bytes((windowed,), 8192, 1, batch=2048)
+    assert larger == (512 + 2048) * 1024 * 2, "the window and Ollama's batch"
 
 
 @given(
