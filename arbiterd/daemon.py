@@ -19,6 +19,7 @@ from typing import TypeVar
 from arbiterd import __version__, startup
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
+from arbiterd.act.reclaim import ask
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
@@ -280,12 +281,21 @@ class Daemon:
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
 
     def _load_probe(self, action: LoadModel) -> HttpProbe | None:
-        """How the engine of this backend is asked to load a model."""
+        """How the engine of this backend is asked to load a model: some tell first what it is like.
+
+        Raises:
+            RequestFailed: the engine does not tell.
+
+        """
         backend = self._settings.active.backends.get(action.backend)
         if backend is None:
             return None
         engine = engine_of(backend.kind)
-        return engine.load_probe(backend, action.model, action.keep_alive_s, action.timeout_s)
+        first = engine.about_probe(backend, action.model)
+        about = ask(f"cannot load {action.model}", action.url, first) if first else ""
+        return engine.load_probe(
+            backend, action.model, action.keep_alive_s, action.timeout_s, about
+        )
 
     # -- in ------------------------------------------------------------------------------------
     def _submit(self, request: OperatorRequest) -> Refusal | None:

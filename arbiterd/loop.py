@@ -24,7 +24,7 @@ from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import Event
-from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
+from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUndone
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, Published
 from arbiterd.model.settings import Settings
@@ -85,6 +85,7 @@ class GatewayFields(TypedDict, total=False):
     gateway: GatewayObservation
     load_asks: tuple[LoadAsk, ...]
     load_dones: tuple[LoadDone, ...]
+    load_undones: tuple[LoadUndone, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,12 @@ class Loop:
         if parts is None:
             return {}
         seen = replace(parts.keeper.latest(now), requests=parts.log.latest())
-        return {"gateway": seen, "load_asks": parts.loads.asks(), "load_dones": parts.loads.dones()}
+        return {
+            "gateway": seen,
+            "load_asks": parts.loads.asks(),
+            "load_dones": parts.loads.dones(),
+            "load_undones": parts.loads.undones(),
+        }
 
     def _attribute(self, snapshot: NvmlSnapshot) -> None:
         """Attribution reads /proc for every listed process: only when the lists are new."""

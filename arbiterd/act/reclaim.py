@@ -15,6 +15,7 @@ from arbiterd.model.health import HttpProbe
 
 _CONNECT_S = 2.0
 _BODY_LIMIT = 64 * 1024  # answers are a line of JSON, or an error text
+_ABOUT_LIMIT = 16 * 1024**2  # what /api/show tells: templates, licences
 _SAID_LIMIT = 300
 _NO_SUCH_ROUTE = (404, 405)
 
@@ -42,12 +43,32 @@ def carry_out(what: str, url: str, probes: Sequence[HttpProbe]) -> None:
             status, said = _send(session, what, url, probe)
             missing = status in _NO_SUCH_ROUTE and number < len(probes)
             if not missing and not 200 <= status < 300:
-                msg = f"{what}: {probe.method} {probe.path}: HTTP {status}: {said[:_SAID_LIMIT]}"
+                words = _sentence(said)[:_SAID_LIMIT]
+                msg = f"{what}: {probe.method} {probe.path}: HTTP {status}: {words}"
                 raise RequestFailed(msg)
 
 
-def _send(session: requests.Session, what: str, url: str, probe: HttpProbe) -> tuple[int, str]:
-    """(status, what it said); the whole answer is there within the probe's time."""
+def ask(what: str, url: str, probe: HttpProbe) -> str:
+    """The body of a 2xx answer.
+
+    Raises:
+        RequestFailed: as ``carry_out``.
+
+    """
+    with requests.Session() as session:
+        session.trust_env = False
+        status, raw = _send(session, what, url, probe, _ABOUT_LIMIT)
+    if not 200 <= status < 300:
+        said = _sentence(raw)[:_SAID_LIMIT]
+        msg = f"{what}: {probe.method} {probe.path}: HTTP {status}: {said}"
+        raise RequestFailed(msg)
+    return raw
+
+
+def _send(
+    session: requests.Session, what: str, url: str, probe: HttpProbe, limit: int = _BODY_LIMIT
+) -> tuple[int, str]:
+    """(status, body); the whole answer is there within the probe's time."""
     headers = dict(probe.headers)
     if probe.body is not None:
         headers.setdefault("Content-Type", "application/json")
@@ -65,11 +86,11 @@ def _send(session: requests.Session, what: str, url: str, probe: HttpProbe) -> t
             raw = bytearray()
             for part in reply.iter_content(1):  # a body that trickles must not outlive the deadline
                 raw += part
-                if len(raw) >= _BODY_LIMIT:
+                if len(raw) >= limit:
                     break
                 if time.monotonic() > deadline:
                     raise requests.Timeout
-            return reply.status_code, _sentence(raw.decode(errors="replace"))
+            return reply.status_code, raw.decode(errors="replace")
     except requests.RequestException as error:
         why = _why(error, probe.timeout_s)
     msg = f"{what}: {probe.method} {probe.path}: {why}"

@@ -16,6 +16,7 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.evidence import refusals
 from arbiterd.core.faults import judge_xids
+from arbiterd.core.gate import loading
 from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
@@ -27,6 +28,7 @@ from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
 from arbiterd.core.state import Carry, Placed, State
 from arbiterd.core.views import backend_view, device_view, used_by_holder
+from arbiterd.core.warm import note_loads
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.decision import Decision
@@ -61,6 +63,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     desk.devices = gpus.judge(desk, ledgers)
     judge_xids(desk)
     settle_loads(desk)
+    note_loads(desk)
     for name in _order(desk):
         step(desk, desk.backends[name])
     orphans, orphan_pending = find_orphans(desk)
@@ -150,6 +153,8 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
         if wanted is None or backend.phase not in _PROBED or unit.state is not UnitState.RUNNING:
             continue
         vitals = backend.vitals
+        # What is resident changes under a load: a canary then could be one itself.
+        quiet = not loading(desk, backend.name) and not backend.warm_pending
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
         ending = backend.phase is Phase.DRAINING and backend.deadline is not None
         orders.append(
@@ -158,7 +163,7 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
                 url=engine_url(desk.settings, wanted),
                 fence=unit.invocation,
                 fast=backend.phase is Phase.STARTING or ending or suspect,
-                canary_due=vitals.canary_due,
+                canary_due=vitals.canary_due and quiet,
             )
         )
     return tuple(orders)

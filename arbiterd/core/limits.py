@@ -46,11 +46,15 @@ HALF_OPEN_S: Final = 300.0  # one probing start each five minutes once the break
 STABLE_S: Final = 60.0  # ready for so long: the next failure starts at the first delay again
 JITTER: Final = 0.25  # of the delay, so that two backends do not come back in step
 
+LONG_AGO: Final = -1e9  # of a moment that has not been yet
+
 # -- warm model ----------------------------------------------------------------------------------
 WARM_RETRY_S: Final = 30.0
 WARM_FAILURES: Final = 3  # then serve cold and say so
 REARM_S: Final = 60.0  # the warm model would leave within so long: its stay is renewed
 KEEP_FOR_EVER_S: Final = -1.0
+WARM_AWAY_S: Final = 300.0  # after a client's keep_alive 0: Unload is meant to last a while
+WARM_AFTER_CLIENT_S: Final = 30.0  # a client's load is in use: the warm model must not evict it
 
 # -- pressure: signals ---------------------------------------------------------------------------
 TIGHT_S: Final = (

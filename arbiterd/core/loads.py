@@ -6,6 +6,8 @@ The bytes of a backend that is down stay booked for it: no load goes into them (
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading, memory_event
 from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S, TIGHT_LOAD_MARGIN
@@ -13,6 +15,8 @@ from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import BackendState, DeviceState, Lease
 from arbiterd.core.views import retry_after_s
+from arbiterd.core.warm import asked_for
+from arbiterd.engines.ollama_names import is_listed
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
@@ -29,6 +33,7 @@ def settle_loads(desk: Desk) -> None:
         lease = desk.leases.pop(done.id, None)
         if lease is None:
             continue
+        _ended(desk, lease.backend)
         took = now - lease.granted_at
         if done.detail:
             text = f"{lease.backend}: {lease.model} was not loaded: {done.detail}"
@@ -43,6 +48,15 @@ def settle_loads(desk: Desk) -> None:
         gone = backend is None or backend.phase is not Phase.READY
         if gone or now >= lease.expires:
             del desk.leases[lease.id]
+            _ended(desk, lease.backend)
+
+
+def _ended(desk: Desk, name: str) -> None:
+    """What is resident is to be seen anew, and a client is about to use it."""
+    backend = desk.backends.get(name)
+    if backend is not None:
+        now = desk.seen.now
+        desk.put(replace(backend, load_ended_at=now, client_load_at=now))
 
 
 def answer_loads(desk: Desk) -> tuple[tuple[LoadAnswer, ...], dict[str, float]]:
@@ -56,6 +70,7 @@ def answer_loads(desk: Desk) -> tuple[tuple[LoadAnswer, ...], dict[str, float]]:
             _say_held(desk, ask, answer, since)
             held[ask.id] = since
         elif answer.verdict is LoadVerdict.GRANT:
+            asked_for(desk, ask.backend, ask.model)
             expires = desk.seen.now + answer.lease_s
             desk.leases[ask.id] = Lease(
                 ask.id, ask.backend, ask.model, ask.predicted_bytes, desk.seen.now, expires
@@ -92,6 +107,13 @@ def _answer(desk: Desk, ask: LoadAsk) -> LoadAnswer:
     if backend.phase is not Phase.READY or desk.seen.stopping:
         why = f"{ask.backend} is {backend.phase.value}"
         return LoadAnswer(ask.id, LoadVerdict.WAIT, why, retry_after_s(desk, backend))
+    others = [one.name for one in _resident(desk, ask.backend) if not _its_own(ask, one)]
+    if not ask.evicts and len(others) >= wanted.ollama.max_loaded_models:
+        why = (
+            f"{ask.model} is not resident, and a request with keep_alive 0 evicts nothing "
+            f"({', '.join(others)}): send it without keep_alive 0"
+        )
+        return LoadAnswer(ask.id, LoadVerdict.REFUSE, why, 10)
     placement = desk.placements[ask.backend]
     over = _over_cap(desk, ask, placement.cap_bytes)
     if placement.devices and over:
@@ -114,18 +136,24 @@ def _resident(desk: Desk, name: str) -> tuple[LoadedModel, ...]:
     return health.loaded.value
 
 
-def _kept(desk: Desk, name: str) -> list[LoadedModel]:
-    """Resident models that stay when one more is loaded: Ollama evicts down to its limit. Which one
-    goes is its own choice: the smallest, to be on the safe side.
+def _its_own(ask: LoadAsk, model: LoadedModel) -> bool:
+    """Whether this is the model asked for, or a name that shares its runner."""
+    return is_listed(model.name, (ask.model, *ask.shares))
+
+
+def _kept(desk: Desk, ask: LoadAsk) -> list[LoadedModel]:
+    """Resident models that stay when this one is loaded: Ollama evicts down to its limit. Which one
+    goes is its own choice: the smallest, to be on the safe side. A model never competes with itself.
     """
-    wanted = desk.settings.active.backends[name]
-    models = sorted(_resident(desk, name), key=lambda one: -one.vram_bytes)
-    return models[: max(0, wanted.ollama.max_loaded_models - 1)]
+    wanted = desk.settings.active.backends[ask.backend]
+    others = [one for one in _resident(desk, ask.backend) if not _its_own(ask, one)]
+    others.sort(key=lambda one: -one.vram_bytes)
+    return others[: max(0, wanted.ollama.max_loaded_models - 1)] if ask.evicts else others
 
 
 def _over_cap(desk: Desk, ask: LoadAsk, cap: int) -> str:
     """Why it never fits into the cap, "" when it does."""
-    kept = sum(one.vram_bytes for one in _kept(desk, ask.backend))
+    kept = sum(one.vram_bytes for one in _kept(desk, ask))
     if ask.predicted_bytes + kept <= cap:
         return ""
     beside = f" beside {format_size(kept)} of resident models" if kept else ""
@@ -153,7 +181,7 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
         for row in desk.ledgers.get(uuid, ())
         if row.holder != backend.name and row.booked_bytes is not None
     )
-    kept = sum(one.vram_bytes for one in _kept(desk, backend.name))
+    kept = sum(one.vram_bytes for one in _kept(desk, ask))
     evicted = sum(one.vram_bytes for one in _resident(desk, backend.name)) - kept
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
     margin = critical_free_bytes(headroom)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from arbiterd.core.limits import LEAD_S
+from arbiterd.core.limits import LEAD_S, LONG_AGO
 from arbiterd.core.slope import Window
 from arbiterd.engines.base import Cause
 from arbiterd.model.backend import Phase, Placement
@@ -143,6 +143,9 @@ class BackendState:
     warm_failures: int = 0
     warm_not_before: float = 0.0
     warm_pending: str = ""
+    warm_away_until: float = 0.0
+    load_ended_at: float = LONG_AGO
+    client_load_at: float = LONG_AGO
     vitals: Vitals = Vitals()
     sleep: Sleep = Sleep()
     ooms: tuple[float, ...] = ()

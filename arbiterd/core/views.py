@@ -18,7 +18,6 @@ from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.reclaim import freed_of
 from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage
 from arbiterd.core.victim import recent
-from arbiterd.engines import engine_of
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
 from arbiterd.model.pressure import BrakesView, Holder, PressureView, ReclaimView
 from arbiterd.model.reading import Known
@@ -178,15 +177,7 @@ def not_accepting(desk: Desk, backend: BackendState) -> str:
         return backend.reason or backend.phase.value
     if not judge.accepting(backend.vitals):
         return backend.vitals.why
-    held = brakes.held(desk, backend.name)
-    if held:
-        return held
-    wanted = desk.wanted(backend.name)
-    if wanted and not backend.warm_done:
-        model = engine_of(wanted.kind).warm_model(wanted)
-        if model:
-            return f"loading {model}"
-    return ""
+    return brakes.held(desk, backend.name)
 
 
 def shut(desk: Desk, name: str) -> str:

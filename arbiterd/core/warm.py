@@ -6,11 +6,18 @@ from dataclasses import replace
 
 from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading, memory_event
-from arbiterd.core.limits import KEEP_FOR_EVER_S, REARM_S, WARM_FAILURES, WARM_RETRY_S
+from arbiterd.core.limits import (
+    KEEP_FOR_EVER_S,
+    REARM_S,
+    WARM_AFTER_CLIENT_S,
+    WARM_AWAY_S,
+    WARM_FAILURES,
+    WARM_RETRY_S,
+)
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import BackendState, DeviceState, updated
 from arbiterd.engines import engine_of
-from arbiterd.engines.ollama_names import same_model
+from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
@@ -31,17 +38,22 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
     health = desk.seen.health.get(backend.name)
     if health is None or not isinstance(health.loaded, Known):
         return
-    here = next((one for one in health.loaded.value if same_model(one.name, model)), None)
-    # A request below /v1 re-arms Ollama's own keep-alive: ask again before it runs out.
+    names = _names(desk, backend.name, model)
+    here = next((one for one in health.loaded.value if is_listed(one.name, names)), None)
+    if desk.seen.now < backend.warm_away_until:
+        return  # a client sent it away
+    # A load below /v1 comes with Ollama's own keep-alive: ask again before it runs out.
     leaves = here is not None and here.expires_in_s is not None and here.expires_in_s < REARM_S
     if here is not None and not leaves:
         if not backend.warm_done or backend.warm_failures:
             desk.put(replace(backend, warm_done=True, warm_failures=0))
         return
     crowded = len(health.loaded.value) >= wanted.ollama.max_loaded_models
-    if here is None and crowded and backend.warm_done:
+    if here is None and crowded:
         return  # a client's model has its place: no tug-of-war, it comes back when that one leaves
     if desk.seen.now < backend.warm_not_before or _blocked(desk, backend):
+        return
+    if here is None and _too_soon(desk, backend, health.loaded.at):
         return
     action = LoadModel(
         id=desk.next_id("act"),
@@ -64,6 +76,47 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
         action=action.id,
         reason=action.reason,
     )
+
+
+def note_loads(desk: Desk) -> None:
+    """What clients load and send away decides on the warm model: before ``keep_warm``."""
+    for undone in desk.seen.load_undones:
+        backend, wanted = desk.backends.get(undone.backend), desk.wanted(undone.backend)
+        if backend is None or wanted is None:
+            continue
+        model = engine_of(wanted.kind).warm_model(wanted)
+        if model and is_listed(undone.model, _names(desk, backend.name, model)):
+            until = desk.seen.now + WARM_AWAY_S
+            desk.put(replace(backend, warm_away_until=until))
+            text = (
+                f"{backend.name}: the load of {model} is held for {format_duration(WARM_AWAY_S)} "
+                "or until a request needs it: a client has unloaded it"
+            )
+            desk.tell(EventName.LOAD_HELD, Severity.INFO, text, backend.name)
+
+
+def asked_for(desk: Desk, name: str, asked: str) -> None:
+    """A client's load has begun: a warm model that was sent away is wanted again."""
+    backend, wanted = desk.backends.get(name), desk.wanted(name)
+    if backend is None or wanted is None:
+        return
+    model = engine_of(wanted.kind).warm_model(wanted)
+    again = model and is_listed(asked, _names(desk, name, model))
+    until = 0.0 if again else backend.warm_away_until
+    desk.put(replace(backend, client_load_at=desk.seen.now, warm_away_until=until))
+
+
+def _names(desk: Desk, name: str, model: str) -> tuple[str, ...]:
+    """What /api/ps may call a model: a failover's other name shares its runner."""
+    rules = desk.settings.failover
+    aliases = [r.model for r in rules if r.to_backend == name and same_model(r.source, model)]
+    return (model, *aliases)
+
+
+def _too_soon(desk: Desk, backend: BackendState, listed_at: float) -> bool:
+    """Whether the list may be older than a load's end, or a client has just loaded something."""
+    since = desk.seen.now - backend.client_load_at
+    return listed_at <= backend.load_ended_at or since < WARM_AFTER_CLIENT_S
 
 
 def _blocked(desk: Desk, backend: BackendState) -> bool:
@@ -95,6 +148,7 @@ def _outcome(desk: Desk, backend: BackendState, model: str) -> None:
                 warm_done=True,
                 warm_failures=0,
                 warm_not_before=now + WARM_RETRY_S,
+                load_ended_at=now,
             )
         )
         desk.tell(
@@ -114,6 +168,7 @@ def _outcome(desk: Desk, backend: BackendState, model: str) -> None:
             warm_failures=failures,
             warm_done=backend.warm_done or failures >= WARM_FAILURES,
             warm_not_before=now + WARM_RETRY_S,
+            load_ended_at=now,
         )
     )
     text = f"{backend.name}: cannot load {model}: {outcome.detail}"

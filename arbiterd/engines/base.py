@@ -178,8 +178,8 @@ class Engine(Protocol):
         """Judge one round, in the order of ``ready_probes``."""
 
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
-        """The smallest piece of real work on a model that is resident already (it must never cause
-        a load), None when there is none.
+        """The smallest piece of real work on the first of these models, which are resident (it must
+        never cause a load), None when there is none.
         """
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
@@ -202,10 +202,23 @@ class Engine(Protocol):
     def warm_model(self, backend: BackendSettings) -> str:
         """The model to load after ready and keep warm, "" for none."""
 
+    def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
+        """Where an engine tells what a model is like, None when it does not."""
+
+    def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
+        """The model with what ``about_probe`` tells of it."""
+
     def load_probe(
-        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+        self,
+        backend: BackendSettings,
+        model: str,
+        keep_alive_s: float,
+        timeout_s: float,
+        about: str,
     ) -> HttpProbe | None:
-        """The request that loads ``model`` and keeps it ``keep_alive_s`` (negative: for ever)."""
+        """The request that loads ``model`` and keeps it ``keep_alive_s`` (negative: for ever).
+        ``about``: the body of what ``about_probe`` was answered, "" for nothing.
+        """
 
     def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
         """The requests that make it give ``model`` back, () when it cannot."""

@@ -137,11 +137,26 @@ class GenericEngine:
         del backend
         return ""
 
+    def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
+        """None."""
+        del backend, model
+        return None
+
+    def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
+        """As it is."""
+        del reply
+        return model
+
     def load_probe(
-        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+        self,
+        backend: BackendSettings,
+        model: str,
+        keep_alive_s: float,
+        timeout_s: float,
+        about: str,
     ) -> HttpProbe | None:
         """None."""
-        del backend, model, keep_alive_s, timeout_s
+        del backend, model, keep_alive_s, timeout_s, about
         return None
 
     def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:

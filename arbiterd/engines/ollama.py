@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
-from arbiterd.engines.ollama_names import same_model
+from arbiterd.engines.ollama_models import BY_FIT, About, about
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -36,6 +37,7 @@ LOAD_ROUTES = (
 # that it does not know; this one it always knows.
 DOOR_HOST = "localhost"
 
+ABOUT_TIMEOUT_S = 5.0
 UNLOAD_TIMEOUT_S = 6.0  # its scheduler may hold its lock for 5 s while a runner ends
 
 _BENIGN = re.compile(r"retrying without pipeline parallelism")
@@ -73,13 +75,6 @@ def margin_env(context: LaunchContext) -> tuple[str, str]:
     if version is not None and version < FIT_TARGET_SINCE:
         return "OLLAMA_GPU_OVERHEAD", str(margin)
     return "LLAMA_ARG_FIT_TARGET", str(-(-margin // MIB))
-
-
-def runner_options(backend: BackendSettings) -> dict[str, int]:
-    """What sizes a runner, the same as the load gate writes into every body: other values would make
-    Ollama load the model anew. A Modelfile's own num_ctx is stronger than OLLAMA_CONTEXT_LENGTH.
-    """
-    return {"num_ctx": backend.ollama.context_length, "num_gpu": -1}
 
 
 class OllamaEngine:
@@ -174,24 +169,21 @@ class OllamaEngine:
         return Verdict(ok=reply.status == 200, detail="" if reply.status == 200 else _plain(reply))
 
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
-        """One token of a resident model with the server's own options: other options, or a model
-        that is not resident, would cause a load. None while nothing is loaded.
+        """One token, or one vector, of a resident model. Without keep_alive its runner keeps its own;
+        num_gpu -1 fits any runner; the context is the one that it has (needsReload in ollama
+        server/sched.go). None while nothing is loaded.
         """
         if not loaded:
             return None
         model = loaded[0]
-        warm = self.warm_model(backend)
-        keep: float | str = -1 if warm and same_model(model.name, warm) else "5m"
-        if model.expires_in_s is not None and keep != -1:
-            keep = f"{max(1, round(model.expires_in_s))}s"  # a canary must not prolong its stay
-        body = {
-            "model": model.name,
-            "prompt": "1",
-            "stream": False,
-            "keep_alive": keep,
-            "options": {"num_predict": 1, **runner_options(backend)},
-        }
-        return HttpProbe("POST", "/api/generate", json.dumps(body), self.canary_timeout_s)
+        options = {"num_ctx": model.context or backend.ollama.context_length, "num_gpu": BY_FIT}
+        if model.embeds:
+            path, asked = "/api/embed", {"input": "1"}
+        else:
+            path, asked = "/api/generate", {"prompt": "1"}
+            options["num_predict"] = 1
+        body = {"model": model.name, "stream": False, "options": options, **asked}
+        return HttpProbe("POST", path, json.dumps(body), self.canary_timeout_s)
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """200, or its own queue-full answer, or a model that is only good for embeddings (400)."""
@@ -226,6 +218,8 @@ class OllamaEngine:
                     size_bytes=int(row.get("size", 0)),
                     vram_bytes=int(row.get("size_vram", 0)),
                     expires_in_s=_expires(str(row.get("expires_at", "")), wall),
+                    digest=str(row.get("digest", "")),
+                    context=int(row.get("context_length") or 0),
                 )
                 for row in rows
             )
@@ -236,14 +230,30 @@ class OllamaEngine:
         """The first of the allow-list."""
         return backend.models[0] if backend.models else ""
 
+    def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
+        """/api/show; it loads nothing."""
+        del backend
+        return HttpProbe("POST", "/api/show", json.dumps({"model": model}), ABOUT_TIMEOUT_S)
+
+    def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
+        """Whether it is for embeddings only."""
+        return replace(model, embeds=_about(reply.body).embeds)
+
     def load_probe(
-        self, backend: BackendSettings, model: str, keep_alive_s: float, timeout_s: float
+        self,
+        backend: BackendSettings,
+        model: str,
+        keep_alive_s: float,
+        timeout_s: float,
+        about: str,
     ) -> HttpProbe | None:
-        """Load only: no prompt. A client that goes away aborts the load, so the timeout is long."""
+        """Load only: no prompt, with the options that the load gate writes into every body. A client
+        that goes away aborts the load, so the timeout is long.
+        """
         keep: int | str = -1 if keep_alive_s < 0 else f"{round(keep_alive_s)}s"
-        options = runner_options(backend)
-        body = json.dumps({"model": model, "keep_alive": keep, "stream": False, "options": options})
-        return HttpProbe("POST", "/api/generate", body, timeout_s)
+        found = _about(about)
+        body = json.dumps(found.load_body(model, backend.ollama.context_length, keep))
+        return HttpProbe("POST", found.load_path, body, timeout_s)
 
     def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
         """keep_alive 0: asynchronous, interrupts nothing, re-armed by a request that comes meanwhile."""
@@ -274,6 +284,14 @@ class OllamaEngine:
 
 def _keep_alive(seconds: float) -> str:
     return "-1" if seconds >= FOR_EVER_S else f"{round(seconds)}s"
+
+
+def _about(body: str) -> About:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return About()
+    return about(found) if isinstance(found, dict) else About()
 
 
 def _expires(text: str, wall: float) -> float | None:

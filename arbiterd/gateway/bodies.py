@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NoReturn
 
+from arbiterd.engines.ollama_models import ANEW, BY_FIT, cap_tokens
 from arbiterd.engines.ollama_names import same_model
 
 _FOLDS = str.maketrans({"ſ": "s", "\u212a": "k"})
 # Options that size a runner: another value makes Ollama load the model anew, at that size.
 RUNNER_OPTIONS = frozenset(
     (
-        "num_ctx",
-        "num_gpu",
-        "num_batch",
-        "main_gpu",
-        "num_thread",
-        "use_mmap",
+        *ANEW,
         "use_mlock",
         "low_vram",
         "f16_kv",
@@ -33,7 +30,15 @@ RUNNER_OPTIONS = frozenset(
         "numa",
     )
 )
-_DROPPED_BELOW_V1 = RUNNER_OPTIONS | {"options", "keep_alive"}
+# A context shift other than the runner's starts it anew, too; below /v1 the model's own holds.
+_DROPPED = frozenset(("shift",))
+_DROPPED_BELOW_V1 = _DROPPED | RUNNER_OPTIONS | {"options", "keep_alive"}
+# Where a route below /v1 takes its number of tokens from; /v1/messages refuses 0 itself.
+_TOKENS_BELOW_V1 = {
+    "/v1/completions": "max_tokens",
+    "/v1/chat/completions": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+}
 _DEPTH_MAX = 500  # Go stops at 10,000; Python's own parser much earlier
 
 
@@ -43,15 +48,28 @@ class BadBody(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
-    """What every body to this Ollama gets. ``num_gpu`` -1: by fit, never by the client.
+    """What every body for a model gets: one ``context_length`` and ``num_gpu`` (-1: by fit) on every
+    route, never by the client.
 
     ``warm``: the model that stays for ever; all others leave after at most ``keep_alive_s``.
+    ``endless``: its Modelfile's num_predict is 0, which nothing ends. ``leaving``: it was asked to
+    leave when its last request ends, and a request that does not mention it must not undo that.
     """
 
     context_length: int
     keep_alive_s: float
     warm: str = ""
-    num_gpu: int = -1
+    num_gpu: int = BY_FIT
+    endless: bool = False
+    leaving: bool = False
+
+
+class Unload(Enum):
+    """What keep_alive 0 asks for. BARE: nothing else; AFTER: when the request has been answered."""
+
+    NO = "no"
+    BARE = "bare"
+    AFTER = "after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +122,33 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(msg)
 
 
-def clamped(body: Body, clamp: Clamp, *, v1: bool, model: str = "") -> bytes:
+def member(body: Body, name: str) -> Any:
+    """The member that Go puts into this field, None when it has none or null."""
+    values = [value for key, value in body.pairs if fold(key) == name and value is not None]
+    return values[-1] if values else None
+
+
+def unload(body: Body, path: str) -> Unload:
+    """Whether the model is to leave at once (keep_alive 0 on a native route)."""
+    if path.startswith("/v1/") or not is_zero(member(body, "keep_alive")):
+        return Unload.NO
+    asked = {"/api/chat": "messages", "/api/embed": "input"}.get(path, "prompt")
+    return Unload.AFTER if member(body, asked) else Unload.BARE
+
+
+def keeps(body: Body, path: str) -> bool:
+    """Whether it asks for the model to stay: that takes back an earlier keep_alive 0."""
+    return not path.startswith("/v1/") and member(body, "keep_alive") is not None
+
+
+def clamped(body: Body, clamp: Clamp, *, v1: bool, model: str = "", path: str = "") -> bytes:
     """The body to send: every clamped key once, in canonical spelling. ``model``: another name."""
     name = model or body.model
     kept: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for key, value in body.pairs:
         folded = fold(key)
-        if folded == "model":
+        if folded == "model" or folded in _DROPPED:
             continue
         if v1 and folded in _DROPPED_BELOW_V1:
             continue
@@ -133,7 +170,11 @@ def clamped(body: Body, clamp: Clamp, *, v1: bool, model: str = "") -> bytes:
         kept[key] = value
     asked = kept.pop("keep_alive", None)
     out: dict[str, Any] = {"model": name, **kept}
-    if not v1:
+    if v1:
+        tokens = _TOKENS_BELOW_V1.get(path, "")
+        _end(out, next((key for key in out if fold(key) == tokens), tokens), clamp)
+    else:
+        _end(options, "num_predict", clamp)
         out["options"] = {
             **options,
             "num_ctx": clamp.context_length,
@@ -141,6 +182,18 @@ def clamped(body: Body, clamp: Clamp, *, v1: bool, model: str = "") -> bytes:
         }
         out["keep_alive"] = keep_alive(asked, clamp, name)
     return json.dumps(_plain(out), separators=(",", ":")).encode()
+
+
+def _end(fields: dict[str, Any], name: str, clamp: Clamp) -> None:
+    """0 tokens are no end for Ollama, every other number is capped: 0 becomes that very cap."""
+    asked = fields.get(name)
+    if asked is None:
+        zero = clamp.endless
+    else:  # Go cuts the fraction off
+        number = isinstance(asked, int | float) and not isinstance(asked, bool)
+        zero = number and -1 < asked < 1
+    if name and zero:
+        fields[name] = cap_tokens(clamp.context_length)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -158,7 +211,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def keep_alive(asked: object, clamp: Clamp, model: str) -> int | str:
-    """For ever for the warm model; else what was asked, at most the configured time."""
+    """0 when it shall leave; for ever for the warm model; else what was asked, at most the configured
+    time, which a negative one means as well.
+    """
+    if is_zero(asked) or (asked is None and clamp.leaving):
+        return 0
     if clamp.warm and same_model(model, clamp.warm):
         return -1
     most = max(1, round(clamp.keep_alive_s))
@@ -166,6 +223,12 @@ def keep_alive(asked: object, clamp: Clamp, model: str) -> int | str:
     if seconds is None or seconds <= 0 or seconds > most:
         return f"{most}s"
     return f"{max(1, round(seconds))}s"
+
+
+def is_zero(asked: object) -> bool:
+    """Whether Ollama reads a duration of no nanosecond."""
+    seconds = go_seconds(asked)
+    return seconds is not None and 0 <= seconds < 1e-9
 
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -178,6 +241,8 @@ def go_seconds(value: object) -> float | None:
     if isinstance(value, int | float):
         return float(value)
     text = str(value).strip()
+    if text in ("0", "+0", "-0"):
+        return 0.0  # the one number that needs no unit
     sign, text = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
     total, number = 0.0, ""
     while text:

@@ -122,13 +122,11 @@ class Gate:
             return await self._relay(request, name, raw)
         loads = self.loads[name]
         # HAProxy has an eye on the client; when it is gone this handler is cancelled, held or not.
-        model = loads.own_name(body.model)
-        clamp = loads.clamp()
-        v1 = request.path.startswith("/v1/")
-        sent = bodies.clamped(body, clamp, v1=v1, model=model)
         loads.device_bytes = int(self.live().get(f"dev:{name}", "0") or 0)
-        await loads.admit(model, v1=v1)
-        return await self._relay(request, name, sent)
+        async with loads.admitted(body, request.path) as ticket:
+            if ticket.answer is not None:
+                return web.json_response(ticket.answer)
+            return await self._relay(request, name, ticket.sent)
 
     def _target(self, model: str, door: str, want: str) -> str:
         """Which backend: HAProxy's word, or for a body beyond its buffer the model's."""
@@ -139,7 +137,7 @@ class Gate:
                 msg = "the body names no model"
                 raise Refused(msg, status=400)
             own = door if door in self.config["backends"] else ""
-            name = own or owner_of(self.config["models"], model)
+            name = own or owner_of(self.config["models"], self.loads, model)
         if name not in self.config["backends"]:
             msg = f"no backend has the model {model!r}"
             raise Refused(msg, status=404)

@@ -37,6 +37,7 @@ def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
                 ],
                 "context_length": one.ollama.context_length,
                 "parallel": one.ollama.parallel,
+                "max_loaded_models": one.ollama.max_loaded_models,
                 "keep_alive_s": one.ollama.keep_alive_s,
                 "max_queue": one.max_queue,
                 "queue_timeout_s": one.queue_timeout_s,

@@ -116,8 +116,6 @@ def models(settings: Settings) -> dict[str, str]:
         names = engine_of(one.kind).served_models(one)
         for name in names:
             out.setdefault(name, one.name)
-            if one.kind is Kind.OLLAMA:
-                _spell(out, name, one.name)
         if one.kind is Kind.OLLAMA and not names:
             out.setdefault(ANY_MODEL, one.name)
     for rule in settings.failover:
@@ -125,20 +123,28 @@ def models(settings: Settings) -> dict[str, str]:
             out.setdefault(rule.model, rule.to_backend)
             if rule.source:
                 out.setdefault(rule.source, rule.to_backend)
-                for name in (rule.model, rule.source):
-                    _spell(out, name, rule.to_backend)
     return out
 
 
-def _spell(out: dict[str, str], name: str, backend: str) -> None:
-    """Ollama's spellings of a name: the one that all are compared by, and it without ':latest'."""
-    key = ollama_names.key(name)
-    out.setdefault(key, backend)
-    out.setdefault(key.removesuffix(":latest"), backend)
-
-
-def owner_of(models: Mapping[str, str], model: str) -> str:
-    """The backend of a model by the unified port's list, "" for none: by its very name, as Ollama
-    compares names, else an Ollama that takes any.
+def spelled(models: Mapping[str, str], ollamas: Collection[str]) -> dict[str, str]:
+    """The list with what HAProxy may be asked for as well: of a model in one of ``ollamas`` the key
+    that all its spellings have in common, and that without ':latest'.
     """
-    return models.get(model) or models.get(ollama_names.key(model)) or models.get(ANY_MODEL, "")
+    out = dict(models)
+    for name, backend in models.items():
+        if backend in ollamas and name != ANY_MODEL:
+            key = ollama_names.key(name)
+            out.setdefault(key, backend)
+            out.setdefault(key.removesuffix(":latest"), backend)
+    return out
+
+
+def owner_of(models: Mapping[str, str], ollamas: Collection[str], model: str) -> str:
+    """The backend of a model by this list, "" for none: by its very name, then as Ollama compares
+    names, else an Ollama that takes any.
+    """
+    if model in models:
+        return models[model]
+    key = ollama_names.key(model)
+    same = (b for name, b in models.items() if b in ollamas and ollama_names.key(name) == key)
+    return next(same, models.get(ANY_MODEL, ""))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from arbiterd.gateway.layout import Layout, models
+from arbiterd.gateway.layout import Layout, models, spelled
 from arbiterd.model.gateway import GatewayWish
 from arbiterd.model.settings import Kind, Settings
 
@@ -45,7 +45,8 @@ def live(wish: GatewayWish, layout: Layout, settings: Settings) -> dict[str, str
         # A vLLM serves one model: a body whose model is beyond the buffer can only mean that one.
         if layout.behind(source).kind is Kind.VLLM:
             out.setdefault(f"fo:{source}:*", target)
-    for model, backend in models(settings).items():
+    ollamas = [one.name for one in layout.backends if one.kind is Kind.OLLAMA]
+    for model, backend in spelled(models(settings), ollamas).items():
         out[f"m:{model}"] = backend
     return {key: value for key, value in out.items() if " " not in key and value}
 

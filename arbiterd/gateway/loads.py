@@ -7,32 +7,35 @@ Ollama abort it (docs/facts/engines.md), and a held load must use up no in-fligh
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 import uuid
-from contextlib import suppress
-from datetime import datetime
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from arbiterd.engines import ollama_names as names
 from arbiterd.gateway import bodies, fit
+from arbiterd.gateway.arbiter import Arbiter
+from arbiterd.gateway.library import Known, Library, Refused, Resident
 
-RESIDENT_S = 1.0  # how long a list of resident models is believed
-SLACK_S = 2.0  # one that expires so soon is no longer counted as resident
-_ASK_S = 65.0
-_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
+__all__ = ["Loads", "Refused", "Ticket"]
+
+RESIDENT_S = 0.25  # how long a list of resident models is believed
+LEAVING_S = 2.0  # one that expires so soon is looked at again
+STALE_S = 10.0  # and so long while no new list comes: /api/ps may block during an unload
+_LOOK_S = 6.0
 
 
-class Refused(Exception):
-    """No, in one sentence."""
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An admitted request: the body to send, or ``answer``: what is said without asking Ollama."""
 
-    def __init__(self, text: str, *, status: int = 503, retry_after_s: int = 5) -> None:
-        super().__init__(text)
-        self.status = status
-        self.retry_after_s = retry_after_s
+    sent: bytes
+    answer: dict[str, Any] | None = None
 
 
 class Loads:
@@ -41,12 +44,15 @@ class Loads:
     def __init__(self, name: str) -> None:
         self._name = name
         self._config: dict[str, Any] = {}
-        self._socket = ""
-        self._resident: dict[str, float] = {}
+        self._library = Library(name)
+        self._arbiter = Arbiter(name)
+        self._resident: tuple[Resident, ...] = ()
         self._looked_at = -1e9
         self._looking: asyncio.Task[None] | None = None
-        self._under_way: dict[str, asyncio.Task[None]] = {}
-        self._shapes: dict[str, tuple[str, fit.Shape, list[str], int]] = {}
+        self._under_way: dict[tuple[str, int, bool], asyncio.Task[None]] = {}
+        self._requests: Counter[tuple[str, int]] = Counter()  # admitted and not answered yet
+        self._leaving: set[str] = set()  # runners that leave when their last request has ended
+        self._contexts: dict[tuple[str, int], int] = {}  # what /api/ps said after our own load
         self._held = 0
         self._copied: set[str] = set()
         self.device_bytes = 0  # what its devices hold, from the live map; 0 unknown
@@ -54,9 +60,10 @@ class Loads:
     def configure(self, config: dict[str, Any], socket: str) -> None:
         """Settings of now."""
         if config != self._config:
-            self._shapes.clear()
+            self._library.forget()
             self._copied.clear()
-        self._config, self._socket = config, socket
+        self._config = config
+        self._library.engine, self._arbiter.socket = config["engine"], socket
 
     # -- names ---------------------------------------------------------------------------------
     def own_name(self, model: str) -> str:
@@ -69,9 +76,9 @@ class Loads:
         if not model:
             msg = "the body names no model"
             raise Refused(msg, status=400)
-        for alias in self._config["aliases"]:
-            if names.is_listed(model, (alias["name"], alias["source"])):
-                return model
+        if names.parse(model) is None:
+            msg = f"invalid model name {model!r}"
+            raise Refused(msg, status=400)
         if not self.is_allowed(model):
             has = ", ".join(self._config["models"])
             msg = f"the model {model!r} is not on the allow-list of {self._name}; it has {has}"
@@ -87,41 +94,135 @@ class Loads:
             allowed += [alias["name"], alias["source"]]
         return names.is_listed(model, allowed)
 
-    def clamp(self) -> bodies.Clamp:
-        """What every body gets."""
-        models = self._config["models"]
-        return bodies.Clamp(
-            context_length=self._config["context_length"],
-            keep_alive_s=self._config["keep_alive_s"],
-            warm=models[0] if models else "",
-        )
-
     def _source(self, model: str) -> str:
         aliases = self._config["aliases"]
         return next((a["source"] for a in aliases if names.same_model(a["name"], model)), "")
 
+    def _clamp(self, known: Known, model: str) -> bodies.Clamp:
+        """What a body for this model gets."""
+        length = self._config["context_length"]
+        options = known.about.options(length)
+        return bodies.Clamp(
+            context_length=options["num_ctx"],
+            keep_alive_s=self._config["keep_alive_s"],
+            warm=model if self._is_warm(model) else "",
+            num_gpu=options["num_gpu"],
+            endless=known.about.endless,
+            leaving=known.runner in self._leaving,
+        )
+
+    def _is_warm(self, model: str) -> bool:
+        models = self._config["models"]
+        return bool(models) and names.same_model(self._source(model) or model, models[0])
+
     # -- admission -----------------------------------------------------------------------------
-    async def admit(self, model: str, *, v1: bool = False) -> None:
-        """Return when the model is resident; hold the load until it fits, within a bound.
+    @asynccontextmanager
+    async def admitted(self, body: bodies.Body, path: str) -> AsyncIterator[Ticket]:
+        """Hold a request until its model is resident; while the block lasts it counts as under way.
 
         Raises:
-            Refused: it never fits, or not within ``queue_timeout``.
+            Refused: not here, never, or not within ``queue_timeout``.
+            BadBody: it cannot be clamped.
 
         """
-        key = names.key(self._source(model) or model)
-        source = self._source(model)
-        if source and model not in self._copied:
-            await self._copy(source, model)
+        model = self.own_name(body.model)
+        v1 = path.startswith("/v1/")
+        known = await self._known(model)
         if v1:
-            await self._fits_v1(source or model, key)
-        if await self._is_resident(key):
+            self._fits_v1(known, model)
+        unload = bodies.unload(body, path)
+        if unload is bodies.Unload.BARE:
+            yield await self._unload(known, model, body, path)
+            self._looked_at = -1e9
+            return
+        bodies.clamped(body, self._clamp(known, model), v1=v1, path=path)  # bad: before any load
+        ends = unload is bodies.Unload.AFTER
+        await self._admit(known, model, evicts=not ends)
+        run = self._run(known)
+        self._requests[run] += 1
+        try:
+            if ends:
+                await self._mark(known, model)
+            elif bodies.keeps(body, path):
+                self._leaving.discard(known.runner)
+            yield Ticket(bodies.clamped(body, self._clamp(known, model), v1=v1, path=path))
+        finally:
+            self._requests[run] -= 1
+            if known.runner in self._leaving:
+                self._looked_at = -1e9
+            if not self._busy(known.runner):
+                self._leaving.discard(known.runner)
+
+    def _busy(self, runner: str) -> bool:
+        return any(count > 0 and run[0] == runner for run, count in self._requests.items())
+
+    def _run(self, known: Known) -> tuple[str, int]:
+        return known.runner, known.about.context(self._config["context_length"])
+
+    async def _known(self, model: str) -> Known:
+        """What Ollama tells of it; the substitute's name is made first.
+
+        Raises:
+            Refused: it has no such model, or does not answer.
+
+        """
+        source = self._source(model)
+        try:
+            if source and names.key(model) not in self._copied:
+                await self._copy(source, model)
+            return await self._library.known(model)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            msg = f"{self._name} does not answer: {type(error).__name__}"
+            raise Refused(msg) from None
+
+    async def _mark(self, known: Known, model: str) -> None:
+        """It leaves when its last request has ended, and nobody is to bring it back before that."""
+        if self._busy(known.runner):
+            self._leaving.add(known.runner)
+        if self._is_warm(model):
+            await self._arbiter.unloaded(model)
+
+    async def _unload(self, known: Known, model: str, body: bodies.Body, path: str) -> Ticket:
+        """keep_alive 0 without a prompt: Ollama answers at once and loads nothing, except for
+        embeddings, whose routes load whatever they are asked for.
+        """
+        await self._mark(known, model)
+        sent = bodies.clamped(body, self._clamp(known, model), v1=False, path=path)
+        if path.startswith("/api/embed") and not await self._is_resident(known):
+            field = "embedding" if path == "/api/embeddings" else "embeddings"
+            return Ticket(sent, {"model": body.model, field: []})
+        return Ticket(sent)
+
+    def _fits_v1(self, known: Known, model: str) -> None:
+        """Below /v1 a body takes no options: there a Modelfile's own num_ctx would size the runner.
+
+        Raises:
+            Refused: it asks for more than the configured context.
+
+        """
+        own, limit = known.about.modelfile_ctx, self._config["context_length"]
+        if own > limit:
+            msg = (
+                f"{model}: its Modelfile asks for num_ctx {own}, context_length is {limit}, and "
+                "routes below /v1 cannot change that: use /api/chat, or a Modelfile without it"
+            )
+            raise Refused(msg, status=400)
+
+    async def _admit(self, known: Known, model: str, *, evicts: bool) -> None:
+        """Return when the model is resident; hold the load until it fits, within a bound."""
+        run = self._run(known)
+        key = (*run, evicts)
+        task = self._under_way.get((*run, True)) or self._under_way.get(key)
+        if task is None and (self._requests[run] > 0 or await self._is_resident(known)):
             return
         if self._held >= self._config["max_queue"]:
             msg = f"{self._name}: {self._held} requests wait for a load already"
             raise Refused(msg)
-        task = self._under_way.get(key)
+        task = task or self._under_way.get(key)
+        if task is None and not evicts:
+            self._has_room(known, model)
         if task is None:
-            task = asyncio.create_task(self._load(source or model, key))
+            task = asyncio.create_task(self._load(known, model, evicts=evicts))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._loaded(key, done))
         self._held += 1
@@ -130,209 +231,116 @@ class Loads:
         finally:
             self._held -= 1
 
-    def _loaded(self, key: str, done: asyncio.Task[None]) -> None:
+    def _has_room(self, known: Known, model: str) -> None:
+        """For a request that wants no model to stay: it takes nobody's place.
+
+        Raises:
+            Refused: one would have to go.
+
+        """
+        others = {r.known.runner: r.known.name for r in self._resident}
+        others.pop(known.runner, None)
+        if len(others) + len(self._under_way) >= self._config.get("max_loaded_models", 1):
+            text = (
+                f"{model} is not resident, and a request with keep_alive 0 evicts nothing "
+                f"({', '.join(others.values()) or 'another is loading'}): send it without keep_alive 0"
+            )
+            raise Refused(text, retry_after_s=10)
+
+    def _loaded(self, key: tuple[str, int, bool], done: asyncio.Task[None]) -> None:
         self._under_way.pop(key, None)
         if not done.cancelled():
             done.exception()  # every waiter has had it, or nobody waits any more
 
-    async def _is_resident(self, key: str) -> bool:
+    # -- what is resident ----------------------------------------------------------------------
+    async def _is_resident(self, known: Known) -> bool:
+        """Listed is resident, also past its time: that is renewed when its last request ends."""
         now = time.monotonic()
-        if now - self._looked_at > RESIDENT_S:
-            if self._looking is None or self._looking.done():
-                self._looking = asyncio.create_task(self._look())
-            # /api/ps may block for seconds during an unload: then the old list holds a little longer
-            if self._resident.get(key, 0) <= now or now - self._looked_at > 10:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(self._looking), 6.0)
-        return self._resident.get(key, 0) > time.monotonic()
+        age = now - self._looked_at
+        listed = self._listed(known)
+        if age <= RESIDENT_S and not self._under_way:  # a load may be evicting right now
+            if listed is None:
+                return False
+            if listed.leaves_at - now > LEAVING_S:
+                return True
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._looking), _LOOK_S)
+        if time.monotonic() - self._looked_at > STALE_S:
+            return False
+        return self._listed(known) is not None
+
+    def _listed(self, known: Known) -> Resident | None:
+        """The row of a runner that serves this model as it is, without starting anew."""
+        for row in self._resident:
+            there = row.known
+            if there.runner != known.runner or there.about.rest != known.about.rest:
+                continue
+            gpu = known.about.num_gpu
+            wanted = self._run(known)
+            context = (wanted[1], self._contexts.get(wanted, 0), 0)
+            if gpu in (-1, there.about.num_gpu) and row.context in context:
+                return row
+        return None
 
     async def _look(self) -> None:
         """Read /api/ps."""
         began = time.monotonic()
         with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
-            found = await self._get("/api/ps", 6.0)
-            now = time.monotonic()
-            self._resident = {
-                names.key(str(one["name"])): now + _left(str(one.get("expires_at", "")))
-                for one in found.get("models") or []
-            }
+            self._resident = await self._library.resident()
             self._looked_at = began
 
-    async def _load(self, model: str, key: str) -> None:
+    # -- loading -------------------------------------------------------------------------------
+    async def _load(self, known: Known, model: str, *, evicts: bool) -> None:
         """Ask, wait, load, report."""
-        deadline = time.monotonic() + self._config["queue_timeout_s"]
-        try:
-            predicted, route = await self._predict(model, key)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            msg = f"{self._name} does not answer: {type(error).__name__}"
-            raise Refused(msg) from None
+        shape, slots = known.shape, self._config["parallel"]
+        run = self._run(known)
         lease = uuid.uuid4().hex[:12]
+        ask = {
+            "id": lease,
+            "model": model,
+            "predicted_bytes": fit.predicted_bytes(shape, run[1], slots, self.device_bytes),
+            "shares": [r.known.name for r in self._resident if r.known.runner == known.runner],
+            "evicts": evicts,
+        }
         try:
-            await self._ask(lease, model, predicted, deadline)
+            await self._arbiter.grant(ask, self._config["queue_timeout_s"])
         except asyncio.CancelledError:
-            await self._done(lease, "given up")
+            await self._arbiter.done(lease, "given up")
             raise
         detail = "the gate ended"
         try:
-            detail = await self._do_load(model, route)
+            detail = await self._do_load(known, model)
         finally:
-            await self._done(lease, detail)
+            await self._arbiter.done(lease, detail)
         if detail:
             msg = f"{self._name} could not load {model}: {detail}"
             raise Refused(msg, status=503, retry_after_s=10)
         self._looked_at = -1e9
         await self._look()
+        for row in self._resident:
+            if row.known.runner == known.runner and row.context:
+                self._contexts[run] = row.context
 
-    async def _ask(self, lease: str, model: str, predicted: int, deadline: float) -> None:
-        """Until granted. The daemon answers by long poll; away, it is asked again.
-
-        Raises:
-            Refused: no, or not in time.
-
-        """
-        why, retry = "the arbiter does not answer", 5
-        ask = {"id": lease, "backend": self._name, "model": model, "predicted_bytes": predicted}
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                await self._done(lease, "not granted in time")
-                held = self._config["queue_timeout_s"]
-                text = f"{self._name}: loading {model} was held for {held:g} s: {why}"
-                raise Refused(text, retry_after_s=retry)
-            try:
-                async with aiohttp.ClientSession(
-                    connector=aiohttp.UnixConnector(self._socket)
-                ) as session:
-                    wait = aiohttp.ClientTimeout(total=min(left, _ASK_S) + 1.0)
-                    async with session.post(
-                        "http://arbiter/v1/loads", json={**ask, "wait_s": left}, timeout=wait
-                    ) as reply:
-                        said = await reply.json(content_type=None)
-            except (aiohttp.ClientError, TimeoutError, ValueError):
-                await asyncio.sleep(min(0.25, max(0.01, left)))
-                continue
-            verdict = said.get("verdict")
-            if verdict == "grant":
-                return
-            why, retry = str(said.get("reason") or why), int(said.get("retry_after_s") or 5)
-            if verdict == "refuse":
-                raise Refused(why, retry_after_s=retry)
-
-    async def _done(self, lease: str, detail: str) -> None:
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(self._socket)
-            ) as session:
-                body = {"id": lease, "backend": self._name, "detail": detail}
-                wait = aiohttp.ClientTimeout(total=2.0)
-                async with session.post("http://arbiter/v1/loads/done", json=body, timeout=wait):
-                    pass
-
-    # -- Ollama --------------------------------------------------------------------------------
-    async def _predict(self, model: str, key: str) -> tuple[int, str]:
-        """Bytes it will take, and the route that loads it."""
-        _, shape, capabilities, _ = await self._about(model, key)
-        context, parallel = self._config["context_length"], self._config["parallel"]
-        predicted = fit.predicted_bytes(shape, context, parallel, self.device_bytes)
-        embeds = bool(capabilities) and "completion" not in capabilities
-        return predicted, "/api/embed" if embeds else "/api/generate"
-
-    async def _fits_v1(self, model: str, key: str) -> None:
-        """Below /v1 a body takes no options: there a Modelfile's own num_ctx would size the runner.
-
-        Raises:
-            Refused: it asks for more than the configured context.
-
-        """
-        known = self._shapes.get(key)
-        if known is None:
-            with suppress(aiohttp.ClientError, TimeoutError):
-                known = await self._about(model, key)
-        limit = self._config["context_length"]
-        if known is not None and known[3] > limit:
-            msg = (
-                f"{model}: its Modelfile asks for num_ctx {known[3]}, context_length is {limit}, and "
-                "routes below /v1 cannot change that: use /api/chat, or a Modelfile without it"
-            )
-            raise Refused(msg, status=400)
-
-    async def _about(self, model: str, key: str) -> tuple[str, fit.Shape, list[str], int]:
-        """(digest, shape, capabilities, the Modelfile's num_ctx), asked once per digest."""
-        tags = await self._get("/api/tags", 5.0)
-        row = next((o for o in tags.get("models") or [] if names.key(str(o["name"])) == key), None)
-        if row is None:
-            msg = f"model {model!r} not found in {self._name}; ollama pull {model}"
-            raise Refused(msg, status=404)
-        digest = f"{row.get('digest', '')}{row.get('size', 0)}"
-        known = self._shapes.get(key)
-        if known is None or known[0] != digest:
-            show = await self._post("/api/show", {"model": model}, 5.0)
-            shape = fit.shape_of(int(row.get("size", 0)), show)
-            found = _NUM_CTX.search(str(show.get("parameters") or ""))
-            own = int(found[1]) if found else 0
-            known = (digest, shape, list(show.get("capabilities") or ()), own)
-            self._shapes[key] = known
-        return known
-
-    async def _do_load(self, model: str, route: str) -> str:
+    async def _do_load(self, known: Known, model: str) -> str:
         """Load with exactly the clamped options; returns what went wrong."""
-        clamp = self.clamp()
-        keep = bodies.keep_alive(None, clamp, model)
-        options = {"num_ctx": clamp.context_length, "num_gpu": clamp.num_gpu}
-        body: dict[str, Any] = {
-            "model": model,
-            "keep_alive": keep,
-            "options": options,
-            "stream": False,
-        }
-        if route == "/api/embed":
-            body["input"] = []
+        keep = bodies.keep_alive(None, self._clamp(known, model), model)
+        name = self._source(model) or model
+        body = known.about.load_body(name, self._config["context_length"], keep)
+        limit = self._config["load_timeout_s"]
         try:
-            said = await self._post(route, body, self._config["load_timeout_s"])
+            said = await self._library.post(known.about.load_path, body, limit)
         except (aiohttp.ClientError, TimeoutError) as error:
             return f"{type(error).__name__}: {error}"[:300]
         return str(said.get("error", ""))[:300]
 
     async def _copy(self, source: str, alias: str) -> None:
         """Make Ollama answer to the substitute's name, too (idempotent; same blobs)."""
-        try:
-            said = await self._post("/api/copy", {"source": source, "destination": alias}, 5.0)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            msg = f"{self._name} does not answer: {type(error).__name__}"
-            raise Refused(msg) from None
+        copy = {"source": source, "destination": alias}
+        said = await self._library.post("/api/copy", copy, 5.0)
         if "error" in said:
             msg = f"{self._name} has no {source!r} to stand in for {alias!r}: {said['error']}"
             raise Refused(msg, status=503, retry_after_s=60)
-        self._copied.add(alias)
-
-    async def _get(self, path: str, timeout_s: float) -> dict[str, Any]:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
-            session.get(self._config["engine"] + path) as reply,
-        ):
-            found = await reply.json(content_type=None)
-            return found if isinstance(found, dict) else {}
-
-    async def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
-            session.post(self._config["engine"] + path, json=body) as reply,
-        ):
-            text = await reply.text()
-            with suppress(ValueError):
-                found = json.loads(text)
-                if isinstance(found, dict):
-                    return found
-            return {} if reply.status == 200 else {"error": f"HTTP {reply.status}: {text[:200]}"}
-
-
-def _left(expires_at: str) -> float:
-    """Seconds that a resident model will stay for certain."""
-    cut = re.sub(r"(\.\d{6})\d+", r"\1", expires_at)
-    try:
-        moment = datetime.fromisoformat(cut)
-    except ValueError:
-        return 3600.0
-    if moment.year < 2000:  # Ollama's zero time: for ever
-        return 3600.0
-    return moment.timestamp() - time.time() - SLACK_S
+        self._copied.add(names.key(alias))
+        self._library.forget()

@@ -126,13 +126,17 @@ class GatewayObservation:
 
 @dataclass(frozen=True, slots=True)
 class LoadAsk:
-    """The load gate asks for room. ``since``: monotonic seconds of the first asking."""
+    """The load gate asks for room. ``since``: monotonic seconds of the first asking. ``shares``: names
+    of resident models whose runner it takes over. ``evicts``: another model may leave for it.
+    """
 
     id: str
     backend: str
     model: str
     predicted_bytes: int
     since: float
+    shares: tuple[str, ...] = ()
+    evicts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,14 @@ class LoadDone:
     id: str
     backend: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadUndone:
+    """A client has asked for a model to leave (keep_alive 0)."""
+
+    backend: str
+    model: str
 
 
 class LoadVerdict(StrEnum):

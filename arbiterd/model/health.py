@@ -60,12 +60,19 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model resident in an engine (Ollama's /api/ps). ``vram_bytes`` < ``size_bytes``: split."""
+    """A model resident in an engine (Ollama's /api/ps). ``vram_bytes`` < ``size_bytes``: split.
+
+    ``expires_in_s``: below 0 while requests overlap. ``context``: its tokens of context, 0 when not
+    told. ``embeds``: it is good for embeddings only.
+    """
 
     name: str
     size_bytes: int
     vram_bytes: int
     expires_in_s: float | None = None
+    digest: str = ""
+    context: int = 0
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from arbiterd.model.actions import OperatorRequest, Outcome
 from arbiterd.model.devices import DeviceObservation, XidEvent
-from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone
+from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUndone
 from arbiterd.model.health import HealthObservation
 from arbiterd.model.launch import UnitObservation
 
@@ -56,6 +56,7 @@ class Observation:
     gateway: GatewayObservation = GatewayObservation()
     load_asks: tuple[LoadAsk, ...] = ()
     load_dones: tuple[LoadDone, ...] = ()
+    load_undones: tuple[LoadUndone, ...] = ()
     can_freeze: bool = False
     settings_queued: bool = False
     queued_mode: str = ""

@@ -29,6 +29,7 @@ from arbiterd.model.health import (
 from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import BackendSettings, Settings
 from arbiterd.sense.http import ask, session, unix_session
+from arbiterd.sense.turns import Turns
 
 FAST_S, SLOW_S = 0.25, 1.0
 COUNTERS_S = 2.0  # a third of the time after which standing still is judged
@@ -48,6 +49,8 @@ class _Target:
     door_wake: threading.Event = field(default_factory=threading.Event)
     stop: bool = False
     canary_out: bool = False
+    turns: Turns = field(default_factory=Turns)
+    about: dict[tuple[str, str], HttpReply] = field(default_factory=dict)
     alive: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
     canary: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
     progress: Reading[Progress] = Unknown(_NOT_YET, 0.0)
@@ -182,28 +185,64 @@ class Prober:
             reply = ask(via, target.order.url, progress)
             read = engine.read_progress(reply)
             target.progress = _reading(read, reply)
-        loaded = engine.loaded_probe(target.backend)
-        if loaded is not None:
-            reply = ask(via, target.order.url, loaded)
-            models = engine.read_loaded(reply, time.time())
-            now = time.monotonic()
-            target.loaded = Unknown(_plain(reply), now) if models is None else Known(models, now)
+        if engine.loaded_probe(target.backend) is not None:
+            target.loaded = self._loaded(target, via)
+
+    def _loaded(
+        self, target: _Target, via: urllib3.PoolManager
+    ) -> Reading[tuple[LoadedModel, ...]]:
+        """What is resident. Its time is that of the question: a load may end before the answer."""
+        engine = engine_of(target.backend.kind)
+        probe = engine.loaded_probe(target.backend)
+        began = time.monotonic()
+        if probe is None:
+            return Unknown("it lists no models", began)
+        reply = ask(via, target.order.url, probe)
+        models = engine.read_loaded(reply, time.time())
+        if models is None:
+            return Unknown(_plain(reply), began)
+        return Known(tuple(self._told(target, via, one) for one in models), began)
+
+    def _told(self, target: _Target, via: urllib3.PoolManager, model: LoadedModel) -> LoadedModel:
+        """With what the engine tells of it elsewhere, asked once."""
+        engine = engine_of(target.backend.kind)
+        key = (model.name, model.digest)
+        about = target.about.get(key)
+        probe = engine.about_probe(target.backend, model.name)
+        if about is None and probe is not None:
+            about = ask(via, target.order.url, probe)
+            if about.status == 200:
+                target.about[key] = about
+        return model if about is None else engine.read_about(model, about)
 
     def _canary(self, target: _Target) -> None:
         engine = engine_of(target.backend.kind)
         try:
-            loaded = target.loaded.value if isinstance(target.loaded, Known) else ()
-            probe = engine.canary(target.backend, loaded)
-            if probe is None or target.stop:
-                return
             with session() as via:
+                loaded = self._turn(target, via)
+                probe = engine.canary(target.backend, loaded)
+                if probe is None or target.stop:
+                    return
                 reply = ask(via, target.order.url, _within(probe, engine.canary_timeout_s))
-            verdict = engine.judge_canary(target.backend, reply)
-            result = ProbeResult(next(self._seq), verdict, reply.latency_ms)
-            target.canary = Known(result, time.monotonic())
+                verdict = engine.judge_canary(target.backend, reply)
+                result = ProbeResult(next(self._seq), verdict, reply.latency_ms)
+                target.canary = Known(result, time.monotonic())
+                if loaded:
+                    self._on_change()
+                    now = self._loaded(target, via)
+                    rest = now.value if isinstance(now, Known) else ()
+                    target.turns.done(loaded[0], rest, time.time(), ok=verdict.ok)
         finally:
             target.canary_out = False
             self._on_change()
+
+    def _turn(self, target: _Target, via: urllib3.PoolManager) -> tuple[LoadedModel, ...]:
+        """The resident model that is asked next, by a list of this moment: one that has left since
+        would be loaded by the question.
+        """
+        loaded = self._loaded(target, via)
+        one = target.turns.choose(loaded.value, time.time()) if isinstance(loaded, Known) else None
+        return () if one is None else (one,)
 
 
 def _end(target: _Target) -> None:

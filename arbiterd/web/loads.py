@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadVerdict
+from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadUndone, LoadVerdict
 from arbiterd.web.replies import answer, error
 
 WAIT_MAX_S = 60.0
@@ -27,6 +27,7 @@ class LoadDesk:
         self._waiting: dict[str, asyncio.Future[LoadAnswer]] = {}
         self._last: dict[str, LoadAnswer] = {}
         self._dones: list[LoadDone] = []
+        self._undones: list[LoadUndone] = []
 
     # -- the loop's side -----------------------------------------------------------------------
     def asks(self) -> tuple[LoadAsk, ...]:
@@ -42,6 +43,14 @@ class LoadDesk:
             return ()
         with self._lock:
             out, self._dones = tuple(self._dones), []
+            return out
+
+    def undones(self) -> tuple[LoadUndone, ...]:
+        """Models that clients have asked to leave since the last call."""
+        if not self._undones:
+            return ()
+        with self._lock:
+            out, self._undones = tuple(self._undones), []
             return out
 
     def answered(self, answers: Iterable[LoadAnswer]) -> None:
@@ -60,12 +69,15 @@ class LoadDesk:
 
     # -- the handlers' side --------------------------------------------------------------------
     def add_to(self, app: web.Application) -> None:
-        """Register both routes."""
+        """Register the routes."""
         app.router.add_post("/v1/loads", self.ask)
+        app.router.add_post("/v1/loads/unloaded", self.unloaded)
         app.router.add_post("/v1/loads/done", self.done)
 
     async def ask(self, request: web.Request) -> web.Response:
-        """{id, backend, model, predicted_bytes, wait_s} → {verdict, reason, retry_after_s}."""
+        """{id, backend, model, predicted_bytes, wait_s, shares, evicts} → {verdict, reason,
+        retry_after_s}.
+        """
         try:
             given = await request.json()
             asked = LoadAsk(
@@ -74,6 +86,8 @@ class LoadDesk:
                 str(given["model"]),
                 int(given["predicted_bytes"]),
                 time.monotonic(),
+                tuple(str(one) for one in given.get("shares") or ()),
+                bool(given.get("evicts", True)),
             )
             wait_s = min(WAIT_MAX_S, max(0.0, float(given.get("wait_s", 10))))
         except (ValueError, KeyError, TypeError):
@@ -103,6 +117,18 @@ class LoadDesk:
             return error(422, "bad_request", "send id")
         self._forget(name)
         self._end(name, backend, str(given.get("detail", ""))[:300])
+        return answer({"accepted": True})
+
+    async def unloaded(self, request: web.Request) -> web.Response:
+        """{backend, model}: a client has asked for it to leave."""
+        try:
+            given = await request.json()
+            undone = LoadUndone(str(given["backend"]), str(given["model"]))
+        except (ValueError, KeyError, TypeError):
+            return error(422, "bad_request", "send backend and model")
+        with self._lock:
+            self._undones.append(undone)
+        self._wake()
         return answer({"accepted": True})
 
     def _forget(self, name: str) -> LoadAnswer:

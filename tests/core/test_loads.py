@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
-from arbiterd.model.gateway import LoadDone, LoadVerdict
+from arbiterd.model.gateway import LoadDone, LoadUndone, LoadVerdict
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Mode, Settings
 from arbiterd.units import GIB
@@ -103,6 +103,101 @@ def test_a_lease_ends_with_its_backend_and_with_its_time() -> None:
     world.die("ollama", Exit(code=1))
     world.tick(2)
     assert not world.state.leases
+
+
+def test_a_model_never_competes_with_itself() -> None:
+    """Its own bytes, under whatever name, are no neighbour's: its runner is replaced, not doubled."""
+    world = World(two_models()).up()
+    world.engines["ollama"].loaded = ("qwen2.5:3b", "llama3.2:1b")
+    assert world.ask_load("other", 4 * GIB).verdict is LoadVerdict.REFUSE
+    assert world.ask_load("QWEN2.5:3b", 2 * GIB).verdict is LoadVerdict.GRANT
+    alias = World(settings()).up()
+    alias.engines["ollama"].loaded = ("tuned:latest",)
+    shared = alias.ask_load("qwen2.5:3b", 2 * GIB, shares=("tuned:latest",), evicts=False)
+    assert shared.verdict is LoadVerdict.GRANT
+
+
+def test_keep_alive_0_evicts_nothing() -> None:
+    """A request that wants no model to stay takes nobody's place; with a free one it is let in."""
+    world = World(settings()).up()
+    answer = world.ask_load("llama3.2:1b", GIB, evicts=False)
+    assert answer.verdict is LoadVerdict.REFUSE
+    assert "keep_alive 0 evicts nothing (qwen2.5:3b)" in answer.reason
+    world.engines["ollama"].loaded = ()
+    world.undones.append(LoadUndone("ollama", "qwen2.5:3b"))
+    assert world.ask_load("llama3.2:1b", GIB, evicts=False).verdict is LoadVerdict.GRANT
+
+
+def test_the_door_is_open_while_the_warm_model_loads() -> None:
+    """A request that needs a load waits in the gate as for any other load."""
+    world = World(settings())
+    world.until("ollama", Phase.READY)
+    world.tick()
+    assert world.state.backends["ollama"].warm_pending
+    assert world.view("ollama").accepting
+
+
+def test_a_client_that_unloads_the_warm_model_has_it_out_for_five_minutes() -> None:
+    """The unload button is meant to last a while; in any spelling of the name."""
+    world = World(settings()).up()
+    world.undones.append(LoadUndone("ollama", "library/QWEN2.5:3b"))
+    world.engines["ollama"].loaded = ()
+    before = len(world.loads)
+    world.tick(round(290 / 0.25))
+    assert len(world.loads) == before
+    assert world.told(EventName.LOAD_HELD, "ollama") == 1
+    world.tick(round(15 / 0.25))
+    assert len(world.loads) == before + 1
+
+
+def test_a_warm_model_that_was_unloaded_is_wanted_again_once_it_is_asked_for() -> None:
+    """Its place is its own again: when another's model has left, it comes back."""
+    world = World(settings()).up()
+    world.undones.append(LoadUndone("ollama", "qwen2.5:3b"))
+    world.engines["ollama"].loaded = ()
+    world.tick()
+    answer = world.ask_load("qwen2.5:3b", 2 * GIB)
+    assert answer.verdict is LoadVerdict.GRANT
+    world.dones.append(LoadDone(answer.id, "ollama"))
+    before = len(world.loads)
+    world.tick(round(40 / 0.25))
+    assert len(world.loads) == before + 1
+
+
+def test_another_models_unload_does_not_touch_the_warm_one() -> None:
+    """Only the first of the list is kept warm."""
+    world = World(two_models()).up()
+    world.undones.append(LoadUndone("ollama", "llama3.2:1b"))
+    world.engines["ollama"].loaded = ()
+    before = len(world.loads)
+    world.tick(round(40 / 0.25))
+    assert len(world.loads) == before + 1
+
+
+def test_the_warm_model_never_evicts_what_a_client_has_just_loaded() -> None:
+    """Not within 30 s of a client's load, and not by a list that is older than a load's end."""
+    world = World(two_models()).up()
+    answer = world.ask_load("llama3.2:1b", 2 * GIB)
+    world.engines["ollama"].loaded = ("llama3.2:1b",)
+    world.dones.append(LoadDone(answer.id, "ollama"))
+    before = len(world.loads)
+    world.tick(round(29 / 0.25))
+    assert len(world.loads) == before
+    world.list_age_s = 60.0
+    world.tick(round(30 / 0.25))
+    assert len(world.loads) == before
+    world.list_age_s = 0.0
+    world.tick(2)
+    assert len(world.loads) == before + 1
+
+
+def test_no_canary_goes_out_while_a_model_loads() -> None:
+    """What is resident changes then, and the canary could be a load itself."""
+    world = World(two_models()).up()
+    world.ask_load("llama3.2:1b", 2 * GIB)
+    for _ in range(round(40 / 0.25)):
+        decision = world.tick()
+        assert not any(one.canary_due for one in decision.probes if one.backend == "ollama")
 
 
 def test_the_warm_model_waits_until_a_clients_model_has_left() -> None:

@@ -44,6 +44,7 @@ from arbiterd.model.gateway import (
     LoadAnswer,
     LoadAsk,
     LoadDone,
+    LoadUndone,
     LoadVerdict,
     Requests,
     Traffic,
@@ -180,6 +181,8 @@ class World:
     traffic: dict[str, Traffic] = field(default_factory=dict)
     asks: list[LoadAsk] = field(default_factory=list)
     dones: list[LoadDone] = field(default_factory=list)
+    undones: list[LoadUndone] = field(default_factory=list)
+    list_age_s: float = 0.0  # how old the lists of resident models are
     gateway_problem: str = ""
     ways: dict[str, str] = field(default_factory=dict)
     unloads: list[str] = field(default_factory=list)
@@ -288,7 +291,7 @@ class World:
                 progress=unknown
                 if probe.backend == "ollama"
                 else Known(Progress(engine.running, 0, engine.work), self.now),
-                loaded=Known(models, self.now),
+                loaded=Known(models, self.now - self.list_age_s),
                 door=self._way(probe.backend),
             )
         return out
@@ -324,6 +327,7 @@ class World:
             ),
             load_asks=tuple(self.asks),
             load_dones=tuple(self.dones),
+            load_undones=tuple(self.undones),
             can_freeze=self.can_freeze,
             xids=tuple(self.xids),
         )
@@ -335,6 +339,7 @@ class World:
             self.ghosts = [g for g in self.ghosts if g[0] > self.now]
             seen = self.observation()
             self.outcomes, self.requests, self.dones, self.xids = [], [], [], []
+            self.undones = []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]
             settled = {a.id for a in self.decision.loads if a.verdict is not LoadVerdict.WAIT}
@@ -453,11 +458,20 @@ class World:
         assert self.decision is not None
         return self.decision.gateway.backends[name]
 
-    def ask_load(self, model: str, size: int, name: str = "ollama") -> LoadAnswer:
+    def ask_load(
+        self,
+        model: str,
+        size: int,
+        name: str = "ollama",
+        shares: tuple[str, ...] = (),
+        *,
+        evicts: bool = True,
+    ) -> LoadAnswer:
         """The load gate asks; the answer of one tick. A question that waits stays."""
         ask = next((a for a in self.asks if a.model == model), None)
         if ask is None:
-            ask = LoadAsk(f"load-{model}-{self.seq}", name, model, size, self.now)
+            number = f"load-{model}-{self.seq}"
+            ask = LoadAsk(number, name, model, size, self.now, shares, evicts)
             self.asks.append(ask)
         self.tick()
         assert self.decision is not None

@@ -11,7 +11,7 @@ from arbiterd.engines.base import CauseClass
 from arbiterd.engines.flags import value_of, without
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.vllm import model_of
-from arbiterd.model.health import HttpReply
+from arbiterd.model.health import HttpReply, LoadedModel
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind
 from tests.core.world import backend
@@ -104,15 +104,36 @@ def test_a_full_vllm_passes_its_canary() -> None:
 
 
 def test_ollamas_canary_never_causes_a_load() -> None:
-    """None without a resident model; the warm one keeps its infinite keep-alive."""
-    from arbiterd.model.health import LoadedModel
-
+    """None without a resident model; the runner keeps its own keep-alive and its own context."""
     engine, one = engine_of(Kind.OLLAMA), backend("ollama", Kind.OLLAMA, models=("qwen2.5:3b",))
     assert engine.canary(one, ()) is None
-    probe = engine.canary(one, (LoadedModel("qwen2.5:3b", 1, 1),))
+    probe = engine.canary(one, (LoadedModel("qwen2.5:3b", 1, 1, context=512),))
     assert probe is not None
     assert probe.body is not None
-    assert json.loads(probe.body)["keep_alive"] == -1
+    assert probe.path == "/api/generate"
+    body = json.loads(probe.body)
+    assert "keep_alive" not in body
+    assert body["options"] == {"num_predict": 1, "num_ctx": 512, "num_gpu": -1}
+
+
+def test_an_embedding_model_is_asked_and_loaded_by_its_own_route() -> None:
+    """/api/generate answers it with 400 and computes nothing."""
+    engine, one = engine_of(Kind.OLLAMA), backend("ollama", Kind.OLLAMA, models=("tiny-e",))
+    about = json.dumps({"capabilities": ["embedding"], "parameters": "num_ctx 512"})
+    model = engine.read_about(LoadedModel("tiny-e", 1, 1), HttpReply(200, about, 1.0))
+    probe = engine.canary(one, (model,))
+    assert probe is not None
+    assert probe.path == "/api/embed"
+    assert json.loads(probe.body or "")["input"]
+    load = engine.load_probe(one, "tiny-e", -1, 60.0, about)
+    assert load is not None
+    assert load.path == "/api/embed"
+    assert json.loads(load.body or "") == {
+        "model": "tiny-e", "keep_alive": -1, "options": {"num_ctx": 512, "num_gpu": -1}, "input": []
+    }  # fmt: skip
+    chat = engine.load_probe(one, "m", 60, 60.0, "")
+    assert chat is not None
+    assert chat.path == "/api/generate"
 
 
 def test_vllms_counters_are_read_from_prometheus_text() -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from arbiterd.engines.ollama_models import ANEW
 from arbiterd.gateway.bodies import (
     RUNNER_OPTIONS,
     BadBody,
     Clamp,
+    Unload,
     clamped,
     go_seconds,
     keep_alive,
     parse,
+    unload,
 )
 
 CLAMP = Clamp(context_length=8192, keep_alive_s=600, warm="qwen2.5:3b")
@@ -104,8 +108,11 @@ def test_no_spelling_gets_past_the_clamp(
     assert seen["options"]["num_gpu"] == -1
     folded = [go_fold(key) for key in seen["options"]]
     assert sorted(k for k in folded if k in RUNNER_OPTIONS) == ["num_ctx", "num_gpu"]
-    assert seen["keep_alive"] == (-1 if body.model == "qwen2.5:3b" else seen["keep_alive"])
-    if body.model != "qwen2.5:3b":
+    if unload(body, "/api/generate") is not Unload.NO:
+        assert seen["keep_alive"] == 0
+    elif body.model == "qwen2.5:3b":
+        assert seen["keep_alive"] == -1
+    else:
         assert 0 < (go_seconds(seen["keep_alive"]) or 0) <= 600
 
 
@@ -134,10 +141,103 @@ def test_what_is_no_body_is_refused_in_a_sentence(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "answer"),
-    [(None, "600s"), (-1, "600s"), (0, "600s"), ("5m", "300s"), ("24h", "600s"), ("1m30s", "90s"), (60, "60s"),
-     ("-1s", "600s"), ("soon", "600s"), (True, "600s"), ("0.5s", "1s")],
+    [(None, "600s"), (-1, "600s"), (1e-12, 0), ("5m", "300s"), ("24h", "600s"), ("1m30s", "90s"), (60, "60s"),
+     ("-1s", "600s"), (-2.5, "600s"), ("-1h", "600s"), ("soon", "600s"), (True, "600s"), ("0.5s", "1s")],
 )  # fmt: skip
-def test_keep_alive_is_at_most_the_configured_time(asked: object, answer: str) -> None:
-    """Neither for ever nor at once: both would undo what the operator configured."""
+def test_keep_alive_is_at_most_the_configured_time(asked: object, answer: int | str) -> None:
+    """Negative is the most, too; the warm model stays for ever unless it is sent away."""
     assert keep_alive(asked, CLAMP, "llama3.2:1b") == answer
-    assert keep_alive(asked, CLAMP, "QWEN2.5:3b") == -1
+    assert keep_alive(asked, CLAMP, "QWEN2.5:3b") == (0 if answer == 0 else -1)
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0, "0", "0s", "0m0s", "-0s", "0h"])
+@pytest.mark.parametrize("model", ["llama3.2:1b", "qwen2.5:3b"])
+def test_keep_alive_0_is_let_through(zero: object, model: str) -> None:
+    """A client may send a model away, also the warm one."""
+    assert keep_alive(zero, CLAMP, model) == 0
+
+
+def test_what_was_sent_away_is_not_kept_by_a_request_that_does_not_mention_it() -> None:
+    """It leaves when its last request has ended; one that asks for it to stay takes that back."""
+    leaving = replace(CLAMP, leaving=True)
+    assert keep_alive(None, leaving, "llama3.2:1b") == 0
+    assert keep_alive(None, leaving, "qwen2.5:3b") == 0
+    assert keep_alive("5m", leaving, "llama3.2:1b") == "300s"
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "kind"),
+    [
+        ("/api/generate", {}, Unload.BARE),
+        ("/api/generate", {"prompt": ""}, Unload.BARE),
+        ("/api/generate", {"prompt": None}, Unload.BARE),
+        ("/api/generate", {"prompt": "hi"}, Unload.AFTER),
+        ("/api/generate", {"PROMPT": "hi"}, Unload.AFTER),
+        ("/api/chat", {"messages": []}, Unload.BARE),
+        ("/api/chat", {"messages": [{"role": "user", "content": "hi"}]}, Unload.AFTER),
+        ("/api/embed", {"input": []}, Unload.BARE),
+        ("/api/embed", {"input": "x"}, Unload.AFTER),
+        ("/api/embeddings", {"prompt": "x"}, Unload.AFTER),
+        ("/v1/completions", {"prompt": "x"}, Unload.NO),
+    ],
+)
+def test_what_keep_alive_0_asks_for(path: str, more: dict[str, Any], kind: Unload) -> None:
+    """Without a prompt it only unloads; below /v1 Ollama does not hear it."""
+    for spelling in ("keep_alive", "KEEP_ALIVE", "\u212aeep_alive"):
+        body = parse(json.dumps({"model": "m", spelling: 0, **more}).encode())
+        assert unload(body, path) is kind
+        assert unload(parse(json.dumps({"model": "m", **more}).encode()), path) is Unload.NO
+
+
+def sent(path: str, clamp: Clamp = CLAMP, **members: Any) -> dict[str, Any]:
+    """The body as it goes to Ollama."""
+    body = parse(json.dumps({"model": "m", **members}).encode())
+    out: dict[str, Any] = json.loads(clamped(body, clamp, v1=path.startswith("/v1/"), path=path))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "where", "tokens"),
+    [
+        ("/api/generate", {"options": {"num_predict": 0}}, ("options", "num_predict"), 81920),
+        ("/api/chat", {"options": {"num_predict": 0.4}}, ("options", "num_predict"), 81920),
+        ("/api/generate", {"options": {"num_predict": 3}}, ("options", "num_predict"), 3),
+        ("/api/generate", {"options": {"num_predict": -1}}, ("options", "num_predict"), -1),
+        ("/v1/completions", {"max_tokens": 0}, ("max_tokens",), 81920),
+        ("/v1/chat/completions", {"max_tokens": 0}, ("max_tokens",), 81920),
+        ("/v1/chat/completions", {"max_tokens": 5}, ("max_tokens",), 5),
+        ("/v1/responses", {"max_output_tokens": 0}, ("max_output_tokens",), 81920),
+        ("/v1/messages", {"max_tokens": 0}, ("max_tokens",), 0),  # refused by Ollama itself
+    ],
+)
+def test_no_tokens_become_the_engines_own_cap(
+    path: str, members: dict[str, Any], where: tuple[str, ...], tokens: int
+) -> None:
+    """10 x num_ctx: with 0 it would never end."""
+    found: Any = sent(path, **members)
+    for key in where:
+        found = found[key]
+    assert found == tokens
+
+
+def test_no_tokens_in_another_letter_case_and_without_a_word() -> None:
+    """Go takes a field in any case; a Modelfile's own 0 counts when the body says nothing."""
+    assert sent("/v1/completions", MAX_TOKENS=0)["MAX_TOKENS"] == 81920
+    endless = replace(CLAMP, context_length=64, endless=True)
+    assert sent("/api/generate", endless)["options"]["num_predict"] == 640
+    assert sent("/v1/completions", endless)["max_tokens"] == 640
+    assert sent("/v1/completions", endless, max_tokens=None)["max_tokens"] == 640
+    assert "num_predict" not in sent("/api/generate")["options"]
+    assert "max_tokens" not in sent("/v1/completions")
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions"])
+def test_nothing_that_starts_the_runner_anew_gets_through(path: str) -> None:
+    """The options of a runner in one value, the context shift left to the model."""
+    options = dict.fromkeys(ANEW, 1)
+    found = sent(path, options=options, shift=False, Shift=True, truncate=False)
+    assert not [key for key in found if key.lower() == "shift"]
+    assert found.get("options", {"num_ctx": 8192, "num_gpu": -1}) == {
+        "num_ctx": 8192,
+        "num_gpu": -1,
+    }

@@ -1,0 +1,185 @@
+"""Ollama's models behind HAProxy and load gate: one runner per model, whatever clients ask for."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.gateway.conftest import make, write
+from tests.support.host import Host, running
+
+WARM, OTHER = "qwen2.5:3b", "llama3.2:1b"
+ROUTES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("/api/generate", {"prompt": "x", "stream": False, "options": {"num_predict": 1}}),
+    ("/api/chat", {"messages": [{"role": "user", "content": "x"}], "stream": False}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 1}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+)
+ANEW = (
+    {"num_ctx": 512}, {"num_batch": 64}, {"num_gpu": 0}, {"num_gpu": 5}, {"main_gpu": 1}, {"num_thread": 1},
+    {"use_mmap": True}, {"draft_num_predict": 7},
+)  # fmt: skip
+
+
+def engine(host: Host, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ollama itself, past every door."""
+    url = f"http://127.0.0.1:{host.ports['ollama'] + 10000}{path}"
+    if body is None:
+        found = host.session.get(url, timeout=10).json()
+    else:
+        found = host.session.post(url, json=body, timeout=60).json()
+    assert isinstance(found, dict)
+    return found
+
+
+def resident(host: Host) -> list[str]:
+    """What /api/ps lists."""
+    return [one["name"] for one in engine(host, "/api/ps")["models"]]
+
+
+def runners(host: Host) -> dict[int, list[str]]:
+    """Pids and argv of Ollama's children."""
+    out = {}
+    for pid in host.backend("ollama")["pids"]:
+        try:
+            process = psutil.Process(pid)
+            children = process.children(recursive=True)
+            for one in (process, *children):
+                argv = one.cmdline()
+                if any("llama_server" in word or "llama-server" in word for word in argv):
+                    out[one.pid] = argv
+        except psutil.NoSuchProcess:
+            continue
+    return out
+
+
+def leases(host: Host) -> int:
+    """Loads that the arbiter has granted to clients so far."""
+    told = [e["MESSAGE"] for e in host.events("load_admitted", "ollama")]
+    return sum("expected" in one for one in told)
+
+
+def post(host: Host, path: str, body: dict[str, Any]) -> Any:
+    """One POST at Ollama's door."""
+    return host.session.post(host.door("ollama", path), json=body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def doors(sim_lib: Path) -> Iterator[Host]:
+    """Two models allowed, one place."""
+    host = make(sim_lib)
+    write(host)
+    text = host.config.read_text().replace(
+        f'models = ["{WARM}"]', f'models = ["{WARM}", "{OTHER}"]'
+    )
+    host.config.write_text(text)
+    with running(host):
+        host.wait_ready()
+        yield host
+    shutil.rmtree(host.home, ignore_errors=True)
+
+
+@pytest.fixture
+def warm(doors: Host) -> Host:
+    """The warm model resident, and nothing else."""
+    if resident(doors) != [WARM]:
+        assert post(doors, "/api/generate", {"model": WARM}).status_code == 200
+    assert resident(doors) == [WARM]
+    return doors
+
+
+@pytest.mark.parametrize(
+    "name", [WARM]
+)  # fmt: skip
+def test_every_spelling_is_the_same_model_and_needs_no_load(warm: Host, name: str) -> None:
+    """At every route, through HAProxy and gate; the runner and its argv stay."""
+    before, granted = runners(warm), leases(warm)
+    assert before
+    for path, body in ROUTES:
+        reply = post(warm, path, {"model": name, **body})
+        assert reply.status_code == 200, reply.text
+    assert runners(warm) == before
+    assert leases(warm) == granted
+
+
+@pytest.mark.parametrize("options", ANEW)
+def test_no_option_starts_the_runner_anew(warm: Host, options: dict[str, Any]) -> None:
+    """Whatever a body asks of its runner: pid and argv stay, before and after."""
+    before, granted = runners(warm), leases(warm)
+    for path, body in ROUTES:
+        for more in ({"options": options}, {"shift": False}, {"options": options, "shift": True}):
+            reply = post(warm, path, {"model": WARM, **body, **more})
+            assert reply.status_code == 200, reply.text
+    assert runners(warm) == before
+    assert leases(warm) == granted
+
+
+def test_keep_alive_0_loads_nothing_and_evicts_nothing(warm: Host) -> None:
+    """`ollama stop` of a model that is not there: an answer, no load, the resident one stays."""
+    before, granted = runners(warm), leases(warm)
+    bare = post(warm, "/api/generate", {"model": OTHER, "keep_alive": 0})
+    assert (bare.status_code, bare.json()["done_reason"]) == (200, "unload")
+    chat = post(warm, "/api/chat", {"model": OTHER, "messages": [], "keep_alive": "0s"})
+    assert (chat.status_code, chat.json()["done_reason"]) == (200, "unload")
+    embed = post(warm, "/api/embed", {"model": OTHER, "input": [], "keep_alive": 0})
+    assert (embed.status_code, embed.json()["embeddings"]) == (200, [])
+    asked = post(warm, "/api/generate", {"model": OTHER, "prompt": "x", "keep_alive": 0})
+    assert asked.status_code == 503
+    assert "keep_alive 0 evicts nothing" in asked.json()["error"]
+    assert resident(warm) == [WARM]
+    assert runners(warm) == before
+    assert leases(warm) == granted
+
+
+def test_the_warm_model_can_be_sent_away_and_comes_back_when_asked_for(warm: Host) -> None:
+    """The unload button at the door; a prompt with keep_alive 0 is answered first."""
+    body = {"model": WARM, "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+    answer = post(warm, "/api/generate", {**body, "keep_alive": 0})
+    assert answer.status_code == 200
+    assert answer.json()["response"]
+    warm.wait(lambda: not resident(warm), "the unload")
+    told = [e["MESSAGE"] for e in warm.events("load_held", "ollama")]
+    assert any("a client has unloaded it" in one for one in told)
+    again = post(warm, "/api/generate", {**body, "keep_alive": 0})  # nobody's place is taken
+    assert again.status_code == 200
+    warm.wait(lambda: not resident(warm), "the unload")
+    assert post(warm, "/v1/completions", {"model": WARM, "prompt": "x", "max_tokens": 1}).ok
+    assert resident(warm) == [WARM]
+
+
+def test_a_model_that_is_busy_beyond_its_time_is_resident(doors: Host) -> None:
+    """expires_at lies in the past while requests overlap: no lease, no 503."""
+    asked = {"model": OTHER, "prompt": "x", "keep_alive": "1s", "options": {"num_predict": 1}}
+    assert post(doors, "/api/generate", {**asked, "stream": False}).status_code == 200
+    doors.fault("ollama", token_s=0.05)
+    try:
+        slow = {**asked, "options": {"num_predict": 60}}
+        with doors.session.post(
+            doors.door("ollama", "/api/generate"), json=slow, stream=True, timeout=60
+        ) as stream:
+            parts = stream.iter_lines()
+            next(parts)
+            granted = leases(doors)
+            until = time.monotonic() + 2.0
+            while time.monotonic() < until:
+                next(parts)
+            listed = post(
+                doors, "/v1/completions", {"model": OTHER, "prompt": "x", "max_tokens": 1}
+            )
+            assert listed.status_code == 200, listed.text
+            assert leases(doors) == granted
+    finally:
+        doors.fault("ollama")
+
+
+def test_an_invalid_name_is_told_as_that(warm: Host) -> None:
+    """Ollama says so, too; nothing is asked of it."""
+    reply = post(warm, "/api/generate", {"model": "qwen2.5:", "prompt": "x"})
+    assert reply.status_code == 400
+    assert "invalid model name" in reply.json()["error"]
