@@ -34,7 +34,7 @@ check: ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
 	@echo "check: ruff, mypy --strict and the import contracts are content"
 
-test-real: ## a real vLLM and a real llama.cpp on the CPU under the daemon (downloads about 700 MB once)
+test-real: ## real vLLM and llama.cpp on the CPU (downloads about 700 MB once), a real Ollama where OLLAMA or PATH has one
 	@scripts/setup dev
 	@scripts/setup-vllm
 	@scripts/setup-llama
