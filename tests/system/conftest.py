@@ -76,7 +76,7 @@ class Box:
         self.script = HERE / "systemd-box"
 
     def _call(
-        self, *argv: str, timeout_s: float = 120.0, text: str | None = None
+        self, *argv: str, timeout_s: float = 300.0, text: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.script), "-n", self.name, *argv],
@@ -104,17 +104,17 @@ class Box:
 
     def install(self) -> str:
         """`make install`, as root does it on a host; returns what it printed."""
-        return self.sh(f"make -C {ROOT} --no-print-directory install", timeout_s=120)
+        return self.sh(f"make -C {ROOT} --no-print-directory install", timeout_s=300)
 
     def down(self) -> None:
         """Power off; nothing is left."""
         self._call("down", timeout_s=60)
 
-    def run(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         """A command in the box."""
         return self._call("exec", "-t", str(int(timeout_s)), "--", *argv, timeout_s=timeout_s + 10)
 
-    def sh(self, line: str, timeout_s: float = 60.0) -> str:
+    def sh(self, line: str, timeout_s: float = 240.0) -> str:
         """A shell line that must succeed; returns its output."""
         done = self.run("sh", "-c", line, timeout_s=timeout_s)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"

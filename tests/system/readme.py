@@ -103,7 +103,7 @@ class ReadmeHost:
         """arbiterctl as somebody types it: (exit status, everything printed)."""
         who = f"runuser -u {user} -- " if user else ""
         line = " ".join(argv)
-        done = self.box.run("sh", "-c", f"{who}env {SIM} arbiterctl {line} 2>&1", timeout_s=120)
+        done = self.box.run("sh", "-c", f"{who}env {SIM} arbiterctl {line} 2>&1")
         return done.returncode, done.stdout
 
     def ask(self, port: int, path: str, body: object = None) -> tuple[int, str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.system.conftest import PACKAGES, PYTHON, ROOT, Box
 from tests.system.readme import MODEL, NAMES, PREDICT, PROGRAMS, ReadmeHost, commands, lines
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 OLLAMA = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 2}}
 COMPLETE = {"model": MODEL, "prompt": "x", "max_tokens": 2}
 UNITS = "systemctl list-units --all --no-legend 'gpu-arbiter*' | grep -v sim.conf || true"
