@@ -28,6 +28,7 @@ from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUn
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, Published
 from arbiterd.model.settings import Settings
+from arbiterd.runner_deaths import RunnerDeaths
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
@@ -110,6 +111,7 @@ class Loop:
         self._parts = parts
         self._state = state
         self._words = LastWords(parts.launcher, on_change)
+        self._deaths = RunnerDeaths(parts.launcher, on_change)
         self._tick = 0
         self._last_tick_ms = 0.0
         self._processes_at = -1e9
@@ -190,6 +192,7 @@ class Loop:
             logs=self._words.of(units),
             stopping=inbox.stopping,
             xids=parts.nvml.xids(now),
+            deaths=self._deaths.of(units, self.settings, now),
             can_freeze=parts.launcher.can_freeze,
             settings_queued=queued is not None,
             queued_mode=queued.mode if queued is not None else "",

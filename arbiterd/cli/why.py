@@ -42,6 +42,7 @@ def why(
     out = console()
     if backend is not None:
         backends(out, [backend])
+        _canaries(out, as_row(backend.get("canaries")))
     for gpu in gpus:
         _pressure(out, gpu)
     for incident in chosen:
@@ -91,6 +92,14 @@ def _about(everything: list[Row], backend: Row | None, gpus: list[Row]) -> list[
         if not one.get("backend") and one.get("gpu") in uuids and not one.get("closed_at")
     ]
     return here + [one for one in everything if one.get("backend") == name][:_SHOWN]
+
+
+def _canaries(out: Console, canaries: Row) -> None:
+    for model, found in canaries.items():
+        text = "canary kept; it is sent only when requests get no answer for stuck_after"
+        if found != "kept":
+            text = f"no canary ({found}): a hang of this model alone is told, and not mended"
+        out.print(f"  {escape(f'{model}: {text}')}", soft_wrap=True)
 
 
 def _pressure(out: Console, gpu: Row) -> None:

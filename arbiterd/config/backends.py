@@ -139,6 +139,7 @@ def _made(
         version=table.version,
         env=table.env,
         env_file=table.env_file,
+        canary=table.canary if isinstance(table, TensorflowTable) else "",
         allow_admin_paths=tuple(table.allow_admin_paths),
         vllm=_vllm(table),
         ollama=_ollama(table),

@@ -218,6 +218,7 @@ class TensorflowTable(BackendTable):
     grpc_port: Port | None = None
     memory_growth: bool = False
     batching: BatchingTable | None = None
+    canary: Annotated[str, BeforeValidator(_absolute)] = ""
 
 
 class GenericTable(BackendTable):

@@ -11,7 +11,7 @@ from arbiterd.core.failing import give_back
 from arbiterd.core.intent import intent
 from arbiterd.core.lifecycle import stop
 from arbiterd.core.limits import START_HARD_FACTOR
-from arbiterd.core.state import After, BackendState, Carry
+from arbiterd.core.state import After, BackendState, Canaries, Carry
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitState
@@ -98,6 +98,7 @@ def adopt(desk: Desk, carried: Carry) -> None:
             adopted=True,
             intent=unit.intent,
             invocation=unit.invocation,
+            canaries=old.canaries if old and old.invocation == unit.invocation else Canaries(),
             deadline=now + wanted.start_timeout_s,
             hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
             progress_at=now,

@@ -12,6 +12,7 @@ from arbiterd.core.pressure import kept
 from arbiterd.core.state import (
     After,
     BackendState,
+    Canaries,
     Carry,
     DeviceState,
     SleepStage,
@@ -67,6 +68,7 @@ def _backend(one: BackendState) -> BackendState:
         gone_at=one.gone_at,
         warm_done=one.warm_done,
         sleep=one.sleep,
+        canaries=one.canaries if one.canaries.done else Canaries(),
         ooms=one.ooms,
     )
 

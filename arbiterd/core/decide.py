@@ -26,6 +26,7 @@ from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
 from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
+from arbiterd.core.runners import tell_deaths
 from arbiterd.core.state import Carry, Placed, State
 from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.core.warm import note_loads
@@ -62,6 +63,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
         desk.devices = devices_of(carried, observation.now)
     desk.devices = gpus.judge(desk, ledgers)
     judge_xids(desk)
+    tell_deaths(desk)
     settle_loads(desk)
     note_loads(desk)
     for name in _order(desk):
@@ -166,6 +168,8 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
                 fence=unit.invocation,
                 fast=backend.phase is Phase.STARTING or ending or suspect,
                 canary_due=vitals.canary_due and quiet,
+                trial=backend.canaries.asked,
+                canaries=backend.canaries.kept,
             )
         )
     return tuple(orders)

@@ -6,6 +6,8 @@ What the gateway counts is true of every engine.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from arbiterd.core.desk import Desk
 from arbiterd.core.gate import loading
 from arbiterd.core.limits import DOOR_CLOSES_S
@@ -40,6 +42,23 @@ def progress(desk: Desk, name: str) -> Progress | None:
     answered = sum(seen.responses.values())
     cpu = int(desk.unit(name).cpu_s * 2)  # half seconds: an idle process does not come so far
     return Progress(seen.in_flight, 0, float(answered + seen.bytes_out + cpu))
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a door counts of one backend: requests at it now, let in and answered so far."""
+
+    in_flight: int
+    let_in: int
+    answered: int
+
+
+def answers(desk: Desk, name: str) -> Answers | None:
+    """Counted at its doors; None when nobody counts. HAProxy's own 504 is no answer of an engine."""
+    seen = traffic(desk, name)
+    if seen is None:
+        return None
+    return Answers(seen.in_flight, seen.requests, sum(seen.responses.values()))
 
 
 def pool_refusals(desk: Desk, names: list[str]) -> int:

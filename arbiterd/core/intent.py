@@ -31,6 +31,7 @@ ARBITER_ONLY = frozenset(
         "allow_admin_paths",
         "drain_timeout_s",
         "health",
+        "canary",
     }
 )
 

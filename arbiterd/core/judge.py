@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.evidence import Answers
 from arbiterd.core.limits import (
     BAD_CANARIES,
     BAD_PROBES,
@@ -44,6 +45,55 @@ def judge(
         return _ask(updated(vitals, sick_since=None), progress, now)
     since = vitals.sick_since if vitals.sick_since is not None else min(now, _began(vitals, now))
     return _ask(updated(vitals, sick_since=since), progress, now)
+
+
+def judge_by_door(
+    old: Vitals,
+    health: HealthObservation,
+    seen: Answers | None,
+    stuck_after_s: float,
+    now: float,
+    *,
+    canary: bool,
+) -> Vitals:
+    """Of an engine whose own counters prove nothing: requests let in and no answer for
+    ``stuck_after_s`` is a suspicion; a canary that then times out, twice, is the proof. Without a
+    canary a slow model and a hung one look alike, so nothing is proved.
+    """
+    vitals = _count_alive(updated(old, canary_due=False), health)
+    vitals = _count_door(vitals, health, now)
+    vitals = _count_canary(vitals, health, now)
+    proved = vitals.canary_seq != old.canary_seq and not vitals.canary_bad
+    if seen is not None:
+        vitals = _count_answers(vitals, seen, now, proved=proved)
+    since = vitals.unanswered_since
+    doubted = since is not None and now - since >= stuck_after_s
+    waits = seen is not None and seen.in_flight > 0
+    vitals = updated(vitals, suspect=doubted and not canary and waits)
+    if (
+        doubted
+        and canary
+        and now - vitals.canary_asked_at >= (1.0 if vitals.canary_bad else CANARY_EVERY_S)
+    ):
+        vitals = replace(vitals, canary_due=True, canary_asked_at=now)
+    sick = vitals.bad >= BAD_PROBES or vitals.canary_bad >= BAD_CANARIES
+    if not sick:
+        return updated(vitals, sick_since=None)
+    hung = since if since is not None and vitals.bad < BAD_PROBES else now
+    return updated(vitals, sick_since=vitals.sick_since if vitals.sick_since is not None else hung)
+
+
+def _count_answers(vitals: Vitals, seen: Answers, now: float, *, proved: bool) -> Vitals:
+    """Since when requests that were let in have no answer. Nobody asking is no sign of anything."""
+    if seen.answered != vitals.work or proved:
+        why = vitals.why if vitals.bad else ""
+        vitals = updated(
+            vitals, work=float(seen.answered), let_in=seen.let_in, canary_bad=0, why=why
+        )
+        return updated(vitals, unanswered_since=now if seen.in_flight else None)
+    if vitals.unanswered_since is None and (seen.in_flight or seen.let_in > vitals.let_in):
+        return replace(vitals, unanswered_since=now)
+    return vitals
 
 
 def accepting(vitals: Vitals) -> bool:

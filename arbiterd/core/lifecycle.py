@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from arbiterd.core import breaker, evidence, judge, learn, reclaim, sleeping
+from arbiterd.core import breaker, evidence, judge, learn, reclaim, sleeping, trying
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back
@@ -23,7 +23,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.release import remember
-from arbiterd.core.state import DRAINED, After, BackendState, Sleep, Vitals, updated
+from arbiterd.core.state import DRAINED, After, BackendState, Canaries, Sleep, Vitals, updated
 from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -162,6 +162,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
         warm_pending="",
         vitals=Vitals(),
         sleep=Sleep(),
+        canaries=Canaries(),
         started_cap=desk.placements[backend.name].cap_bytes,
         restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
         restart_asked=False,
@@ -201,7 +202,8 @@ def _starting(desk: Desk, backend: BackendState) -> None:
         )
         alive = desk.seen.health.get(backend.name)
         if alive and isinstance(alive.alive, Known) and alive.alive.value.verdict.ok:
-            _became_ready(desk, backend)
+            if trying.over(desk, backend):
+                _became_ready(desk, desk.backends[backend.name])
             return
     _watch_start(desk, backend)
 
@@ -285,10 +287,15 @@ def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendS
     health = desk.seen.health.get(backend.name)
     if health is None:
         return desk.put(backend)
-    old = backend.vitals
-    new = judge.judge(
-        old, health, evidence.progress(desk, backend.name), stuck_after_s, desk.seen.now
-    )
+    old, now = backend.vitals, desk.seen.now
+    if trying.needed(desk, backend):
+        seen, kept = evidence.answers(desk, backend.name), bool(backend.canaries.kept)
+        new = judge.judge_by_door(old, health, seen, stuck_after_s, now, canary=kept)
+        if new.suspect and not old.suspect:
+            trying.say_suspect(desk, backend, stuck_after_s)
+    else:
+        progress = evidence.progress(desk, backend.name)
+        new = judge.judge(old, health, progress, stuck_after_s, now)
     reason = backend.reason if backend.held else new.why if new.sick_since else ""
     backend = desk.put(updated(backend, vitals=new, reason=reason))
     trouble = desk.open_incident(backend.name, "", *TROUBLE)

@@ -32,6 +32,9 @@ GOOD_PROBES: Final = 2  # thresholds both ways, or a flapping engine flaps at th
 CANARY_EVERY_S: Final = 15.0  # idle only; one token is cheap, but not free
 CANARY_GRACE_S: Final = 3.0  # after ready: the first request may compile kernels
 BAD_CANARIES: Final = 2  # the second is sent at once after the first has failed
+TRIAL_MOST_S: Final = 12.0  # metadata 2 s, canary 5 s, and a busy machine; then it has none
+TRIAL_READ_S: Final = 5.0  # a process list is read four times a second while something starts
+TRIAL_MOVED_BYTES: Final = 64 * MIB  # a canary that moves more would cost what it shall protect
 NO_WORK_S: Final = 5.0  # requests outstanding and no counter moved: ask with a canary
 
 # -- release -------------------------------------------------------------------------------------

@@ -65,11 +65,26 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
+class Canaries:
+    """What trying canaries before ready has found. ``asked``: the model on trial since ``asked_at``,
+    ``before``: bytes it held then, per device. ``without``: why a model has none.
+    """
+
+    done: bool = False
+    asked: str = ""
+    asked_at: float = 0.0
+    before: Mapping[str, int] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Vitals:
     """Health evidence of the running invocation, counted once per result.
 
     ``door_why``: why a client's way to it is not open, "" while it is; ``door_since``: since when;
-    ``door_good``: it has been open.
+    ``door_good``: it has been open. ``unanswered_since``: its door has let in requests, ``let_in`` of
+    them before, and has seen no answer since then; ``suspect``: for stuck_after, and no canary can tell.
     """
 
     seen_seq: int = 0
@@ -86,6 +101,9 @@ class Vitals:
     stuck: bool = False
     why: str = ""
     degraded: str = ""
+    let_in: int = 0
+    unanswered_since: float | None = None
+    suspect: bool = False
     door_seq: int = 0
     door_bad: int = 0
     door_good: bool = False
@@ -148,6 +166,7 @@ class BackendState:
     client_load_at: float = LONG_AGO
     vitals: Vitals = Vitals()
     sleep: Sleep = Sleep()
+    canaries: Canaries = Canaries()
     ooms: tuple[float, ...] = ()
 
 

@@ -152,6 +152,7 @@ def backend_view(desk: Desk, backend: BackendState, used: int | None) -> Backend
         throttled=_throttled(desk, backend.name),
         priority=wanted.priority if wanted else 0,
         intent=backend.intent,
+        canaries=dict.fromkeys(backend.canaries.kept, "") | dict(backend.canaries.without),
         start_took_s=backend.start_took_s,
         stop_took_s=backend.stop_took_s,
     )

@@ -126,6 +126,25 @@ class Wall:
     text: str
 
 
+class Trials(Protocol):
+    """Canaries that are found out by trying, one per model."""
+
+    def models(self, backend: BackendSettings) -> tuple[str, ...]:
+        """The models to try, by name."""
+
+    def file(self, backend: BackendSettings, model: str) -> str:
+        """The operator's own body for this model, "" for none."""
+
+    def signature(self, model: str) -> HttpProbe:
+        """Where the model's signature stands."""
+
+    def body(self, reply: HttpReply) -> str:
+        """The body made of that signature. Raises NoCanary."""
+
+    def probe(self, model: str, body: str, timeout_s: float) -> HttpProbe:
+        """The request itself."""
+
+
 class Engine(Protocol):
     """One engine kind."""
 
@@ -140,6 +159,12 @@ class Engine(Protocol):
     @property
     def canary_timeout_s(self) -> float:
         """How long the canary may take before it counts as failed."""
+
+    @property
+    def trials(self) -> Trials | None:
+        """How its canaries are made and tried before it is ready (TensorFlow): they are then sent on
+        suspicion only, and its progress is what its door counts. None: ``canary`` and its counters.
+        """
 
     @property
     def door_host(self) -> str:

@@ -39,6 +39,7 @@ class GenericEngine:
     kind = Kind.GENERIC
     start_rank = 3
     canary_timeout_s = 5.0
+    trials = None
     door_host = ""
     refuses_when_full = False
 

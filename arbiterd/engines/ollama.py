@@ -83,6 +83,7 @@ class OllamaEngine:
     kind = Kind.OLLAMA
     start_rank = 2
     canary_timeout_s = 20.0  # one token, but a partly offloaded model takes seconds for it
+    trials = None
     door_host = DOOR_HOST
     refuses_when_full = False
 

@@ -10,8 +10,8 @@ from math import floor
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import OwnedFlag, problems, value_of
-from arbiterd.engines.metrics_text import sample_sum
 from arbiterd.engines.run_line import container_problem
+from arbiterd.engines.tf_canary import TensorflowTrials
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, FileSpec, LaunchSpec
@@ -85,6 +85,7 @@ class TensorflowServingEngine:
     kind = Kind.TENSORFLOW
     start_rank = 0
     canary_timeout_s = 10.0
+    trials = TensorflowTrials()
     door_host = ""
     refuses_when_full = True
 
@@ -202,33 +203,26 @@ class TensorflowServingEngine:
         return Verdict(ok=not bad, detail="; ".join(bad))
 
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
-        """An empty predict. Its inputs are unknown to us, so it is refused (400) by the executor's
-        own signature check: that proves a live executor, not the card.
-        """
-        del loaded
-        names = self.served_models(backend)
-        if not names:
-            return None
-        path = f"/v1/models/{names[0]}:predict"
-        return HttpProbe("POST", path, json.dumps({"instances": []}), self.canary_timeout_s)
+        """None without a trial: see ``trials``."""
+        del backend, loaded
+        return None
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
-        """Any answer below 500, or its own 'full' (429, 503)."""
+        """Only a time-out counts against it: any answer, also "full", is an answer."""
         del backend
-        alive = 200 <= reply.status < 500 or reply.status == 503
-        return Verdict(ok=alive, detail="" if alive else _plain(reply))
+        return Verdict(ok=not reply.timed_out, detail=reply.error)
 
     def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """Its Prometheus page, which our monitoring file turns on."""
+        """None: :tensorflow:serving:request_count counts every REST request, our own status requests
+        and refused bodies included (model_servers/http_server.cc), so it moves in a hung server too.
+        """
         del backend
-        return HttpProbe("GET", METRICS_PATH)
+        return None
 
     def read_progress(self, reply: HttpReply) -> Progress | None:
-        """Requests finished. It has no gauge of running ones: 0, so canaries go on under load."""
-        if reply.status != 200:
-            return None
-        done = sample_sum(reply.body, ":tensorflow:serving:request_count")
-        return None if done is None else Progress(0, 0, done)
+        """None."""
+        del reply
+        return None
 
     def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """None: its models are loaded at start."""

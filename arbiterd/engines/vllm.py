@@ -181,6 +181,7 @@ class VllmEngine:
     kind = Kind.VLLM
     start_rank = 1
     canary_timeout_s = 5.0
+    trials = None
     door_host = ""
     refuses_when_full = False
 

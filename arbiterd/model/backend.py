@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from arbiterd.model.devices import Pressure
@@ -67,6 +68,7 @@ class BackendView:
     """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change.
     ``used_bytes``: None when one of its devices cannot be read (lost, hung), never 0 for that.
     ``intent``: digest of what it was started with, "" when it never was (core/intent.py).
+    ``canaries``: of engines that try them, why a model has none, "" where it has one.
     """
 
     name: str
@@ -88,5 +90,6 @@ class BackendView:
     learned_bytes: int = 0
     throttled: int | None = None
     intent: str = ""
+    canaries: Mapping[str, str] = field(default_factory=dict)
     start_took_s: float | None = None
     stop_took_s: float | None = None

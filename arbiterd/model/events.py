@@ -73,6 +73,7 @@ class EventName(StrEnum):
     STOP = "stop"
     GATEWAY_DOWN = "gateway_down"
     DOOR_BROKEN = "door_broken"
+    RUNNER_DIED = "runner_died"
     STATE_UNREADABLE = "state_unreadable"
     BUG = "bug"
 

@@ -27,6 +27,7 @@ class HttpReply:
     body: str
     latency_ms: float
     error: str = ""
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,27 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A canary that was tried once. ``ended``: monotonic seconds. ``detail``: why it is none."""
+
+    model: str
+    ok: bool
+    detail: str
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerDeath:
+    """A child of an engine that died. ``how``: 'signal: killed', 'exit status 1'. ``cause``: a class
+    of engines.base.CauseClass, or 'killed' where nobody says why. ``line``: the output that told it.
+    """
+
+    how: str
+    cause: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model resident in an engine (Ollama's /api/ps). ``vram_bytes`` < ``size_bytes``: split.
 
@@ -80,6 +102,7 @@ class HealthObservation:
     """All probes of one backend. ``alive`` is its health URL; ``canary`` a real, tiny piece of work
     sent only when idle; ``progress`` its counters; ``loaded`` resident models (Ollama only).
     ``door``: the health URL once more, on a client's way (HAProxy, the load gate); None: no doors.
+    ``trial``: the last canary that was tried.
     """
 
     backend: str
@@ -88,13 +111,15 @@ class HealthObservation:
     progress: Reading[Progress]
     loaded: Reading[tuple[LoadedModel, ...]]
     door: Reading[ProbeResult] | None = None
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeOrder:
     """What core wants probed from now on. ``fast``: four times a second (starting, suspect, drained), else
     once. ``canary_due``: send a canary now (the probe keeps at most one in flight).
-    ``fence``: results of another invocation are dropped.
+    ``fence``: results of another invocation are dropped. ``trial``: the model whose canary is to be
+    tried now; ``canaries``: those whose canary was kept.
     """
 
     backend: str
@@ -102,3 +127,5 @@ class ProbeOrder:
     fence: str
     fast: bool
     canary_due: bool
+    trial: str = ""
+    canaries: tuple[str, ...] = ()

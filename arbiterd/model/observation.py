@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from arbiterd.model.actions import OperatorRequest, Outcome
 from arbiterd.model.devices import DeviceObservation, XidEvent
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUndone
-from arbiterd.model.health import HealthObservation
+from arbiterd.model.health import HealthObservation, RunnerDeath
 from arbiterd.model.launch import UnitObservation
 
 
@@ -35,7 +35,8 @@ class Observation:
     ``now``: monotonic seconds. ``wall``: epoch seconds, for display only. ``jitter``: 0 <= j < 1,
     drawn anew each tick. ``devices``: every device NVML ever listed, lost ones included, by uuid.
     ``nvml``: "" while NVML answers, else why not ("late", "hung for 5.2 s", "library missing ...").
-    ``xids``: those that came since the last tick, each once.
+    ``xids``: those that came since the last tick, each once. ``deaths``: runners of running engines
+    (backend, death), likewise.
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
     ``settings_queued``: a newer accepted file waits for the end of the switch under way;
     ``queued_mode``: its mode.
@@ -61,3 +62,4 @@ class Observation:
     settings_queued: bool = False
     queued_mode: str = ""
     xids: tuple[XidEvent, ...] = ()
+    deaths: tuple[tuple[str, RunnerDeath], ...] = ()

@@ -127,6 +127,7 @@ class BackendSettings:
     version: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     env_file: str = ""
+    canary: str = ""
     allow_admin_paths: tuple[str, ...] = ()
     served_also: tuple[str, ...] = ()
     vllm: VllmOptions = VllmOptions()

@@ -150,6 +150,7 @@ def backend(published: Published, view: BackendView, asked_host: str) -> Json:
         "braked": ladder.braked(published, view),
         "url": shape.door(settings, wanted, asked_host) if wanted else None,
         "version": published.observation.host.versions.get(view.name, ""),
+        "canaries": {model: why or "kept" for model, why in view.canaries.items()},
         "health": _health(published, view.name),
     }
 

@@ -25,9 +25,11 @@ from arbiterd.model.health import (
     ProbeOrder,
     ProbeResult,
     Progress,
+    Trial,
 )
 from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import BackendSettings, Settings
+from arbiterd.sense.canaries import sent, tried
 from arbiterd.sense.http import ask, session, unix_session
 from arbiterd.sense.turns import Turns
 
@@ -56,6 +58,9 @@ class _Target:
     progress: Reading[Progress] = Unknown(_NOT_YET, 0.0)
     loaded: Reading[tuple[LoadedModel, ...]] = Unknown(_NOT_YET, 0.0)
     door: Reading[ProbeResult] | None = None
+    tried: str = ""
+    trial: Trial | None = None
+    bodies: dict[str, str] = field(default_factory=dict)
 
 
 class Prober:
@@ -101,6 +106,10 @@ class Prober:
         if order.fast and not target.order.fast:
             target.wake.set()
         target.order = order
+        if order.trial and target.tried != order.trial:
+            target.tried = order.trial
+            args, name = (target, order.trial), f"trial-{order.backend}"
+            threading.Thread(target=self._trial, args=args, name=name, daemon=True).start()
         if order.canary_due and not target.canary_out:
             target.canary_out = True
             name = f"canary-{order.backend}"
@@ -117,6 +126,7 @@ class Prober:
                     progress=_young(target.progress, now),
                     loaded=_young(target.loaded, now),
                     door=target.door,
+                    trial=target.trial,
                 )
                 for name, target in self._targets.items()
             }
@@ -215,9 +225,19 @@ class Prober:
                 target.about[key] = about
         return model if about is None else engine.read_about(model, about)
 
+    def _trial(self, target: _Target, model: str) -> None:
+        """One canary, once; its memory is core's to look at."""
+        with session() as via:
+            ok, detail = tried(via, target.backend, target.order.url, model, target.bodies)
+        target.trial = Trial(model, ok, detail, time.monotonic())
+        self._on_change()
+
     def _canary(self, target: _Target) -> None:
         engine = engine_of(target.backend.kind)
         try:
+            if engine.trials is not None:
+                self._suspected(target)
+                return
             with session() as via:
                 loaded = self._turn(target, via)
                 probe = engine.canary(target.backend, loaded)
@@ -243,6 +263,23 @@ class Prober:
         loaded = self._loaded(target, via)
         one = target.turns.choose(loaded.value, time.time()) if isinstance(loaded, Known) else None
         return () if one is None else (one,)
+
+    def _suspected(self, target: _Target) -> None:
+        """The kept canaries, one after the other until one does not come back in time."""
+        engine, order = engine_of(target.backend.kind), target.order
+        with session() as via:
+            replies = [
+                reply
+                for model in order.canaries
+                if (reply := sent(via, target.backend, order.url, model, target.bodies))
+            ]
+        answers = [one for one in replies if one.status or one.timed_out]
+        if answers and not target.stop:
+            verdicts = [engine.judge_canary(target.backend, one) for one in answers]
+            worst = next((one for one in verdicts if not one.ok), verdicts[0])
+            latency = max(one.latency_ms for one in answers)
+            result = ProbeResult(next(self._seq), worst, latency)
+            target.canary = Known(result, time.monotonic())
 
 
 def _end(target: _Target) -> None:

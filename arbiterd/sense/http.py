@@ -92,6 +92,7 @@ def ask(
         error = "connection refused" if "refused" in str(failed) else "no connection"
     except (exceptions.TimeoutError, TooSlow):
         error = f"no answer within {probe.timeout_s:g} s"
+        return HttpReply(0, "", (time.monotonic() - began) * 1000, error, timed_out=True)
     except (exceptions.HTTPError, OSError, ValueError) as failed:
         closed = "aborted" in str(failed) or "reset" in str(failed).lower()
         error = "connection closed" if closed else type(failed).__name__

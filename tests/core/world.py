@@ -54,6 +54,8 @@ from arbiterd.model.health import (
     LoadedModel,
     ProbeResult,
     Progress,
+    RunnerDeath,
+    Trial,
     Verdict,
 )
 from arbiterd.model.launch import Exit, UnitObservation, UnitState
@@ -185,6 +187,10 @@ class World:
     list_age_s: float = 0.0  # how old the lists of resident models are
     gateway_problem: str = ""
     ways: dict[str, str] = field(default_factory=dict)
+    no_canary: dict[str, str] = field(default_factory=dict)
+    canary_moves: int = 0
+    trial: Trial | None = None
+    deaths: list[tuple[str, RunnerDeath]] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     unload_ignored: bool = False
     frozen: list[str] = field(default_factory=list)
@@ -289,10 +295,11 @@ class World:
                 alive=Known(alive, self.now),
                 canary=canary,
                 progress=unknown
-                if probe.backend == "ollama"
+                if probe.backend in ("ollama", "tensorflow")
                 else Known(Progress(engine.running, 0, engine.work), self.now),
                 loaded=Known(models, self.now - self.list_age_s),
                 door=self._way(probe.backend),
+                trial=self._trial(probe.trial),
             )
         return out
 
@@ -303,6 +310,16 @@ class World:
             return None if said is None else Unknown("not probed yet", 0.0)
         self.seq += 1
         return Known(ProbeResult(self.seq, Verdict(not said, said), 1.0), self.now)
+
+    def _trial(self, model: str) -> Trial | None:
+        """``no_canary``: why a model's is none."""
+        if not model or (self.trial and self.trial.model == model):
+            return self.trial
+        why = self.no_canary.get(model, "")
+        if not why and self.canary_moves:
+            self.engines["tensorflow"].held += self.canary_moves
+        self.trial = Trial(model, not why, why, self.now)
+        return self.trial
 
     def observation(self) -> Observation:
         """What this moment shows."""
@@ -330,6 +347,7 @@ class World:
             load_undones=tuple(self.undones),
             can_freeze=self.can_freeze,
             xids=tuple(self.xids),
+            deaths=tuple(self.deaths),
         )
 
     def tick(self, count: int = 1, dt: float = TICK_S) -> Decision:
@@ -340,6 +358,7 @@ class World:
             seen = self.observation()
             self.outcomes, self.requests, self.dones, self.xids = [], [], [], []
             self.undones = []
+            self.deaths = []
             self.decision, self.state = decide(seen, self.state, self.settings)
             self.events += [(e.name, e.backend) for e in self.decision.events]
             settled = {a.id for a in self.decision.loads if a.verdict is not LoadVerdict.WAIT}

@@ -64,6 +64,11 @@ class Rest(Handler):
 
     def other(self, path: str) -> None:
         """Everything is matched by pattern, as there."""
+        if path != self.state.metrics_path:
+            with (
+                self.state.lock
+            ):  # status URLs and 400s count as well (model_servers/http_server.cc)
+                self.state.requests += 1
         if self.state.metrics_path and path == self.state.metrics_path:
             self._metrics()
             return
@@ -78,6 +83,8 @@ class Rest(Handler):
                 "<html><body>Not Found</body></html>",
                 kind,
             )
+        elif match[4]:
+            self._metadata(match[1])
         elif match[3]:
             self._predict(match[1])
         else:
@@ -97,19 +104,37 @@ class Rest(Handler):
         if name not in self.state.models:
             self.reply(404, {"error": f"Servable not found for request: Latest({name})"})
             return
-        faults.wait_while_hung()
+        instances, inputs = body.get("instances"), body.get("inputs")
+        if not inputs and (not isinstance(instances, list) or not instances):
+            # refused before the session (util/json_tensor.cc)
+            self.reply(400, {"error": "Failed to process element: No values in 'instances'"})
+            return
+        faults.wait_while_hung()  # the session alone: status URLs go on
         if self.state.refuses():
             say(OOM_TEXT)
             self.reply(429, {"error": OOM_TEXT})
             return
-        instances = body.get("instances")
-        if not isinstance(instances, list) or not instances:
-            self.reply(400, {"error": "JSON Value: {} Is not object or has no instances"})
-            return
         time.sleep(float(faults.get("predict_s", 0.01)))
-        with self.state.lock:
-            self.state.requests += 1
-        self.reply(200, {"predictions": [[0.1, 0.9] for _ in instances]})
+        if inputs:
+            self.reply(200, {"outputs": [[0.1, 0.9]]})
+            return
+        self.reply(200, {"predictions": [[0.1, 0.9] for _ in instances or ()]})
+
+    def _metadata(self, name: str) -> None:
+        """One signature: x, float, any number of rows of four."""
+        if name not in self.state.models:
+            self.reply(404, {"error": f"Could not find any versions of model {name}"})
+            return
+        shape = {"dim": [{"size": "-1", "name": ""}, {"size": "4", "name": ""}]}
+        tensor = {
+            "dtype": "DT_FLOAT",
+            "tensor_shape": {**shape, "unknown_rank": False},
+            "name": "x:0",
+        }
+        one = {"inputs": {"x": tensor}, "outputs": {}, "method_name": "tensorflow/serving/predict"}
+        spec = {"name": name, "signature_name": "", "version": self.state.models[name]}
+        signatures = {"signature_def": {"serving_default": one}}
+        self.reply(200, {"model_spec": spec, "metadata": {"signature_def": signatures}})
 
     def _metrics(self) -> None:
         names = self.state.models

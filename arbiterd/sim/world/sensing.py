@@ -13,6 +13,7 @@ from arbiterd.model.health import (
     ProbeOrder,
     ProbeResult,
     Progress,
+    Trial,
     Verdict,
 )
 from arbiterd.model.reading import Known, Reading, Unknown
@@ -200,6 +201,8 @@ class Probes:
             engine = self._world.engines.get(name)
             if now >= target.next_at:
                 self._alive(name, target, engine)
+            if target.order.trial:
+                self._trial(target, engine)
             if target.canary_at is not None and now >= target.canary_at:
                 self._canary(name, target, engine)
             shown = target.shown
@@ -236,12 +239,17 @@ class Probes:
         now, flow = self._world.now, self._world.flows[engine.name]
         if engine.settings.kind is Kind.OLLAMA:
             return replace(shown, loaded=Known(engine.loaded(), now))
-        if engine.settings.kind is Kind.TENSORFLOW:
-            return replace(shown, progress=Known(Progress(0, 0, float(int(flow.good))), now))
         if isinstance(engine, Vllm):
             counted = Progress(round(flow.in_flight), 0, float(int(flow.good * 50)))
             return replace(shown, progress=Known(counted, now))
         return shown
+
+    def _trial(self, target: _Target, engine: Engine | None) -> None:
+        model, shown = target.order.trial, target.shown or _blank(target.order.backend)
+        if shown.trial is None or shown.trial.model != model:
+            ok = engine is not None and engine.responsive
+            trial = Trial(model, ok, "" if ok else "refused", self._world.now - 0.01)
+            target.shown = replace(shown, trial=trial)
 
     def _canary(self, name: str, target: _Target, engine: Engine | None) -> None:
         shown = target.shown or _blank(name)

@@ -1,0 +1,104 @@
+"""Canaries on trial: after an engine answers and before it is ready, so that nothing else moves on its
+device meanwhile. Answered in time and without moving memory, a canary is kept; it is sent later only
+when requests that were let in get no answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.limits import TRIAL_MOST_S, TRIAL_MOVED_BYTES, TRIAL_READ_S
+from arbiterd.core.state import BackendState, Canaries
+from arbiterd.engines import engine_of
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.reading import Known
+from arbiterd.units import format_duration, format_size
+
+
+def over(desk: Desk, backend: BackendState) -> bool:
+    """Whether every model has been tried; else one more step of it."""
+    wanted, found = desk.wanted(backend.name), backend.canaries
+    trials = engine_of(wanted.kind).trials if wanted else None
+    if wanted is None or trials is None or found.done:
+        return True
+    models = trials.models(wanted)
+    if backend.adopted:
+        why = "not tried: it was running before this daemon"
+        found = replace(found, done=True, without=dict.fromkeys(models, why))
+    elif found.asked:
+        found = _settle(desk, backend, found)
+    if not found.asked and not found.done:
+        found = _next(desk, backend, found, models)
+    desk.put(replace(backend, canaries=found))
+    return found.done
+
+
+def needed(desk: Desk, backend: BackendState) -> bool:
+    """Whether this engine's canaries are such, and its progress what its door counts."""
+    wanted = desk.wanted(backend.name)
+    return wanted is not None and engine_of(wanted.kind).trials is not None
+
+
+def say_suspect(desk: Desk, backend: BackendState, stuck_after_s: float) -> None:
+    """Once per silence: nothing is done about it, people may know better."""
+    whys = "; ".join(f"{model}: {why}" for model, why in backend.canaries.without.items())
+    text = (
+        f"{backend.name}: no answer for {format_duration(stuck_after_s)} to the requests let in; not "
+        f"restarting: without a canary a slow model looks the same ({whys or 'no model is named'})"
+    )
+    desk.tell(EventName.STUCK, Severity.WARNING, text, backend.name)
+
+
+def _next(desk: Desk, backend: BackendState, found: Canaries, models: tuple[str, ...]) -> Canaries:
+    """Ask for the next model's canary, or be done."""
+    left = [one for one in models if one not in found.kept and one not in found.without]
+    if not left:
+        return replace(found, done=True)
+    held = _held(desk, backend.name, float("-inf"))
+    if held is None:
+        return _none(found, left[0], "its memory could not be read")
+    return replace(found, asked=left[0], asked_at=desk.seen.now, before=held)
+
+
+def _settle(desk: Desk, backend: BackendState, found: Canaries) -> Canaries:
+    """Whether the canary on trial is kept."""
+    now, model = desk.seen.now, found.asked
+    health = desk.seen.health.get(backend.name)
+    trial = health.trial if health else None
+    if trial is None or trial.model != model or trial.ended < found.asked_at:
+        late = now - found.asked_at >= TRIAL_MOST_S
+        return _none(found, model, f"not tried within {TRIAL_MOST_S:g} s") if late else found
+    if not trial.ok:
+        return _none(found, model, trial.detail)
+    held = _held(desk, backend.name, trial.ended)
+    if held is None:
+        late = now - trial.ended >= TRIAL_READ_S
+        return _none(found, model, "its memory could not be read") if late else found
+    moved = sum(abs(size - found.before.get(uuid, 0)) for uuid, size in held.items())
+    if moved >= TRIAL_MOVED_BYTES:
+        return _none(found, model, f"it moved {format_size(moved)} on the card")
+    return replace(found, asked="", kept=(*found.kept, model))
+
+
+def _none(found: Canaries, model: str, why: str) -> Canaries:
+    return replace(found, asked="", without={**found.without, model: why})
+
+
+def _held(desk: Desk, name: str, after: float) -> dict[str, int] | None:
+    """Bytes per device that it holds (where the driver lists none: that all hold), by readings newer
+    than ``after``; None while there are none.
+    """
+    out = {}
+    placement = desk.placements.get(name)
+    for uuid in placement.devices if placement else ():
+        seen = desk.seen.devices.get(uuid)
+        if seen is None or not isinstance(seen.memory, Known) or seen.memory.at <= after:
+            return None
+        if not isinstance(seen.processes, Known) or seen.processes.at <= after:
+            return None
+        sizes = [one.used_bytes for one in seen.processes.value if one.holder == name]
+        known = [one.value for one in sizes if isinstance(one, Known)]
+        whole = len(known) == len(sizes) and known
+        out[uuid] = sum(known) if whole else seen.memory.value.used_bytes
+    return out
