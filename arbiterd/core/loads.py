@@ -107,7 +107,7 @@ def _answer(desk: Desk, ask: LoadAsk) -> LoadAnswer:
     if backend.phase is not Phase.READY or desk.seen.stopping:
         why = f"{ask.backend} is {backend.phase.value}"
         return LoadAnswer(ask.id, LoadVerdict.WAIT, why, retry_after_s(desk, backend))
-    others = [one.name for one in _resident(desk, ask.backend) if not _its_own(ask, one)]
+    others = [one.name for one in _resident(desk, ask) if not _its_own(ask, one)]
     if not ask.evicts and len(others) >= wanted.ollama.max_loaded_models:
         why = (
             f"{ask.model} is not resident, and a request with keep_alive 0 evicts nothing "
@@ -129,11 +129,13 @@ def _answer(desk: Desk, ask: LoadAsk) -> LoadAnswer:
     return LoadAnswer(ask.id, LoadVerdict.GRANT, lease_s=lease_s)
 
 
-def _resident(desk: Desk, name: str) -> tuple[LoadedModel, ...]:
-    health = desk.seen.health.get(name)
-    if health is None or not isinstance(health.loaded, Known):
-        return ()
-    return health.loaded.value
+def _resident(desk: Desk, ask: LoadAsk) -> tuple[LoadedModel, ...]:
+    """By the newer of two lists: ours may be seconds old, that of a question that waits as well."""
+    health = desk.seen.health.get(ask.backend)
+    ours = health.loaded if health is not None else None
+    if ask.resident is not None and not (isinstance(ours, Known) and ours.at > ask.since):
+        return tuple(LoadedModel(name, size, size) for name, size in ask.resident)
+    return ours.value if isinstance(ours, Known) else ()
 
 
 def _its_own(ask: LoadAsk, model: LoadedModel) -> bool:
@@ -146,7 +148,7 @@ def _kept(desk: Desk, ask: LoadAsk) -> list[LoadedModel]:
     goes is its own choice: the smallest, to be on the safe side. A model never competes with itself.
     """
     wanted = desk.settings.active.backends[ask.backend]
-    others = [one for one in _resident(desk, ask.backend) if not _its_own(ask, one)]
+    others = [one for one in _resident(desk, ask) if not _its_own(ask, one)]
     others.sort(key=lambda one: -one.vram_bytes)
     return others[: max(0, wanted.ollama.max_loaded_models - 1)] if ask.evicts else others
 
@@ -182,7 +184,7 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
         if row.holder != backend.name and row.booked_bytes is not None
     )
     kept = sum(one.vram_bytes for one in _kept(desk, ask))
-    evicted = sum(one.vram_bytes for one in _resident(desk, backend.name)) - kept
+    evicted = sum(one.vram_bytes for one in _resident(desk, ask)) - kept
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
     margin = critical_free_bytes(headroom)
     if state.pressure is Pressure.TIGHT:

@@ -54,6 +54,7 @@ class Resident:
     known: Known
     context: int
     leaves_at: float
+    vram_bytes: int
 
 
 class Library:
@@ -121,7 +122,8 @@ class Library:
             with suppress(Refused):  # deleted while it runs
                 known = await self.known(str(row["name"]))
                 leaves = now + left(str(row.get("expires_at", "")))
-                out.append(Resident(known, int(row.get("context_length") or 0), leaves))
+                context, vram = row.get("context_length"), row.get("size_vram")
+                out.append(Resident(known, int(context or 0), leaves, int(vram or 0)))
         return tuple(out)
 
     async def get(self, path: str, timeout_s: float) -> dict[str, Any]:

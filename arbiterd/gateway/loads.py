@@ -303,6 +303,7 @@ class Loads:
             "predicted_bytes": fit.predicted_bytes(shape, run[1], slots, self.device_bytes),
             "shares": [r.known.name for r in self._resident if r.known.runner == known.runner],
             "evicts": evicts,
+            "resident": [[r.known.name, r.vram_bytes] for r in self._resident],
         }
         try:
             await self._arbiter.grant(ask, self._config["queue_timeout_s"])

@@ -128,6 +128,7 @@ class GatewayObservation:
 class LoadAsk:
     """The load gate asks for room. ``since``: monotonic seconds of the first asking. ``shares``: names
     of resident models whose runner it takes over. ``evicts``: another model may leave for it.
+    ``resident``: (name, bytes on the device) of what was resident then, None when not told.
     """
 
     id: str
@@ -137,6 +138,7 @@ class LoadAsk:
     since: float
     shares: tuple[str, ...] = ()
     evicts: bool = True
+    resident: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

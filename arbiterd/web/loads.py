@@ -75,8 +75,8 @@ class LoadDesk:
         app.router.add_post("/v1/loads/done", self.done)
 
     async def ask(self, request: web.Request) -> web.Response:
-        """{id, backend, model, predicted_bytes, wait_s, shares, evicts} → {verdict, reason,
-        retry_after_s}.
+        """{id, backend, model, predicted_bytes, wait_s, shares, evicts, resident} → {verdict,
+        reason, retry_after_s}.
         """
         try:
             given = await request.json()
@@ -88,6 +88,7 @@ class LoadDesk:
                 time.monotonic(),
                 tuple(str(one) for one in given.get("shares") or ()),
                 bool(given.get("evicts", True)),
+                _rows(given.get("resident")),
             )
             wait_s = min(WAIT_MAX_S, max(0.0, float(given.get("wait_s", 10))))
         except (ValueError, KeyError, TypeError):
@@ -143,6 +144,13 @@ class LoadDesk:
             self._dones.append(LoadDone(name, backend, detail))
             self._last.pop(name, None)
         self._wake()
+
+
+def _rows(given: object) -> tuple[tuple[str, int], ...] | None:
+    """[[name, bytes], ...]; None when it was not told."""
+    if not isinstance(given, list):
+        return None
+    return tuple((str(name), int(size)) for name, size in given)
 
 
 def _settle(future: asyncio.Future[LoadAnswer], one: LoadAnswer) -> None:

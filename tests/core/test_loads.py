@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
-from arbiterd.model.gateway import LoadDone, LoadUndone, LoadVerdict
+from arbiterd.model.gateway import LoadAsk, LoadDone, LoadUndone, LoadVerdict
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Mode, Settings
 from arbiterd.units import GIB
@@ -126,6 +126,20 @@ def test_keep_alive_0_evicts_nothing() -> None:
     world.engines["ollama"].loaded = ()
     world.undones.append(LoadUndone("ollama", "qwen2.5:3b"))
     assert world.ask_load("llama3.2:1b", GIB, evicts=False).verdict is LoadVerdict.GRANT
+
+
+def test_what_the_gate_has_just_seen_counts_more_than_an_old_list() -> None:
+    """The daemon lists every 2 s: what has left since takes no place and no bytes any more."""
+    world = World(settings()).up()
+    world.engines["ollama"].loaded = ("qwen2.5:3b",)
+    world.list_age_s = 2.0
+    ask = LoadAsk("load-1", "ollama", "llama3.2:1b", GIB, world.now, evicts=False, resident=())
+    world.asks.append(ask)
+    assert [one.verdict for one in world.tick().loads] == [LoadVerdict.GRANT]
+    full = replace(ask, id="load-2", resident=(("qwen2.5:3b", 2 * GIB),), since=world.now)
+    world.dones.append(LoadDone("load-1", "ollama"))
+    world.asks.append(full)
+    assert [one.verdict for one in world.tick().loads] == [LoadVerdict.REFUSE]
 
 
 def test_the_door_is_open_while_the_warm_model_loads() -> None:
