@@ -53,9 +53,9 @@ def _body(path: str, model: str, *, stream: bool, tokens: int = 8, **more: Any) 
     own: kit.Json = {"model": model, "stream": stream}
     own |= {"messages": TALK} if "chat" in path else {"prompt": "a"}
     if path in V1:
-        own |= {"max_tokens": tokens, "temperature": 5}
+        own |= {"max_tokens": tokens}
     else:
-        own["options"] = {"num_predict": tokens, "temperature": 5, **more.pop("options", {})}
+        own["options"] = {"num_predict": tokens, **more.pop("options", {})}
     return {**own, **more}
 
 
@@ -268,8 +268,10 @@ def test_keep_alive_0_unloads_after_the_last_request_and_never_loads(host: Host)
     again = kit.post(url, json=bye)
     assert (again.status_code, again.json()["done_reason"]) == (200, "unload")
     assert not kit.of_model(host, "tiny-a"), "asking to unload loads nothing"
-    with_prompt = _ask(host, "/api/generate", "tiny-b", keep_alive=0)
-    assert with_prompt.status_code == 200, with_prompt.text
+    assert _ask(host, "/api/generate", "tiny-b").status_code == 200
+    last_word = _ask(host, "/api/generate", "tiny-b", keep_alive=0)
+    assert (last_word.status_code, last_word.json()["eval_count"]) == (200, 8), last_word.text
+    host.wait(lambda: not kit.of_model(host, "tiny-b"), "its runner to end")
     assert _ask(host, "/api/generate", "tiny-a").status_code == 200
     _warm(host)
 

@@ -1,8 +1,10 @@
 """A tiny Llama as GGUF, written without any library: random weights, about 480 KB, loaded in a tenth of a
 second. Format: ggml's docs/gguf.md.
 
-Its end-of-sequence token is never among the forty likeliest, so a generation ends by ``num_predict`` alone;
-with a ``temperature`` of 5 it does not repeat itself either (Ollama ends a stream that repeats a token).
+It says letters only, at any temperature: one channel is the same for all tokens, and in the output every
+other token has a large negative weight there. So a generation ends by ``num_predict`` alone, and no control
+token or half character confuses llama.cpp's chat parsers. It does not repeat itself (Ollama ends a stream
+that says the same token thirty times) unless the temperature is 0.
 """
 
 from __future__ import annotations
@@ -83,8 +85,10 @@ def _tensors(draw: random.Random) -> Mapping[str, tuple[tuple[int, ...], array.a
 
     add("token_embd.weight", WIDTH, len(_WORDS))
     add("output.weight", WIDTH, len(_WORDS), spread=0.5)
-    end = out["output.weight"][1]
-    end[_EOS * WIDTH : (_EOS + 1) * WIDTH] = array.array("f", [0.0] * WIDTH)
+    for number, word in enumerate(_WORDS):
+        out["token_embd.weight"][1][number * WIDTH] = 1.0
+        letter = len(word) == 1 and word.isalpha()
+        out["output.weight"][1][number * WIDTH] = 0.0 if letter else -50.0
     ones("output_norm.weight")
     for layer in range(LAYERS):
         at = f"blk.{layer}"
