@@ -30,6 +30,7 @@ _MASKS = {
     "took": r" *[\d.]+(?:ms|µs|ns|s|m[\d.]+s)",
     "client": r" *[\da-f.:]+",
     "source": r"\S+",
+    "number": r"-?[\d.]+",
     "anything": r"(?s:.*)",
 }
 _MASK = re.compile(r"<(" + "|".join(_MASKS) + r")>")
@@ -66,7 +67,7 @@ def _string(expected: str, seen: Any) -> bool:
         return True
     if expected in _NUMBERS:
         return type(seen) is int and seen >= 0
-    if expected == "<n>" and type(seen) is int:
+    if expected in {"<n>", "<number>"} and type(seen) in {int, float}:
         return True
     if expected == "<ints>":
         return isinstance(seen, list) and bool(seen) and all(type(one) is int for one in seen)

@@ -55,28 +55,25 @@ class Player:
         found: list[str] = []
         try:
             for number, step in enumerate(self.case.steps):
-                seen = self._step(step)
-                expected = step.get("expect")
-                if expected is None:
+                expected, left_out = self._expected(step)
+                seen: Any = self._step({**step, "expect": expected})
+                if "expect" not in step:
                     continue
-                expected, seen = self._deviate(step, expected, seen)
+                for path in left_out:
+                    expected, seen = _without(expected, path), _without(seen, path)
                 where = f"step {number} ({_title(step)})"
                 found += [f"{where}{line}" for line in differences(expected, seen)]
         finally:
             self._end()
         return found
 
-    def _deviate(self, step: Step, expected: Any, seen: Any) -> tuple[Any, Any]:
-        """On a stand-in: what the step's ``deviation`` says instead; both sides without what it
-        leaves out.
-        """
+    def _expected(self, step: Step) -> tuple[Any, list[list[str]]]:
+        """What the step expects of this engine, and the paths that are not compared."""
+        expected = step.get("expect") or {}
         deviation = step.get("deviation")
         if deviation is None or self.engine.real:
-            return expected, seen
-        expected = {**expected, **deviation.get("instead", {})}
-        for path in deviation.get("left_out", ()):
-            expected, seen = _without(expected, path.split(".")), _without(seen, path.split("."))
-        return expected, seen
+            return expected, []
+        return {**expected, **deviation.get("instead", {})}, deviation.get("left_out", [])
 
     def _end(self) -> None:
         if self._slow is not None:
@@ -100,7 +97,7 @@ class Player:
         return self.server
 
     def _ask(self, exchange: Exchange, step: Step) -> Answer:
-        expected = step.get("expect") or {}
+        expected = step["expect"]
         silent = str(expected.get("end", "")).startswith("no answer")
         patience = step.get("timeout", 10) * self.engine.patience if silent else PATIENCE_S
         return exchange.ask(step, patience)
@@ -109,7 +106,7 @@ class Player:
         exchange = Exchange(self._here.port)
         answer = self._ask(exchange, step)
         exchange.close()
-        return seen_answer(answer, step.get("expect") or {})
+        return seen_answer(answer, step["expect"])
 
     def _do_same_connection(self, step: Step) -> dict[str, Any]:
         exchange = Exchange(self._here.port)
@@ -137,7 +134,7 @@ class Player:
         one = self._going[step["id"]]
         one.thread.join(PATIENCE_S)
         assert one.answer is not None, f"{step['id']} did not end"
-        return seen_answer(one.answer, step.get("expect") or {})
+        return seen_answer(one.answer, step["expect"])
 
     def _do_give_up(self, step: Step) -> dict[str, Any]:
         self._going[step["id"]].exchange.close()
@@ -152,9 +149,11 @@ class Player:
         return {}
 
     def _do_ps(self, step: Step) -> dict[str, Any]:
-        listed = Exchange(self._here.port).ask({"method": "GET", "path": "/api/ps"}, PATIENCE_S)
+        exchange = Exchange(self._here.port)
+        listed = exchange.ask({"method": "GET", "path": "/api/ps"}, PATIENCE_S)
+        exchange.close()
         rows = seen_answer(listed, {"body": {"json": 0}})["body"]["json"]["models"]
-        wanted = (step.get("expect") or {}).get("ps", [])
+        wanted = step["expect"].get("ps", [])
         seen = []
         for number, row in enumerate(rows):
             about = wanted[number]["left_s"] if number < len(wanted) else None
@@ -213,7 +212,7 @@ class Player:
     def _do_orphans(self, step: Step) -> dict[str, Any]:
         """What the server left behind; where none is expected they get a moment to end."""
         living = [pid for pid in self._here.orphans if _alive(pid)]
-        if (step.get("expect") or {}).get("runners_left") == 0:
+        if step["expect"].get("runners_left") == 0:
             with suppress(AssertionError):
                 wait_until(lambda: not any(map(_alive, living)), 10)
             living = [pid for pid in living if _alive(pid)]
@@ -226,7 +225,7 @@ class Player:
         return self._lines(step, 0)
 
     def _lines(self, step: Step, since: int) -> dict[str, Any]:
-        wanted = len((step.get("expect") or {}).get("log", ()))
+        wanted = len(step["expect"].get("log", ()))
 
         def found() -> list[str]:
             return lines_matching(self._here.logged(since), step["grep"], step["most"])
@@ -243,7 +242,7 @@ class Player:
         env = self.engine.environ(wanted, port, self.server.home if self.server else self.home)
         limit = step.get("timeout", 10)
         # The one that is expected to stay is given as long as the case says, any other its time.
-        stays = "still running" in str((step.get("expect") or {}).get("exit"))
+        stays = "still running" in str(step["expect"].get("exit"))
         command = self.engine.cli(tuple(step["argv"]))
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) as process:
@@ -255,7 +254,7 @@ class Player:
                 out, err = process.communicate()
                 status = f"still running after {limit}s"
         lines = err.splitlines()
-        if "last_words" in (step.get("expect") or {}):
+        if "last_words" in step["expect"]:
             return {"exit": status, "stdout": out.splitlines(), "last_words": lines[-1:]}
         most = step.get("most", 40)
         return {"exit": status, "stdout": out.splitlines(), "stderr": lines[:most]}

@@ -135,7 +135,7 @@ class Stream(threading.Thread):
     def __init__(self, host: Host, backend: str, tokens: int) -> None:
         super().__init__(daemon=True)
         if backend == "ollama":
-            path, self._end = "/api/generate", '"done": true'
+            path, self._end = "/api/generate", '"done":true'
             body: dict[str, object] = {"model": "qwen2.5:3b", "prompt": "x"}
             body["options"] = {"num_predict": tokens}
         else:

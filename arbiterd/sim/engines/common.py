@@ -30,7 +30,7 @@ class Faults:
     beyond what it should hold (it stays when the leak is switched off; a refused step ends or hurts
     the engine as the real one's does). vLLM, Ollama: weights_bytes, token_s. vLLM: activation_bytes,
     sleep_s, wake_s, sleep_residual_mib, sleep_fails. Ollama: unload_delay_s, unload_ignored (the
-    runner stays: 'Stopping...'), parameters; its runners: grow_mib_per_s over their plan, up to
+    runner stays: 'Stopping...'), parameters, ping_s (how long it waits for a runner's pulse); its runners: grow_mib_per_s over their plan, up to
     grow_max_mib. TensorFlow: predict_s; with memory growth grow_mib_per_s within the fraction;
     oom_crash ("in_use", "bad_alloc", "cudnn"): a full card ends it.
     """

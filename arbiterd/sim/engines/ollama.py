@@ -1,298 +1,243 @@
 """A stand-in for ``ollama serve`` (0.33): it holds no memory itself, its runners do.
 
-Placement is a margin, not a ceiling: a model gets what is free less LLAMA_ARG_FIT_TARGET (MiB), the
-rest of its layers goes to the CPU silently and shows only as size_vram < size.
+As strict as the real one: tests/conformance/ollama.json is played on both. Placement is a margin, not
+a ceiling: a model gets what is free less LLAMA_ARG_FIT_TARGET (MiB), the rest of its layers goes to
+the CPU silently and shows only as size_vram < size.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import ipaddress
 import os
-import queue
 import signal
+import socket
 import sys
-from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from fnmatch import fnmatchcase
 
-from arbiterd.sim.engines.common import Faults, Handler, Server, say
-from arbiterd.sim.engines.ollama_scheduler import LIBRARY, VERSION, Runner, State
+import psutil
 
-_NEVER = "0001-01-01T00:00:00Z"
+from arbiterd.sim.engines import ollama_cli
+from arbiterd.sim.engines.common import Faults, say
+from arbiterd.sim.engines.go_words import Refused, access, log
+from arbiterd.sim.engines.ollama_env import Settings, read
+from arbiterd.sim.engines.ollama_more import More, anthropic_error
+from arbiterd.sim.engines.ollama_native import JSON, Native, packed
+from arbiterd.sim.engines.ollama_scheduler import Scheduler
+from arbiterd.sim.engines.ollama_v1 import JSON as BARE_JSON
+from arbiterd.sim.engines.ollama_v1 import Early, OpenAi, error_body
+from arbiterd.sim.engines.wire import Request, listen
+
+Route = Callable[[Request], Awaitable[None]]
+_CORS_HEADERS = (
+    "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,"
+    "X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,"
+    "X-Stainless-Os,X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,"
+    "X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout"
+)
 
 
-class Api(Handler):
-    """Ollama's routes."""
+class Api:
+    """Routes, and what stands before them: origins, then hosts."""
 
-    state: State
-    routes: ClassVar[dict[tuple[str, str], str]] = {
-        ("GET", "/"): "root",
-        ("GET", "/api/version"): "version",
-        ("GET", "/api/tags"): "tags",
-        ("GET", "/api/ps"): "ps",
-        ("POST", "/api/generate"): "generate",
-        ("POST", "/api/chat"): "chat",
-        ("POST", "/api/copy"): "copy",
-        ("POST", "/api/show"): "show",
-        ("POST", "/api/embed"): "embed",
-        ("POST", "/api/embeddings"): "embed",
-        ("GET", "/v1/models"): "models",
-        ("POST", "/v1/completions"): "v1",
-        ("POST", "/v1/chat/completions"): "v1",
-    }
-
-    def root(self) -> None:
-        self.reply(200, "Ollama is running", "text/plain")
-
-    def version(self) -> None:
-        forced = self.state.faults.get("health_status")
-        self.reply(int(forced) if forced else 200, {"version": self.state.version()})
-
-    def tags(self) -> None:
-        rows = []
-        for name, source in self.state.names.items():
-            size = LIBRARY[source or name][0]
-            rows.append({"name": name, "model": name, "size": size, "digest": source or name})
-        self.reply(200, {"models": rows})
-
-    def show(self) -> None:
-        """What the GGUF's header says, shaped so that the KV cache comes to the library's figure."""
-        name = self.state.known(str(self.body().get("model", "")))
-        if not name:
-            self.reply(404, {"error": "model not found"})
-            return
-        layers = LIBRARY[name][1] // 1024
-        info = {
-            "general.architecture": "sim",
-            "sim.block_count": layers,
-            "sim.attention.head_count": 2,
-            "sim.attention.head_count_kv": 2,
-            "sim.attention.key_length": 128,
-            "sim.attention.value_length": 128,
+    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+        self._settings = settings
+        native = Native(scheduler)
+        openai, more = OpenAi(native), More(scheduler)
+        self._openai, self._native = openai, native
+        self._routes: dict[str, dict[str, Route]] = {
+            "/": {"HEAD": native.root, "GET": native.root},
+            "/api/version": {"HEAD": native.version, "GET": native.version},
+            "/api/tags": {"HEAD": native.tags, "GET": native.tags},
+            "/api/ps": {"GET": native.ps},
+            "/api/status": {"GET": native.status},
+            "/api/me": {"POST": native.me},
+            "/api/generate": {"POST": native.generate},
+            "/api/chat": {"POST": native.chat},
+            "/api/copy": {"POST": native.copy},
+            "/api/create": {"POST": native.create},
+            "/api/delete": {"DELETE": native.delete},
+            "/api/show": {"POST": native.show},
+            "/api/embed": {"POST": native.embed},
+            "/api/embeddings": {"POST": native.embeddings},
+            "/v1/models": {"GET": openai.models},
+            "/v1/completions": {"POST": openai.completions},
+            "/v1/chat/completions": {"POST": openai.chat},
+            "/v1/embeddings": {"POST": openai.embeddings},
+            "/v1/audio/transcriptions": {"POST": openai.transcriptions},
+            "/v1/responses": {"POST": more.responses},
+            "/v1/messages": {"POST": more.messages},
         }
-        self.reply(
-            200,
-            {
-                "model_info": info,
-                "capabilities": ["completion"],
-                "parameters": str(self.state.faults.get("parameters", "")),
-            },
-        )
 
-    def embed(self) -> None:
-        """A vector; loads like any other."""
-        body = self.body()
-        name = self.state.known(str(body.get("model", "")))
-        if not name:
-            self.reply(404, {"error": f"model '{body.get('model')}' not found"})
-            return
-        vector = {"model": name, "embeddings": [[0.1, 0.2]], "embedding": [0.1, 0.2]}
+    def _methods(self, path: str) -> Mapping[str, Route]:
+        if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
+            return {"GET": self._openai.model}
+        if path.startswith("/api/blobs/"):
+            return {"POST": self._native.blob, "HEAD": self._native.blob_there}
+        return self._routes.get(path, {})
+
+    async def __call__(self, request: Request) -> None:
+        """Answer, and write the access line."""
         try:
-            with self.state.using(name, body.get("options") or {}, body.get("keep_alive")):
-                self.reply(200, vector)
-        except RuntimeError as error:
-            self.reply(500, {"error": str(error)})
-
-    def models(self) -> None:
-        rows = [{"id": name, "object": "model"} for name in self.state.names]
-        self.reply(200, {"object": "list", "data": rows})
-
-    def ps(self) -> None:
-        with self.state.lock:
-            runners = [one for one in self.state.runners.values() if one.ready.is_set()]
-        rows = [
-            {
-                "name": one.model,
-                "model": one.model,
-                "size": one.size,
-                "size_vram": one.vram,
-                "expires_at": _iso(one.expires_at),
-            }
-            for one in runners
-        ]
-        self.reply(200, {"models": rows})
-
-    def copy(self) -> None:
-        body = self.body()
-        source = self.state.known(str(body.get("source")))
-        if not source:
-            self.reply(404, {"error": f"model '{body.get('source')}' not found"})
-            return
-        target = str(body.get("destination"))
-        self.state.names[target if ":" in target else f"{target}:latest"] = source
-        self.reply(200)
-
-    def generate(self) -> None:
-        body = self.body()
-        self._serve(body, load_only=not body.get("prompt"), chat=False)
-
-    def chat(self) -> None:
-        body = self.body()
-        self._serve(body, load_only=not body.get("messages"), chat=True)
-
-    def _serve(self, body: dict[str, Any], *, load_only: bool, chat: bool) -> None:
-        name = self.state.known(str(body.get("model", "")))
-        if not name:
-            self.reply(404, {"error": f"model '{body.get('model')}' not found"})
-            return
-        keep = body.get("keep_alive")
-        if load_only and keep in (0, "0", "0s"):
-            self.state.unload(name)
-            self.reply(200, {"model": name, "done": True, "done_reason": "unload"})
-            return
-        options = body.get("options") or {}
-        try:
-            with self.state.using(name, options, keep) as runner:
-                if load_only:
-                    done = {"model": name, "response": "", "done": True, "done_reason": "load"}
-                    self.reply(200, done)
-                    return
-                tokens = int(options.get("num_predict") or 16)
-                self._tokens(runner, tokens, stream=body.get("stream", True), chat=chat)
-        except RuntimeError as error:
-            say(str(error))
-            self.reply(500, {"error": str(error)})
-
-    def _ask(self, runner: Runner, tokens: int) -> tuple[int, queue.Queue[dict[str, Any]]]:
-        number = next(self.state.numbers)
-        out: queue.Queue[dict[str, Any]] = queue.Queue()
-        runner.outputs[number] = out
-        if runner.dead:
-            out.put({"dead": True})
-        runner.link.send(id=number, tokens=tokens)
-        return number, out
-
-    def _tokens(self, runner: Runner, tokens: int, *, stream: bool, chat: bool) -> None:
-        number, out = self._ask(runner, tokens)
-        words: list[str] = []
-        try:
-            if stream:
-                self.begin_stream("application/x-ndjson")
-            while True:
-                message = out.get()
-                if "dead" in message:
-                    self._died(stream=stream)
-                    return
-                word = message.get("token", "")
-                words.append(word)
-                if stream:
-                    self.chunk(
-                        json.dumps(_part(runner.model, word, chat=chat, done="done" in message))
-                        + "\n"
-                    )
-                if "done" in message:
-                    break
+            await self._answer(request)
         finally:
-            runner.outputs.pop(number, None)
-        if stream:
-            self.chunk("")
-        else:
-            self.reply(200, _part(runner.model, "".join(words), chat=chat, done=True))
+            took_s = time.monotonic() - request.began
+            access(request.status or 499, took_s, request.method, request.path)
 
-    def _died(self, *, stream: bool) -> None:
-        text = (
-            "model runner has unexpectedly stopped, this may be due to resource limitations or an "
-            "internal error, check ollama server logs for details"
-        )
-        say(text)
-        if stream:
-            self.chunk(json.dumps({"error": text}) + "\n")
-            self.chunk("")
-        else:
-            self.reply(500, {"error": text})
-
-    def v1(self) -> None:
-        """OpenAI's routes, whole or as SSE."""
-        body = self.body()
-        name = self.state.known(str(body.get("model", "")))
-        if not name:
-            error = {"message": f"model '{body.get('model')}' not found", "type": "api_error"}
-            self.reply(404, {"error": error})
+    async def _answer(self, request: Request) -> None:
+        methods = self._methods(request.path)
+        route = methods.get(request.method)
+        if methods and route is None:
+            request.header("Allow", ", ".join(methods))
+        if await self._stopped_by_origin(request) or await self._stopped_by_host(request):
+            return
+        if route is None:
+            await self._no_route(request, found=bool(methods))
+            return
+        compatible = request.path.startswith("/v1/")
+        zstd = compatible and request.headers.get("content-encoding") == "zstd"
+        if zstd and not (await request.read()).startswith(_ZSTD):
+            error = {"error": "invalid input: magic number mismatch"}
+            await request.reply(400, packed(error), JSON)
             return
         try:
-            with self.state.using(name, {}, None) as runner:
-                self._v1(runner, body)
-        except RuntimeError as failed:
-            self.reply(500, {"error": {"message": str(failed), "type": "api_error"}})
+            await route(request)
+        except Refused as error:
+            await _refuse(request, error, compatible=compatible)
 
-    def _v1(self, runner: Runner, body: dict[str, Any]) -> None:
-        number, out = self._ask(runner, int(body.get("max_tokens") or 16))
-        if body.get("stream"):
-            self._sse(str(body["model"]), out)
-            runner.outputs.pop(number, None)
-            return
-        words = []
-        while "done" not in (message := out.get()):
-            if "dead" in message:
-                self._died(stream=False)
-                return
-            words.append(message["token"])
-        runner.outputs.pop(number, None)
-        text = "".join(words)
-        choice = {"index": 0, "text": text, "message": {"role": "assistant", "content": text}}
-        self.reply(
-            200,
-            {
-                "id": "cmpl-sim",
-                "model": body["model"],
-                "choices": [{**choice, "finish_reason": "stop"}],
-            },
-        )
+    async def _no_route(self, request: Request, *, found: bool) -> None:
+        """404, 405, or where it is without a slash too many."""
+        path, plain = request.path, "text/plain"
+        clean = "/" + "/".join(word for word in path.split("/") if word)
+        if not found and clean != path and self._methods(clean):
+            status = 307 if "//" in path or request.method not in {"GET", "HEAD"} else 301
+            words = "Temporary Redirect" if status == 307 else "Moved Permanently"
+            body = f'<a href="{clean}">{words}</a>.\n\n'.encode()
+            await request.reply(status, body, "text/html; charset=utf-8", Location=clean)
+        elif found:
+            await request.reply(405, b"405 method not allowed", plain)
+        else:
+            await request.reply(404, b"404 page not found", plain)
 
-    def _sse(self, model: str, out: queue.Queue[dict[str, Any]]) -> None:
-        self.begin_stream("text/event-stream")
-        while True:
-            message = out.get()
-            if "dead" in message:
-                self.chunk('data: {"error": {"message": "an error was encountered"}}\n\n')
-                break
-            word, end = message.get("token", ""), "done" in message
-            choice = {"index": 0, "text": word, "delta": {"content": word}}
-            choice["finish_reason"] = "stop" if end else None
-            part = {
-                "id": "cmpl-sim",
-                "object": "chat.completion.chunk",
-                "model": model,
-                "created": 0,
-            }
-            self.chunk(f"data: {json.dumps({**part, 'choices': [choice]})}\n\n")
-            if end:
-                self.chunk("data: [DONE]\n\n")
-                break
-        self.chunk("")
+    async def _stopped_by_origin(self, request: Request) -> bool:
+        """gin-contrib/cors: an Origin that is neither the Host asked for nor on the list is 403."""
+        origin = request.headers.get("origin", "")
+        if not origin or origin in {f"http://{request.host}", f"https://{request.host}"}:
+            return False
+        every = "*" in self._settings.origins
+        if not every and not any(fnmatchcase(origin, one) for one in self._settings.origins):
+            await request.reply(403)
+            return True
+        preflight = request.method == "OPTIONS"
+        request.header("Access-Control-Allow-Origin", "*" if every else origin)
+        if preflight:
+            request.header("Access-Control-Allow-Methods", "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS")
+            request.header("Access-Control-Allow-Headers", _CORS_HEADERS)
+            request.header("Access-Control-Max-Age", "43200")
+        if not every:
+            asked = "\nAccess-Control-Request-Method\nAccess-Control-Request-Headers"
+            request.header("Vary", f"Origin{asked if preflight else ''}")
+        if preflight:
+            await request.reply(204)
+        return preflight
+
+    async def _stopped_by_host(self, request: Request) -> bool:
+        """routes.go, allowedHostsMiddleware: asked only where the listener is on loopback."""
+        if not ipaddress.ip_address(_address(self._settings.host)).is_loopback:
+            return False
+        host = _without_port(request.host)
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            if not _named_here(host):
+                await request.reply(403)
+                return True
+            if request.method == "OPTIONS":
+                await request.reply(204)
+            return request.method == "OPTIONS"
+        private = isinstance(address, ipaddress.IPv6Address) and address in _ULA
+        private = private or any(address in one for one in _PRIVATE)
+        mine = address.is_loopback or address.is_unspecified or private or host in _own_addresses()
+        if not mine:
+            await request.reply(403)
+        return not mine
 
 
-def _part(model: str, text: str, *, chat: bool, done: bool) -> dict[str, Any]:
-    content = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
-    return {"model": model, **content, "done": done}
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_PRIVATE = [ipaddress.ip_network(one) for one in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+_ULA = ipaddress.ip_network("fc00::/7")
 
 
-def _iso(epoch_s: float) -> str:
-    if not epoch_s:
-        return _NEVER
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=epoch_s)).isoformat()
+def _address(host: str) -> str:
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def _without_port(host: str) -> str:
+    """net.SplitHostPort; what it cannot split stays whole, so [::1] without a port is no address."""
+    name, colon, _ = host.rpartition(":")
+    if not colon or (":" in name and not (name.startswith("[") and name.endswith("]"))):
+        return host
+    return name.removeprefix("[").removesuffix("]")
+
+
+def _named_here(host: str) -> bool:
+    name = host.lower()
+    if name in {"", "localhost", socket.gethostname().lower()}:
+        return True
+    return name.endswith((".localhost", ".local", ".internal"))
+
+
+def _own_addresses() -> set[str]:
+    return {one.address for rows in psutil.net_if_addrs().values() for one in rows}
+
+
+async def _refuse(request: Request, error: Refused, *, compatible: bool) -> None:
+    cloud = error.status == 403
+    if not compatible or cloud:
+        await request.reply(error.status, packed({"error": str(error)}), JSON)
+        return
+    kind = JSON if isinstance(error, Early) else BARE_JSON
+    anthropic = request.path == "/v1/messages"
+    body = anthropic_error(error) if anthropic else error_body(error)
+    await request.reply(error.status, packed(body), kind)
+
+
+async def _serve() -> int:
+    settings = read()
+    scheduler = Scheduler(settings)
+    address = f"{settings.host}:{settings.port}"
+    try:
+        server = await listen(settings.host, settings.port, Api(settings, scheduler))
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        say(f"Error: listen tcp {address}: bind: {why}")
+        return 1
+    log("INFO", "routes.go:1951", "server config", env=f"map[OLLAMA_HOST:http://{address}]")
+    failed = ollama_cli.models_folder_fails()
+    if failed:
+        say(failed)
+        return 1
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, scheduler.stop)
+    await server.start_serving()
+    words = f"Listening on {address} (version {scheduler.version()})"
+    log("INFO", "routes.go:2004", words)
+    await server.serve_forever()
+    return 0
 
 
 def main() -> int:
-    """Serve."""
-    if "--version" in sys.argv:
-        print(f"ollama version is {VERSION}")
-        return 0
+    """``serve``, or one of the small commands."""
     if sys.argv[1:] != ["serve"]:
-        say(f'Error: unknown command {" ".join(sys.argv[1:])!r} for "ollama"')
+        return ollama_cli.main(sys.argv[1:])
+    if not os.environ.get("HOME"):
+        say("Error: $HOME is not defined")
         return 1
     Faults().at_start()
-    host, _, port = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434").rpartition(":")
-    try:
-        server = Server((host.strip("[]"), int(port)), Api, listen=True)
-    except OSError:
-        say(f"Error: listen tcp {host}:{port}: bind: address already in use")
-        return 1
-    state = Api.state = State()
-    signal.signal(signal.SIGTERM, state.stop)
-    signal.signal(signal.SIGINT, state.stop)
-    say(f"Listening on {host}:{port} (version {state.version()})")
-    server.serve_forever()
-    return 0
+    return asyncio.run(_serve())
 
 
 if __name__ == "__main__":
