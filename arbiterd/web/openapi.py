@@ -122,6 +122,11 @@ def _schemas() -> Schema:
             in_flight={"type": "integer"},
             queued={"type": "integer"},
             throttled=_maybe({"type": "integer", "description": "requests in flight allowed now"}),
+            canaries={
+                "type": "object",
+                "description": "TensorFlow: by model, 'kept' or why it has no canary",
+                "additionalProperties": _TEXT,
+            },
             braked=_TEXT,
             url=_maybe(_TEXT),
             health=_object(ok=_maybe(_BOOL), latency_ms=_maybe(_NUMBER), age_s=_maybe(_NUMBER)),

@@ -198,3 +198,12 @@ def test_a_container_command_is_refused_with_the_image_form(
     assert found is not None
     assert f'image = "{image}"' in found.right
     assert container_problem(("vllm", "serve")) is None
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 421, 500, 503])
+@pytest.mark.parametrize("kind", [Kind.OLLAMA, Kind.VLLM])
+def test_a_refusal_of_the_health_url_is_not_ready(kind: Kind, status: int) -> None:
+    """A loopback Ollama answers 403 to a Host that it does not know: so it does to every client."""
+    one = backend(kind.value, kind)
+    replies = [HttpReply(status, "", 1.0) for _ in engine_of(kind).ready_probes(one)]
+    assert not engine_of(kind).judge_ready(one, replies).ok

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import aiohttp
 import pytest
 
 from arbiterd.gateway import runtime
@@ -181,3 +182,30 @@ def test_what_is_shed_is_refused_at_the_door_at_once(host: Host) -> None:
     told = host.wait_event("shed", "tensorflow")["timestamp"]
     decided = dt.datetime.fromisoformat(told).timestamp()
     assert at - decided < 5
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
+def test_a_runner_killed_mid_stream_is_no_clean_end(host: Host, path: str) -> None:
+    """Ollama closes such a stream cleanly; through the gate the client sees an error."""
+    host.fault("ollama", token_s=0.1)
+    body = {"model": "qwen2.5:3b", "prompt": "x", "stream": True, "max_tokens": 200,
+            "options": {"num_predict": 200}}  # fmt: skip
+
+    async def run() -> tuple[bytes, bool]:
+        got = bytearray()
+        async with session() as via, via.post(host.door("ollama", path), json=body) as reply:
+            assert reply.status == 200
+            try:
+                async for chunk in reply.content.iter_any():
+                    if not got:  # it streams: now its runner, the newest process, dies
+                        os.kill(max(host.backend("ollama")["pids"]), signal.SIGKILL)
+                    got += chunk
+            except aiohttp.ClientError:
+                return bytes(got), False
+        return bytes(got), True
+
+    text, clean = asyncio.run(run())
+    last = text.rstrip().splitlines()[-1]
+    assert b'"done":true' not in last.replace(b" ", b"")
+    assert not text.rstrip().endswith(b"[DONE]")
+    assert not clean or last.lstrip().startswith(b'{"error"'), text[-200:]

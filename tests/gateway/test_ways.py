@@ -168,7 +168,26 @@ def test_probes_pass_by_slots_queue_and_counters(host: Host) -> None:
     assert not host.events("door_broken")
 
 
-def test_a_drained_or_held_door_is_still_probed_and_ollama_by_the_gate(shared_host: Host) -> None:
+def answered(host: Host, name: str) -> int:
+    """Good answers that HAProxy has had from this backend."""
+    where = host.home / "run/gateway/runtime.sock", host.home / "run/gateway/live.map"
+    rows = runtime.look(*where).rows
+    return sum(r.number("hrsp_2xx") for r in rows if r.proxy == name and r.name == "BACKEND")
+
+
+def test_a_shed_door_is_still_probed(host: Host) -> None:
+    """Drained: HAProxy has its server in maintenance, probes get their answers all the same."""
+    assert host.ctl("drain", "tensorflow").returncode == 0
+    live = host.home / "run/gateway/live.map"
+    host.wait(lambda: "st:tensorflow shed" in live.read_text(), "the door to be shut")
+    url = host.door("tensorflow", "/v1/models/resnet50:predict")
+    reply = host.session.post(url, json={"instances": [[0.0]]}, timeout=5)
+    assert reply.status_code == 503
+    before = answered(host, "probe-tensorflow")
+    host.wait(lambda: answered(host, "probe-tensorflow") >= before + 3, "three more good answers")
+
+
+def test_ollama_is_probed_by_the_gate_and_not_counted(shared_host: Host) -> None:
     """An idle Ollama: only probes pass its inner door, and none of them is one of its requests."""
     before, let_in = served(shared_host, "probe-ollama"), served(shared_host, "be-ollama")
     through = served(shared_host, "gate")
