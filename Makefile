@@ -24,7 +24,7 @@ test: ## lint, types, import contracts, and every test that needs no GPU and no 
 	@scripts/setup dev
 	@$(MAKE) --no-print-directory check
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root, so the system tests (a real systemd) are skipped"; fi
-	$(PY) -m pytest -q -n $(WORKERS) -m "not real and not device"
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not device"
 
 check: ## ruff, mypy --strict, import contracts
 	@scripts/setup dev

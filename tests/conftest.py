@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu, build
 from tests.conformance.suite import summary
+
+SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
 
 
 @pytest.fixture(scope="session")
@@ -40,18 +42,21 @@ def sim_env(sim_lib: Path, tmp_path: Path) -> dict[str, str]:
     }
 
 
-class OneBox(LoadScopeScheduling):  # type: ignore[misc]
-    """Every test is a unit of its own, except the system tests: they share one booted systemd, so
-    one worker gets them all, first. The groups of xdist 3.8 have no effect under pytest 9.2.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "system" if nodeid.startswith("tests/system/") else nodeid
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder for what all workers of this run share; they inherit its name."""
+    if SHARED_ENV not in os.environ:
+        os.environ[SHARED_ENV] = tempfile.mkdtemp(prefix="gpu-arbiter-test-")
+        config.add_cleanup(_remove_shared)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneBox:
-    """xdist asks for a scheduler."""
-    return OneBox(config, log)
+def _remove_shared() -> None:
+    shutil.rmtree(os.environ.pop(SHARED_ENV), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Path:
+    """A folder that all workers of this run share; guard what is made in it by a lock."""
+    return Path(os.environ[SHARED_ENV])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

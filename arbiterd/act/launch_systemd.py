@@ -390,7 +390,7 @@ class SystemdLauncher:
             unit = self._units.get(backend)
         if unit is None:
             return ()
-        return journal_tail(unit.invocation, lines)
+        return journal_tail(f"{PREFIX}{backend}{SUFFIX}", unit.invocation, lines)
 
     def close(self) -> None:
         """Stop watching; engines go on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from arbiterd.act.containers import SLICE, removal
@@ -56,8 +58,9 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
         ("ProtectSystem", ("s", "full")),
         ("LimitMEMLOCK", ("t", 2**64 - 1)),  # pinned host memory
     ]
-    if home.startswith("/usr/"):  # Ollama's package keeps keys and models in /usr/share/ollama
-        out.append(("ReadWritePaths", ("as", [f"-{home}"])))
+    writable = _writable(home, spec.env)
+    if writable:
+        out.append(("ReadWritePaths", ("as", [f"-{path}" for path in writable])))
     if spec.container is not None:
         out = [*(one for one in out if one[0] not in _NOT_FOR_CLIENTS), *_client(spec, program)]
     if spec.env_file:
@@ -68,6 +71,25 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
         everyone = [(2, b"\x00" * 4, 0), (10, b"\x00" * 16, 0)]
         out.append(("IPAddressDeny", ("a(iayu)", everyone)))
     return out
+
+
+# Where engines write, when their environment moves it.
+_OWN_DEPTH = 3  # /usr/share/ollama at most: what lies above is everybody's
+_WRITES = ("HOME", "OLLAMA_MODELS", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT")
+
+
+def _writable(home: str, env: Mapping[str, str]) -> list[str]:
+    """Folders of the engine that ProtectSystem=full would make read-only: Ollama's package keeps keys
+    and models in /usr/share/ollama. Of one that is not there yet, the nearest that is.
+    """
+    out = []
+    for path in (home, *(env[name] for name in _WRITES if name in env)):
+        there = path
+        while there.count("/") > _OWN_DEPTH and not os.path.exists(there):
+            there = os.path.dirname(there)
+        if there.startswith(("/usr/", "/etc/")):
+            out.append(there)
+    return list(dict.fromkeys(out))
 
 
 # A container client must mount and set up; what an engine may do, its container says.

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
+_INVOCATION = "_SYSTEMD_INVOCATION_ID"
 MOST = 256 * 1024  # bytes looked at of a file
 
 
-def journal_tail(invocation: str, lines: int) -> tuple[str, ...]:
-    """Oldest first. May take a second: the journal is synchronised first."""
-    subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=5)
-    match = f"_SYSTEMD_INVOCATION_ID={invocation}"
+def journal_tail(unit: str, invocation: str, lines: int) -> tuple[str, ...]:
+    """Oldest first, of this invocation. May take a second: the journal is synchronised first.
+
+    The last words of a process that ends at once may come to journald after its unit is gone down; they
+    then carry the unit and no invocation (1 of 60 on a busy machine, systemd 252). So lines are found by
+    unit, and end where another invocation's begin.
+    """
+    subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=30)
     done = subprocess.run(
-        ["journalctl", "--no-pager", "-o", "cat", "-n", str(lines), match],
+        ["journalctl", "--no-pager", "--all", "-o", "json", "-n", str(lines),
+         f"--output-fields=MESSAGE,{_INVOCATION}", f"_SYSTEMD_UNIT={unit}"],
         check=False,
         capture_output=True,
-        timeout=10,
-    )
-    return tuple(done.stdout.decode(errors="replace").splitlines())
+        timeout=30,
+    )  # fmt: skip
+    return own_lines(done.stdout.splitlines(), invocation)
+
+
+def own_lines(rows: Sequence[bytes], invocation: str) -> tuple[str, ...]:
+    """The messages from this invocation's first on; without any, those after the last of another one."""
+    entries = [json.loads(row) for row in rows]
+    names = [entry.get(_INVOCATION) for entry in entries]
+    first = 0
+    if invocation in names:
+        first = names.index(invocation)
+    elif any(names):
+        first = max(index for index, name in enumerate(names) if name) + 1
+    return tuple(_text(entry.get("MESSAGE")) for entry in entries[first:])
+
+
+def _text(message: object) -> str:
+    """Bytes that are no text (colours, progress bars) come as numbers, nothing as null."""
+    if isinstance(message, list):
+        return bytes(message).decode(errors="replace")
+    return str(message or "")
 
 
 def file_tail(path: Path, lines: int) -> tuple[str, ...]:

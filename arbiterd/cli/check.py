@@ -10,11 +10,13 @@ from pathlib import Path
 import typer
 
 from arbiterd import procfs
+from arbiterd.cli.client import Client
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
 from arbiterd.cli.plan_fit import fit_lines, fit_row
+from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
-from arbiterd.errors import EX_CONFIG, ConfigRefused, Problem
+from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
 from arbiterd.model.weights import Verdict
 from arbiterd.sense.containers import image_problem
 from arbiterd.sense.host import HostFactsSource
@@ -43,7 +45,7 @@ def check(
     except ConfigRefused as refused:
         problems = refused.problems
     else:
-        found, models = _host(loaded) if host else ((), ())
+        found, models = _host(loaded, own.client()) if host else ((), ())
         problems = (*loaded.warnings, *found)
     errors = [p for p in problems if p.severity == "error"]
     if own.json:
@@ -68,7 +70,7 @@ def _say_models(models: tuple[ModelFit, ...]) -> None:
             print(f"note: {one.backend}: {'; '.join(x.strip() for x in fit_lines(one.fit)[:2])}")
 
 
-def _host(loaded: Loaded) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:
+def _host(loaded: Loaded, daemon: Client) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:
     """What hardware, commands and ports say. Only GPUs that cannot hold the mode are errors."""
     settings = loaded.settings
     name = settings.source.path
@@ -84,11 +86,24 @@ def _host(loaded: Loaded) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:
             text = why
             right = "GPU backends will wait until NVML answers"
             out.append(Problem(name, 0, f"modes.{settings.mode}", text, right, "warning"))
-        out += _facts(loaded)
+        out += _facts(loaded, daemon)
     return tuple(out), models
 
 
-def _facts(loaded: Loaded) -> list[Problem]:
+def _own_ports(daemon: Client) -> frozenset[str]:
+    """Backends that run under a daemon that answers: their ports are their own. Without root nobody
+    can see which process listens; the daemon tells a taken port itself.
+    """
+    if os.geteuid() == 0:
+        return frozenset()
+    try:
+        status = as_row(daemon.get("/v1/status"))
+    except ArbiterError:
+        return frozenset()
+    return frozenset(str(row["name"]) for row in rows(status.get("backends")) if row.get("pids"))
+
+
+def _facts(loaded: Loaded, daemon: Client) -> list[Problem]:
     settings = loaded.settings
     source = HostFactsSource(_ours)
     try:
@@ -108,7 +123,10 @@ def _facts(loaded: Loaded) -> list[Problem]:
     for backend, text in facts.missing_commands.items():
         key = f"backends.{backend}.{'image' if settings.active.backends[backend].image else 'command'}"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
+    own = _own_ports(daemon) if facts.taken_ports else frozenset()
     for backend, text in facts.taken_ports.items():
+        if backend in own:
+            continue
         key = f"backends.{backend}.port"
         out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import typer
@@ -52,6 +52,9 @@ def doctor(context: typer.Context) -> None:
         problems = (*problems, *check_devices(loaded, devices))
     seen = survey(devices, why, ports=_ports(settings), runtime_dir=arbiter.runtime_dir)
     daemon, persistenced, unread = _units()
+    if daemon.active == "active":
+        seen, dark = _without_hidden(seen)
+        unread += dark
     checked = checkup(daemon, _folders(settings), persistenced=persistenced)
     found = [*of_problems(problems), *findings(seen), *of_host(checked, seen, settings)]
     unseen = [*seen.unseen, *unread]
@@ -96,6 +99,15 @@ def _ports(settings: Settings | None) -> list[int]:
             engine_grpc_port(settings, one),
         }
     return sorted(out - {0})
+
+
+def _without_hidden(seen: Survey) -> tuple[Survey, list[str]]:
+    """While the daemon runs, a listener that only root can see may well be an engine or a door of ours."""
+    hidden = [one.port for one in seen.listeners if not one.pid]
+    if not hidden:
+        return seen, []
+    text = f"who listens on {', '.join(map(str, hidden))}: run it as root"
+    return replace(seen, listeners=tuple(one for one in seen.listeners if one.pid)), [text]
 
 
 def _units() -> tuple[UnitFacts, bool, list[str]]:

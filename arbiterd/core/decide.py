@@ -142,6 +142,8 @@ def _availability(desk: Desk) -> None:
     settled = all(b.start_took_s or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
     if up and open_:
         desk.close_incident(open_.id, EventName.RECOVERED, f"{up[0].name} takes work again")
+    elif desk.state.switch is not None and not desk.state.switch.rolling_back:
+        return  # every engine may move at once in a switch: that was asked for, and is followed itself
     elif expected and not up and not open_ and settled and not desk.seen.stopping:
         names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
         text = f"no backend takes work: {names}"

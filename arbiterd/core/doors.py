@@ -15,6 +15,7 @@ from arbiterd.core.limits import (
     ADOPTED_S,
     FAILBACK_S,
     GATEWAY_DOWN_S,
+    GATEWAY_FIRST_S,
     HOLD_MAX_S,
     RETRY_AFTER_MAX_S,
 )
@@ -151,10 +152,12 @@ def judge_gateway(desk: Desk) -> None:
     problem = seen.problem or seen.gate_problem
     since = desk.state.gateway_bad_since
     since = (now if since is None else since) if problem and not desk.seen.stopping else None
-    if since != desk.state.gateway_bad_since:
-        desk.state = replace(desk.state, gateway_bad_since=since)
+    served = desk.state.gateway_served or not problem
+    if (since, served) != (desk.state.gateway_bad_since, desk.state.gateway_served):
+        desk.state = replace(desk.state, gateway_bad_since=since, gateway_served=served)
+    grace = GATEWAY_DOWN_S if served else GATEWAY_FIRST_S
     open_ = desk.open_incident("", "", EventName.GATEWAY_DOWN)
-    if since is not None and now - since >= GATEWAY_DOWN_S and not open_:
+    if since is not None and now - since >= grace and not open_:
         text = f"the gateway does not serve: {problem}"
         desk.raise_incident(EventName.GATEWAY_DOWN, Severity.CRITICAL, text)
     elif not problem and open_:

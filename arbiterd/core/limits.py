@@ -139,6 +139,7 @@ FAILBACK_S: Final = (
 DOOR_CLOSES_S: Final = 0.1  # from the decision to HAProxy refusing: it takes milliseconds
 HOLD_MAX_S: Final = 5.0  # clients rather wait so long than try again; longer is 503 + Retry-After
 GATEWAY_DOWN_S: Final = 3.0  # a restart of HAProxy takes 0.1-0.5 s: no incident for that
+GATEWAY_FIRST_S: Final = 15.0  # its first start of all: on a busy host it took more than 3 s
 LEASE_HELD_SAID_S: Final = 1.0  # a load that waits longer is told in the journal
 
 # -- incidents -----------------------------------------------------------------------------------

@@ -356,6 +356,7 @@ class State:
     leases: Mapping[str, Lease] = field(default_factory=dict)
     held: Mapping[str, float] = field(default_factory=dict)
     gateway_bad_since: float | None = None
+    gateway_served: bool = False  # since this daemon came
     overheads: Mapping[str, int] = field(default_factory=dict)
     learned: Mapping[str, LearnedCap] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)

@@ -24,6 +24,7 @@ _DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia[0-9]*")
 @dataclass(frozen=True, slots=True)
 class Want:
     """A path and what the engine's user must be able to do there. ``optional``: may be missing.
+    ``made``: a folder that the engine makes itself when it is missing.
     ``bare``: wanted by the daemon, which is root without capabilities.
     """
 
@@ -33,6 +34,7 @@ class Want:
     why: str
     whole: bool = False
     optional: bool = False
+    made: bool = False
     bare: bool = False
 
 
@@ -64,8 +66,11 @@ def check(
         out += [
             _obstructed(name, want, one, backend.env.get("HOME") or home, config)
             for want, one in pairs
-            if one is not None and not (one.need == "?" and want.optional)
+            if one is not None and not (one.need == "?" and (want.optional or want.made))
         ]
+        pairs = zip(mine, found, strict=True)
+        absent = [want for want, one in pairs if want.made and one is not None and one.need == "?"]
+        out += _not_made(name, user, absent)
     if backend.kind is Kind.VLLM and _hidden(hub_of(backend, home)):
         unseen.append(f"{name}: whether its model is in {hub_of(backend, home)}")
     else:
@@ -112,13 +117,30 @@ def _wants(backend: BackendSettings, home: str) -> Iterable[Want]:
     if backend.kind is Kind.OLLAMA:
         folder = ollama_folder(backend, home)
         why = "models are read there, and failover writes a second name beside them"
-        yield Want(folder, "rwx", "its model folder", why, whole=True, optional=True)
+        yield Want(folder, "rwx", "its model folder", why, whole=True, made=True)
     for model, path in backend.model_paths.items():
         yield Want(path, "rx", f"model {model}", "it cannot be served", whole=True)
     if backend.kind is Kind.VLLM:
         named = model_of(backend.command)
         if named.startswith("/"):
             yield Want(named, "rx", f"model {named}", "it cannot be served", whole=True)
+        elif not backend.image:
+            why = "its model is read there, and downloaded to it"
+            yield Want(hub_of(backend, home), "rx", "its model cache", why, whole=True, made=True)
+
+
+def _not_made(name: str, user: str, absent: Iterable[Want]) -> Iterable[Finding]:
+    """Folders that are not there and that the engine, as its user, could not make."""
+    for want in absent:
+        parent = want.path
+        while not os.path.exists(parent):
+            parent = os.path.dirname(parent)
+        found = access.obstacles(user, [(parent, "wx")])
+        if not found or found[0] is None:
+            continue
+        what = f"{name}: {want.what} {want.path} is not there, and user {user} may not make it in {parent}"
+        made = f"install -d -o {shlex.quote(user)} -g {access.group_of(user)} -m 0750"
+        yield Finding("folder", "blocks", what, want.why, f"{made} {shlex.quote(want.path)}")
 
 
 def _obstructed(name: str, want: Want, one: access.Obstacle, home: str, config: str) -> Finding:

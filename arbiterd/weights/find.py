@@ -82,6 +82,8 @@ def _vllm(backend: BackendSettings, user: str, home: Path) -> ModelFacts | NoFac
     except NotHere as error:
         fetch = "" if local.is_dir() else _prefetch(backend.command, model, user, cache)
         return NoFacts(model, f"not here yet: {error}{late}", fetch)
+    except PermissionError as error:
+        return NoFacts(model, f"{error.filename} cannot be read: {error.strerror}{late}")
     except (Unreadable, OSError, ValueError) as error:
         return NoFacts(model, f"{error}{late}")
 

@@ -15,8 +15,9 @@ import pytest
 from arbiterd.act.gateway_files import put
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launcher import write_files, write_record
+from arbiterd.act.systemd_unit import properties
 from arbiterd.lock import Lock
-from arbiterd.model.launch import FileSpec
+from arbiterd.model.launch import FileSpec, LaunchSpec
 from arbiterd.placing import make_folder, put_file
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.server import _unix
@@ -46,6 +47,17 @@ def test_an_engines_files_are_readable_for_every_user(umask: int, tmp_path: Path
     there = runtime / "backends" / "tensorflow"
     assert _mode(there / "models.config") == 0o644
     assert {_mode(one) for one in (there, *list(there.parents)[:3])} == {0o755}
+
+
+def test_what_an_engine_keeps_below_usr_is_writable_for_it(tmp_path: Path) -> None:
+    """ProtectSystem=full would make it read-only; of a folder that is not there yet, what is. Never more
+    than one package's share of /usr.
+    """
+    spec = LaunchSpec("ollama", ("ollama",), {"OLLAMA_MODELS": "/usr/share/nowhere/models"}, "i")
+    found = dict(properties(spec, "/bin/ollama", "u", "/usr/share/doc"))
+    assert found["ReadWritePaths"] == ("as", ["-/usr/share/doc", "-/usr/share/nowhere"])
+    plain = LaunchSpec("ollama", ("ollama",), {}, "i")
+    assert "ReadWritePaths" not in dict(properties(plain, "/bin/ollama", "u", str(tmp_path)))
 
 
 def test_what_the_daemon_acts_on_is_written_by_nobody_else(umask: int, tmp_path: Path) -> None:

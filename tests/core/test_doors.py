@@ -167,6 +167,16 @@ def test_a_gateway_that_is_away_for_seconds_is_an_incident() -> None:
     assert world.told(EventName.RECOVERED) == 1
 
 
+def test_a_gateway_that_is_slow_at_its_first_start_is_no_incident() -> None:
+    """A host that boots is busy. One that does not come at all is told a little later."""
+    world = World(settings())
+    world.gateway_problem = "runtime.sock: No such file or directory; being started"
+    world.tick(round(10 / TICK_S))
+    assert not world.told(EventName.GATEWAY_DOWN)
+    world.tick(round(6 / TICK_S))
+    assert world.told(EventName.GATEWAY_DOWN) == 1
+
+
 def test_doors_stay_open_while_an_adopted_engine_has_not_been_heard_from() -> None:
     """A restart of the daemon is no reason to refuse anybody; an engine that stays silent is."""
     world = World(settings()).up()

@@ -47,6 +47,15 @@ MODES = {
         {"vllm": share("vllm", 0.75, gpu=1), "ollama": share("ollama", 0.1)},
         {"vllm": VLLM, "ollama": OLLAMA},
     ),
+    "D": Mode(
+        "D",
+        {
+            "tensorflow": share("tensorflow", 0.3, gpu=1),
+            "vllm": share("vllm", 0.4, gpu=1),
+            "ollama": share("ollama", 0.1, gpu=1),
+        },
+        {"tensorflow": TF, "vllm": VLLM, "ollama": OLLAMA},
+    ),
 }
 _loads = iter(range(1, 1_000_000))
 
@@ -202,6 +211,23 @@ def test_what_is_equal_is_kept_and_the_rest_goes_through_in_order() -> None:
     assert world.decision.last_switch is not None
     assert world.decision.last_switch.loaded_at == loaded.source.loaded_at
     assert world.previous is None
+
+
+def test_a_switch_that_moves_every_engine_is_no_outage() -> None:
+    """It was asked for and is followed: no incident of its own. That its layout cannot be had is one."""
+    world = host()
+    world.reload("D")
+    world.settle()
+    assert world.layout() == "D"
+    assert sorted(world.stopped) == ["ollama", "tensorflow", "vllm"]
+    assert world.told(EventName.ALL_UNAVAILABLE) == 0
+    world.reload("A")
+    world.tick()
+    world.fail_starts = dict.fromkeys(("tensorflow", "vllm", "ollama"), "no")
+    while world.tick().back_to is None:
+        assert world.now < 1200, "no rollback"
+    world.tick(120)
+    assert world.told(EventName.ALL_UNAVAILABLE) == 1
 
 
 def test_there_and_back_again() -> None:

@@ -292,7 +292,7 @@ def test_all_engines_of_a_shared_card_down_is_one_incident(host: Host) -> None:
     host.start()
     host.wait_ready()
     for name in ("tensorflow", "vllm", "ollama"):
-        host.fault(name, start_delay_s=8)
+        host.fault(name, start_delay_s=600)
     for name in ("tensorflow", "vllm", "ollama"):
         assert host.ctl("restart", name).returncode == 0
     host.wait_event("all_unavailable")

@@ -118,7 +118,7 @@ class Host:
         except requests.ConnectionError:
             return False
 
-    def run_to_end(self, timeout_s: float = 20.0, **environ: str) -> tuple[int, str]:
+    def run_to_end(self, timeout_s: float = 120.0, **environ: str) -> tuple[int, str]:
         """Run the daemon until it ends by itself: (exit status, stderr)."""
         done = subprocess.run(
             [sys.executable, "-m", "arbiterd", "--config", str(self.config)],
@@ -135,7 +135,7 @@ class Host:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def stop(self, timeout_s: float = 30.0) -> int:
+    def stop(self, timeout_s: float = 120.0) -> int:
         """SIGTERM, wait: everything is stopped in order."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -195,7 +195,7 @@ class Host:
 
     def get(self, path: str) -> requests.Response:
         """GET of the API."""
-        return self.session.get(self.url(path), timeout=5)
+        return self.session.get(self.url(path), timeout=30)
 
     def status(self) -> Json:
         """/v1/status."""
@@ -277,7 +277,7 @@ class Host:
             text=True,
         )
 
-    def ctl(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def ctl(self, *argv: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         """arbiterctl."""
         return subprocess.run(
             [sys.executable, "-m", "arbiterd.cli", "--config", str(self.config), *argv],

@@ -214,6 +214,24 @@ def test_a_backend_whose_user_or_files_are_missing_says_so(tmp_path: Path) -> No
     }
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to ask for another user")
+def test_a_folder_that_the_engine_could_not_make_is_told(open_folder: Path) -> None:
+    """OLLAMA_MODELS below root's folder: the engine would end at once. The command printed mends it."""
+    store = open_folder / "ollama" / "models"
+    env = {"HOME": "/tmp", "OLLAMA_MODELS": str(store)}
+    backend = BackendSettings("ollama", Kind.OLLAMA, ("x",), 11434, 21434, user="nobody", env=env)
+    (one,) = [row for row in engine_check.check(backend, "/x", [])[0] if str(store) in row.what]
+    assert (one.code, one.level) == ("folder", "blocks")
+    assert f"user nobody may not make it in {open_folder}" in one.what
+    subprocess.run(["sh", "-c", one.mend], check=True)
+    assert store.owner() == "nobody"
+    assert not [row for row in engine_check.check(backend, "/x", [])[0] if str(store) in row.what]
+    env = {"HOME": "/tmp", "HF_HOME": f"{open_folder}/hf"}
+    vllm = replace(backend, kind=Kind.VLLM, command=("vllm", "serve", "a/b"), env=env)
+    (one,) = [row for row in engine_check.check(vllm, "/x", [])[0] if row.code == "folder"]
+    assert one.mend == f"install -d -o nobody -g nogroup -m 0750 {open_folder}/hf/hub"
+
+
 def test_persistence_is_read_in_a_child(gpu: SimGpu, sim_env: dict[str, str]) -> None:
     """The simulated card has it on; without a driver there is nothing to say."""
     argv = [sys.executable, "-m", "arbiterd.survey.persistence_worker"]

@@ -1,15 +1,19 @@
 """A real systemd with gpu-arbiter installed in it, a simulated GPU and the stand-in engines.
 
-The installed tree is made by `make install DESTDIR=`; the box sees it read-only. Everything that has
-pids in it (the table of the simulated GPU) is made inside the box, whose pids are its own.
+What pip brings is fetched once for all workers, by `make install DESTDIR=`; each worker boots a box of
+its own, where `make install` then finds that version complete and does the rest of its work for real.
+Everything that has pids in it (the table of the simulated GPU) is made inside the box, whose pids are
+its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,12 +22,12 @@ from typing import Any
 
 import pytest
 
-from arbiterd.sim.gpu import build
 from tests.support import wait_until
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PYTHON = "/opt/gpu-arbiter/current/venv/bin/python"
+PACKAGES = "/test-packages"  # of the checkout, for every user of the box
 LISTEN = 9480
 Json = dict[str, Any]
 
@@ -72,7 +76,7 @@ class Box:
         self.script = HERE / "systemd-box"
 
     def _call(
-        self, *argv: str, timeout_s: float = 120.0, text: str | None = None
+        self, *argv: str, timeout_s: float = 300.0, text: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.script), "-n", self.name, *argv],
@@ -84,34 +88,33 @@ class Box:
         )
 
     def up(self) -> None:
-        """Boot, put the installed files in place, make users and folders."""
+        """Boot, install."""
         done = self._call(
             "up",
-            "--bind-ro", f"{self.tree}/opt/gpu-arbiter:/opt/gpu-arbiter",
-            "--bind-ro", f"{self.tree}:/installed",
+            "--bind", f"{self.tree}/opt/gpu-arbiter:/opt/gpu-arbiter",
             "--bind", f"{self.sim}:/sim",
             "--bind-ro", str(ROOT),
-            "--max-life", "1200",
+            "--bind-ro", f"{sysconfig.get_path('purelib')}:{PACKAGES}",
+            "--max-life", "3600",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        self.sh(
-            "cp -r /installed/usr/. /usr/ && cp -r /installed/etc/. /etc/"
-            " && systemd-sysusers /usr/local/lib/sysusers.d/gpu-arbiter.conf"
-            " && systemd-tmpfiles --create /usr/local/lib/tmpfiles.d/gpu-arbiter.conf"
-            " && journalctl --update-catalog && chmod 1777 /sim"
-        )
         self.put("/etc/systemd/system/gpu-arbiter.service.d/sim.conf", DROP_IN)
-        self.sh("systemctl daemon-reload")
+        self.sh("chmod 1777 /sim")
+        self.install()
+
+    def install(self) -> str:
+        """`make install`, as root does it on a host; returns what it printed."""
+        return self.sh(f"make -C {ROOT} --no-print-directory install", timeout_s=300)
 
     def down(self) -> None:
         """Power off; nothing is left."""
         self._call("down", timeout_s=60)
 
-    def run(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         """A command in the box."""
         return self._call("exec", "-t", str(int(timeout_s)), "--", *argv, timeout_s=timeout_s + 10)
 
-    def sh(self, line: str, timeout_s: float = 60.0) -> str:
+    def sh(self, line: str, timeout_s: float = 240.0) -> str:
         """A shell line that must succeed; returns its output."""
         done = self.run("sh", "-c", line, timeout_s=timeout_s)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
@@ -222,24 +225,37 @@ def _cannot_boot() -> str:
 
 
 @pytest.fixture(scope="session")
-def installed() -> Iterator[Box]:
-    """The box, booted once, with the tree of `make install` in it."""
+def packed(run_folder: Path) -> Path:
+    """The tree of `make install DESTDIR=`, made by the first worker that wants it."""
     why = _cannot_boot()
     if why:
         pytest.skip(why)
+    tree = run_folder / "dest"
+    with (run_folder / "dest.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not tree.exists():
+            making = run_folder / "dest.new"
+            shutil.rmtree(making, ignore_errors=True)
+            done = subprocess.run(
+                ["make", "-C", str(ROOT), "--no-print-directory", "install"],
+                env={**os.environ, "DESTDIR": str(making), "PREFIX": "/opt/gpu-arbiter"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            making.rename(tree)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def installed(packed: Path, sim_lib: Path) -> Iterator[Box]:
+    """This worker's box, booted once, with gpu-arbiter installed in it."""
     home = Path(tempfile.mkdtemp(prefix="gpu-arbiter-system-"))
     box = Box(f"arbiter-{os.getpid()}", home / "dest", home / "sim")
     try:
-        environ = {**os.environ, "DESTDIR": str(home / "dest"), "PREFIX": "/opt/gpu-arbiter"}
-        done = subprocess.run(
-            [str(ROOT / "scripts" / "install")],
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        shutil.copytree(build(home / "build"), home / "sim" / "lib")
+        subprocess.run(["cp", "-al", str(packed), str(box.tree)], check=True)
+        shutil.copytree(sim_lib, box.sim / "lib")
         box.up()
         yield box
     finally:

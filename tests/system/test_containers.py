@@ -22,7 +22,7 @@ PROGRAMS = {"podman": ("podman", "runc", "catatonit"), "docker": ("dockerd", "ru
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
 ]
 
 
@@ -43,7 +43,7 @@ CLIENTS = pytest.mark.parametrize("client", _params())
 def ready(installed: Box) -> Iterator[Box]:
     """The box with docker running and an image, made from this machine's files, in both stores."""
     make_root(installed.sim / "root.tar")
-    installed.sh(f"{HERE}/container-host /sim/root.tar", timeout_s=90)
+    installed.sh(f"{HERE}/container-host /sim/root.tar")
     yield installed
     installed.run("systemctl", "stop", "docker.service", "docker.socket", "containerd.service")
 
@@ -62,7 +62,7 @@ def test_both_launchers_keep_the_contract_with_both_clients(
         "-c",
         f"cd {ROOT} && {sys.executable} -m pytest -q -p no:cacheprovider -p no:randomly "
         f"--basetemp=/run/contract-{launcher}-{client} tests/containers/test_contract.py",
-        timeout_s=300,
+        timeout_s=800,
     )
     found = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

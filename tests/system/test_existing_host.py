@@ -12,7 +12,7 @@ from tests.support import wait_until
 from tests.system.conftest import PYTHON, Box
 from tests.system.existing import HOMES, MODEL, STORE, UNIT, VENV, Existing
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

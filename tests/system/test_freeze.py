@@ -7,7 +7,7 @@ import pytest
 from tests.support import wait_until
 from tests.system.conftest import Box
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 VLLM = "gpu-arbiter-backend-vllm"
 
@@ -43,7 +43,7 @@ def test_stop_ends_a_frozen_engine(box: Box) -> None:
     box.start()
     before = box.pids()
     _freeze(box)
-    box.sh("systemctl stop gpu-arbiter", timeout_s=30)
+    box.sh("systemctl stop gpu-arbiter")
     assert box.show("gpu-arbiter", "Result") == "success"
     for pids in before.values():
         for pid in pids:

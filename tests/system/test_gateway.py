@@ -9,7 +9,7 @@ import pytest
 from tests.support import wait_until
 from tests.system.conftest import PYTHON, Box
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 GATEWAY, GATE = "gpu-arbiter-gateway.service", "gpu-arbiter-gate.service"
 
 ASK = """

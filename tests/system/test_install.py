@@ -10,7 +10,7 @@ import pytest
 
 from tests.system.conftest import ROOT, Box
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 def _files(tree: Path) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 from tests.support import wait_until
 from tests.system.conftest import Box
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 def _followers(box: Box) -> set[str]:

@@ -9,7 +9,7 @@ from arbiterd.report.catalogue import message_id
 from tests.support import wait_until
 from tests.system.conftest import PYTHON, Box
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 def test_it_starts_engines_as_units_of_their_own(box: Box) -> None:

@@ -1,0 +1,30 @@
+"""The last words of an engine, as the journal has them."""
+
+from __future__ import annotations
+
+import json
+
+from arbiterd.act.tails import own_lines
+
+
+def _row(message: object, invocation: str = "") -> bytes:
+    entry = {"MESSAGE": message, **({"_SYSTEMD_INVOCATION_ID": invocation} if invocation else {})}
+    return json.dumps(entry).encode()
+
+
+def test_words_that_came_after_the_units_end_are_its_own() -> None:
+    """journald had no invocation for them any more; those of the start before are not taken."""
+    rows = [
+        _row("of before", "a"),
+        _row("late, of before"),
+        _row("up", "b"),
+        _row("Unable to find image"),
+    ]
+    assert own_lines(rows, "b") == ("up", "Unable to find image")
+    assert own_lines([_row("Unable to find image")], "b") == ("Unable to find image",)
+
+
+def test_bytes_that_are_no_text_are_read() -> None:
+    """journald writes them as numbers; an empty message as null."""
+    rows = [_row(list(b"\x1b[1mOOM\xff"), "b"), _row(None, "b")]
+    assert own_lines(rows, "b") == ("\x1b[1mOOM\ufffd", "")
