@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-real test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
+.PHONY: help setup run test test-fast check test-real test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ test: ## lint, types, import contracts, and every test that needs no GPU and no 
 	@$(MAKE) --no-print-directory check
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root, so the system tests (a real systemd) are skipped"; fi
 	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not device"
+
+test-fast: ## the tests that start no process, under a minute: for daily work
+	@scripts/setup dev
+	$(PY) -m pytest -q -n 2 --dist worksteal --fast
 
 check: ## ruff, mypy --strict, import contracts
 	@scripts/setup dev

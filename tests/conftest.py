@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,17 @@ import pytest
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu, build
 from tests.conformance.suite import summary
 
+# Rooms whose tests start no process: `make test-fast`.
+FAST = ("config", "core", "engines", "report", "weights")
+# Within them: whole worlds, which take a minute of their own; promtool and other users' eyes.
+NOT_FAST = (
+    "core/test_invariants.py",
+    "core/test_properties.py",
+    "core/test_scenarios.py",
+    "report/test_alerts.py",
+    "report/test_dashboard.py",
+    "weights/test_finding.py",
+)
 SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
 
 
@@ -40,6 +52,45 @@ def sim_env(sim_lib: Path, tmp_path: Path) -> dict[str, str]:
         LIB_ENV: str(sim_lib),
         "LD_LIBRARY_PATH": str(sim_lib),
     }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    text = "only what starts no process: a test that starts one fails"
+    parser.addoption("--fast", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--fast: the rooms of pure code."""
+    if not config.getoption("--fast"):
+        return
+    root = config.rootpath / "tests"
+    names = [(item, item.path.relative_to(root)) for item in items]
+    kept = [i for i, name in names if name.parts[0] in FAST and str(name) not in NOT_FAST]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """--fast is what it says: no process is started within a test."""
+    global _fast  # noqa: PLW0603 - an audit hook cannot be taken away again
+    if item.config.getoption("--fast") and _fast is None:
+        sys.addaudithook(_no_process)
+    _fast = bool(item.config.getoption("--fast"))
+    try:
+        yield
+    finally:
+        _fast = False
+
+
+_fast: bool | None = None
+
+
+def _no_process(event: str, _: tuple[object, ...]) -> None:
+    if _fast and event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+        msg = "a test of the fast tier starts a process; its room is not in tests/conftest.py FAST then"
+        raise RuntimeError(msg)
 
 
 def pytest_configure(config: pytest.Config) -> None:
