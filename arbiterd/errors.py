@@ -39,7 +39,14 @@ class Problem:
     def __str__(self) -> str:
         """Render the one-line form of the contract."""
         right = f"; {self.right}" if self.right else ""
-        return f"{self.file}:{self.line}: {self.key}: {self.wrong}{right}"
+        return one_line(f"{self.file}:{self.line}: {self.key}: {self.wrong}{right}")
+
+
+def one_line(text: str) -> str:
+    r"""The text with every control character and line separator written out: '\n', '\x1b'."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 class ArbiterError(Exception):
@@ -47,10 +54,20 @@ class ArbiterError(Exception):
 
 
 class ConfigRefused(ArbiterError):
-    """The configuration cannot be used. ``problems`` holds all of them, errors first."""
+    """The configuration cannot be used. ``problems``: every error, in the order of the file;
+    ``warnings``: what is doubtful beside them; ``partial``: what could be read (a ``config.Loaded``),
+    for further questions only, None when nothing could.
+    """
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(
+        self,
+        problems: tuple[Problem, ...],
+        warnings: tuple[Problem, ...] = (),
+        partial: object = None,
+    ) -> None:
         self.problems = problems
+        self.warnings = warnings
+        self.partial = partial
         super().__init__("\n".join(str(problem) for problem in problems))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from arbiterd import containers, procfs
 from arbiterd.act.cgroups import cpu_s_of, pids_of
-from arbiterd.act.launcher import BASE_PATH, read_env_file, signal_exactly
+from arbiterd.act.launcher import BASE_PATH, secrets_of, signal_exactly
 from arbiterd.containers import Container
 from arbiterd.errors import LaunchError
 from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
@@ -55,13 +55,14 @@ def completed(spec: LaunchSpec, *, systemd: bool, secrets: Sequence[str]) -> Lau
                 "read; set it in env"
             )
             raise LaunchError(msg)
-        options.append(f"--env={name}")
+        if f"--env={name}" not in spec.argv:
+            options.append(f"--env={name}")
     return replace(spec, argv=(*spec.argv[:2], *options, *spec.argv[2:]))
 
 
 def with_secrets(spec: LaunchSpec, *, systemd: bool) -> LaunchSpec:
     """``completed`` with the names that env_file holds now."""
-    names = tuple(read_env_file(spec.env_file)) if spec.env_file and spec.container else ()
+    names = tuple(secrets_of(spec)) if spec.container else ()
     return completed(spec, systemd=systemd, secrets=names)
 
 

@@ -26,8 +26,8 @@ from arbiterd import procfs
 from arbiterd.act.containers import Containers, exit_of, with_secrets
 from arbiterd.act.launcher import (
     BASE_PATH,
-    read_env_file,
     resolve_command,
+    secrets_of,
     signal_exactly,
     write_files,
     write_record,
@@ -325,9 +325,8 @@ class DirectLauncher:
                 raise LaunchError(msg) from None
         home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
         base = {"PATH": BASE_PATH, "HOME": home, "USER": entry.pw_name, "LANG": "C.UTF-8"}
-        secrets = read_env_file(spec.env_file) if spec.env_file else {}
         tags = {TAG_BACKEND: spec.backend, TAG_INSTANCE: self.instance}
-        return {**base, **secrets, **spec.env, **tags}
+        return {**base, **spec.base, **secrets_of(spec), **spec.env, **tags}
 
     def _write_record(self, record: _Record) -> None:
         write_record(self._dir / f"{record.backend}.json", asdict(record))

@@ -7,7 +7,6 @@ properties are for is beside each of them; every trap was met on systemd 252 (do
 from __future__ import annotations
 
 import json
-import os
 import pwd
 import signal
 import threading
@@ -24,7 +23,7 @@ from arbiterd.act.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
 from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
 from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
-from arbiterd.act.launcher import resolve_command, signal_exactly, write_files, write_record
+from arbiterd.act.launcher import put_files, resolve_command, signal_exactly, write_record
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
@@ -260,19 +259,16 @@ class SystemdLauncher:
             )
             raise LaunchError(msg) from None
         program = resolve_command(spec.argv)
-        if spec.env_file and not os.path.isfile(spec.env_file):
-            msg = f"cannot read env_file {spec.env_file}: it is not there"
-            raise LaunchError(msg)
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
         if spec.container is not None and self._end.active(unit):
             msg = f"cannot start {spec.backend}: it is there already"
             raise LaunchError(msg)
         spec = with_secrets(spec, systemd=True)
         self._containers.prepare(spec)
-        write_files(self._dir / spec.backend, spec.files)
+        env = put_files(self._dir, spec)
         home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
         try:
-            job = self._bus.start_transient(unit, properties(spec, program, user, home))
+            job = self._bus.start_transient(unit, properties(spec, program, user, home, env))
         except BusError as error:
             msg = f"cannot start {spec.backend}: systemd says: {error}"
             raise LaunchError(msg) from None
@@ -364,6 +360,7 @@ class SystemdLauncher:
     def _forget(self, backend: str) -> None:
         self._records.pop(backend, None)
         (self._dir / f"{backend}.json").unlink(missing_ok=True)
+        (self._dir / f"{backend}.env").unlink(missing_ok=True)
 
     @property
     def can_freeze(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from arbiterd import procfs
+from arbiterd import env_text, procfs
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
@@ -132,31 +132,54 @@ def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
         put_file(folder / spec.name, spec.content, EVERYONE_FILE)
 
 
+def put_files(folder: Path, spec: LaunchSpec) -> str:
+    """Write what systemd and the engine read at the start: the engine's files, and ``spec.env``, which
+    is root's alone. Returns the path of the latter.
+
+    Raises:
+        LaunchError: env_file is not there: systemd's own word for that names no file.
+
+    """
+    if spec.env_file and not os.path.isfile(spec.env_file):
+        msg = f"cannot read env_file {spec.env_file}: it is not there"
+        raise LaunchError(msg)
+    write_files(folder / spec.backend, spec.files)
+    path = folder / f"{spec.backend}.env"
+    put_file(path, env_text.render(spec.env), 0o600)
+    return str(path)
+
+
 def write_record(path: Path, record: Mapping[str, object]) -> None:
     """Write an adoption record. The next daemon acts on it, so nobody else may write it."""
     put_file(path, json.dumps(record), OWN_FILE)
 
 
+def secrets_of(spec: LaunchSpec) -> dict[str, str]:
+    """What env_file gives to this launch: neither what the arbiter decides nor what ``env`` says.
+
+    Raises:
+        LaunchError: the file cannot be read.
+
+    """
+    if not spec.env_file:
+        return {}
+    found = read_env_file(spec.env_file)
+    return {k: v for k, v in found.items() if k not in spec.env and k not in spec.unset}
+
+
 def read_env_file(path: str) -> dict[str, str]:
-    """Read KEY=VALUE lines as systemd's EnvironmentFile= does in its simple form.
+    """Read NAME=VALUE lines as systemd's EnvironmentFile= does.
 
     Raises:
         LaunchError: the file cannot be read.
 
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         msg = f"cannot read env_file {path}: {error.strerror}"
         raise LaunchError(msg) from None
-    out: dict[str, str] = {}
-    for raw in text.splitlines():
-        line = raw.strip()
-        if not line or line[0] in "#;" or "=" not in line:
-            continue
-        key, value = line.split("=", 1)
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        out[key.strip()] = value
-    return out
+    except UnicodeDecodeError:
+        msg = f"cannot read env_file {path}: it is not UTF-8"
+        raise LaunchError(msg) from None
+    return env_text.parse(text)

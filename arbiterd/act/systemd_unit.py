@@ -34,9 +34,14 @@ class Unit:
     result: str = ""
 
 
-def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Property]:
-    """Properties for StartTransientUnit; why each is there stands beside it."""
-    env = {"PATH": BASE_PATH, "HOME": home, "LANG": "C.UTF-8", **spec.env}
+def properties(
+    spec: LaunchSpec, program: str, user: str, home: str, env_file: str
+) -> list[Property]:
+    """Properties for StartTransientUnit; why each is there stands beside it. ``env_file``: the file
+    that holds ``spec.env``: anybody may read Environment= of a unit.
+    """
+    env = {"PATH": BASE_PATH, "HOME": home, "LANG": "C.UTF-8", **spec.base}
+    files = [spec.env_file, env_file] if spec.env_file else [env_file]  # the last one wins
     stop_us = round(max(spec.stop_grace_s, 1.0) * 1_000_000)
     out: list[Property] = [
         ("Description", ("s", f"gpu-arbiter backend {spec.backend}")),
@@ -63,8 +68,9 @@ def properties(spec: LaunchSpec, program: str, user: str, home: str) -> list[Pro
         out.append(("ReadWritePaths", ("as", [f"-{path}" for path in writable])))
     if spec.container is not None:
         out = [*(one for one in out if one[0] not in _NOT_FOR_CLIENTS), *_client(spec, program)]
-    if spec.env_file:
-        out.append(("EnvironmentFiles", ("a(sb)", [(spec.env_file, False)])))
+    out.append(("EnvironmentFiles", ("a(sb)", [(path, False) for path in files])))
+    if spec.unset:
+        out.append(("UnsetEnvironment", ("as", list(spec.unset))))
     if spec.loopback_only:
         loopback = [(2, b"\x7f\x00\x00\x00", 8), (10, b"\x00" * 15 + b"\x01", 128)]
         out.append(("IPAddressAllow", ("a(iayu)", loopback)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import typer
@@ -16,10 +16,15 @@ from arbiterd.cli.plan_fit import fit_lines, fit_row
 from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
+from arbiterd.config.parse import Report
+from arbiterd.containers import any_alive
+from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
+from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Verdict
-from arbiterd.sense.containers import image_problem
+from arbiterd.sense.containers import image_problem, proxied_port
 from arbiterd.sense.host import HostFactsSource
+from arbiterd.survey.listeners import look, mend, who
 
 HOST_WAIT_S = 8.0
 
@@ -43,7 +48,9 @@ def check(
     try:
         loaded = load(path, dict(os.environ))
     except ConfigRefused as refused:
-        problems = refused.problems
+        problems = (*refused.problems, *refused.warnings)
+        if host and isinstance(refused.partial, Loaded):  # all problems at once, the GPUs' too
+            problems = (*problems, *_host(refused.partial, own.client())[0])
     else:
         found, models = _host(loaded, own.client()) if host else ((), ())
         problems = (*loaded.warnings, *found)
@@ -73,37 +80,27 @@ def _say_models(models: tuple[ModelFit, ...]) -> None:
 def _host(loaded: Loaded, daemon: Client) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:
     """What hardware, commands and ports say. Only GPUs that cannot hold the mode are errors."""
     settings = loaded.settings
-    name = settings.source.path
+    report = replace(loaded.report, problems=[])
     out: list[Problem] = []
     models: tuple[ModelFit, ...] = ()
+    if settings.mode not in settings.modes:
+        return (), ()  # nobody knows what shall run
     with polite():
         devices, why = inventory(Path(settings.arbiter.state_dir))
         if devices:
             out += check_devices(loaded, devices)
-            problems, models = check_fit(loaded, devices)
-            out += problems
+            if not loaded.report.errors:
+                problems, models = check_fit(loaded, devices)
+                out += problems
         elif any(not share.cpu for share in settings.active.shares.values()):
-            text = why
             right = "GPU backends will wait until NVML answers"
-            out.append(Problem(name, 0, f"modes.{settings.mode}", text, right, "warning"))
-        out += _facts(loaded, daemon)
-    return tuple(out), models
+            report.add(("modes", settings.mode), why, right, "warning")
+        _facts(loaded, daemon, report)
+    return (*out, *report.warnings), models
 
 
-def _own_ports(daemon: Client) -> frozenset[str]:
-    """Backends that run under a daemon that answers: their ports are their own. Without root nobody
-    can see which process listens; the daemon tells a taken port itself.
-    """
-    if os.geteuid() == 0:
-        return frozenset()
-    try:
-        status = as_row(daemon.get("/v1/status"))
-    except ArbiterError:
-        return frozenset()
-    return frozenset(str(row["name"]) for row in rows(status.get("backends")) if row.get("pids"))
-
-
-def _facts(loaded: Loaded, daemon: Client) -> list[Problem]:
+def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
+    """Images, commands and ports, each at the line of its key."""
     settings = loaded.settings
     source = HostFactsSource(_ours)
     try:
@@ -114,22 +111,70 @@ def _facts(loaded: Loaded, daemon: Client) -> list[Problem]:
         facts = source.latest()
     finally:
         source.close()
-    out = []
+    backends = settings.active.backends
     for name, client in facts.containers.items():
-        text = image_problem(client, settings.active.backends[name].image)
+        text = image_problem(client, backends[name].image)
         if text:
-            key = f"backends.{name}.image"
-            out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
-    for backend, text in facts.missing_commands.items():
-        key = f"backends.{backend}.{'image' if settings.active.backends[backend].image else 'command'}"
-        out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
-    own = _own_ports(daemon) if facts.taken_ports else frozenset()
-    for backend, text in facts.taken_ports.items():
-        if backend in own:
+            _warn(report, settings.mode, name, "image", text)
+    for name, text in facts.missing_commands.items():
+        _warn(report, settings.mode, name, "image" if backends[name].image else "command", text)
+    _ports(settings, daemon, report)
+
+
+def _warn(report: Report, mode: str, backend: str, key: str, text: str) -> None:
+    """At the mode's own value, else at the backend's."""
+    wrong, _, right = text.partition("; ")
+    at = ("modes", mode, backend, key)
+    path = at if report.lines.has(at) else ("backends", backend, key)
+    if not report.broken(*at):
+        report.add(path, wrong, right, "warning")
+
+
+def _own_ports(daemon: Client) -> frozenset[str]:
+    """What listens under a daemon that answers: its doors, and its backends that run. Without root
+    nobody can see which process listens; the daemon tells a taken port itself.
+    """
+    if os.geteuid() == 0:
+        return frozenset()
+    try:
+        status = as_row(daemon.get("/v1/status"))
+    except ArbiterError:
+        return frozenset()
+    running = (str(row["name"]) for row in rows(status.get("backends")) if row.get("pids"))
+    return frozenset({"arbiter", "gateway", *running})
+
+
+def _ports(settings: Settings, daemon: Client, report: Report) -> None:
+    """Every port of the active mode that somebody else listens on, and the command that frees it."""
+    keys: dict[int, tuple[str, str]] = {settings.arbiter.listen_port: ("arbiter", "listen")}
+    if settings.gateway.enabled and settings.gateway.llm_port:
+        keys[settings.gateway.llm_port] = ("gateway", "llm_port")
+    for name, one in settings.active.backends.items():
+        for key, port in (
+            ("port", one.port),
+            ("grpc_port", one.grpc_port),
+            ("engine_port", engine_port(settings, one)),
+            ("grpc_port", engine_grpc_port(settings, one)),
+        ):
+            keys.setdefault(port, (name, key))
+    keys.pop(0, None)
+    folder = Path(settings.arbiter.runtime_dir) / "backends"
+    heard = look(keys, settings.arbiter.runtime_dir)
+    own = _own_ports(daemon) if heard else frozenset()
+    for found in heard:
+        table, key = keys[found.port]
+        if table in own and not found.pid:
             continue
-        key = f"backends.{backend}.port"
-        out.append(Problem(settings.source.path, 0, key, text, "", "warning"))
-    return out
+        if found.ours or (found.pid and _ours(found.pid)):
+            continue
+        if found.pid and proxied_port(found.pid) == found.port and any_alive(folder, table):
+            continue  # docker's forwarder of our own container
+        wrong = f"port {found.port} is taken by {who(found)}"
+        right = f"{mend(found)}, or write another {key}"
+        if table in ("arbiter", "gateway"):
+            report.add((table, key), wrong, right, "warning")
+        else:
+            _warn(report, settings.mode, table, key, f"{wrong}; {right}")
 
 
 def _ours(pid: int) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from arbiterd.cli.client import Client, Json, Refused, Unreachable
 from arbiterd.config import default_path, runtime_dir_of
+from arbiterd.config.load import read_text
 from arbiterd.errors import (
     EX_CONFIG,
     EX_REFUSED,
@@ -48,6 +49,8 @@ class Globals:
         """The daemon: by --socket, else by the runtime_dir of the file, else the default place."""
         if self.socket is not None:
             return Client(self.socket)
+        if self.config is not None:
+            read_text(self.config)  # a file that was asked for and cannot be read is said as that
         return Client(runtime_dir_of(self.path, os.environ) / "admin.sock")
 
 

@@ -163,7 +163,7 @@ def _row(
         **row,
         "version": version,
         "argv": list(spec.argv),
-        "env": dict(spec.env),
+        "env": {**spec.base, **spec.env},
         "files": {one.name: one.content for one in spec.files},
         "walls": wall_rows(walls(found)),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from arbiterd.config.batching import read_batching
 from arbiterd.config.parse import KeyPath, Report, suggestion
 from arbiterd.config.schema import (
     KIND_BY_NAME,
@@ -19,6 +21,8 @@ from arbiterd.config.schema import (
     VllmTable,
     key_names,
 )
+from arbiterd.config.vllm_config import config_of
+from arbiterd.engines.vllm_rules import names_of
 from arbiterd.model.settings import (
     BackendSettings,
     Batching,
@@ -29,6 +33,7 @@ from arbiterd.model.settings import (
 )
 
 ENGINE_PORT_OFFSET = 10000
+_PLACE = ("gpu", "memory")  # keys of a mode's entry beside the backend's own
 
 
 class Defaults(NamedTuple):
@@ -54,21 +59,30 @@ DEFAULTS: Mapping[Kind, Defaults] = {
 
 
 def kind_of(name: str, table: Mapping[str, Any], report: Report) -> Kind | None:
-    """The kind of a backend: by name, or its ``kind``."""
+    """The kind of a backend: by name, or its ``kind``. None when it cannot be told."""
     path = ("backends", name)
     if not NAME.fullmatch(name):
         report.add(path, f"{name!r} is no backend name", "use a-z, 0-9, - and _, at most 40")
-        return None
     given = table.get("kind", KIND_BY_NAME.get(name, ""))
-    if given in KIND_TABLES:
+    if isinstance(given, str) and given in KIND_TABLES:
         return Kind(given)
     kinds = ", ".join(KIND_TABLES)
     if not given:
-        report.add(path, "has no kind", f"write kind = one of {kinds}")
+        guess = _guess(name, table)
+        report.add(path, "has no kind", f"write kind = {guess or f'one of {kinds}'}")
     else:
         near = suggestion(str(given), tuple(KIND_TABLES))
-        report.add((*path, "kind"), f"{given!r} is no kind", near)
+        report.bad((*path, "kind"), f"{given!r} is no kind", near)
     return None
+
+
+def _guess(name: str, table: Mapping[str, Any]) -> str:
+    """The kind that its program or its name speaks of, quoted; "" for none."""
+    command = table.get("command")
+    words = [str(one) for one in command] if isinstance(command, list) else []
+    text = " ".join((*words[:2], str(table.get("image", "")), name)).lower()
+    signs = {"vllm": "vllm", "ollama": "ollama", "tensorflow": "tensorflow-serving"}
+    return next((f'"{kind}"' for sign, kind in signs.items() if sign in text), "")
 
 
 def read(
@@ -79,21 +93,43 @@ def read(
     report: Report,
     only: frozenset[str] | None = None,
     request_timeout_s: float = 900.0,
-) -> BackendSettings | None:
-    """One backend. ``at``: the table in the file; ``only``: report problems of these keys alone
-    (a mode's overrides; the rest was reported at the backend itself).
+) -> BackendSettings:
+    """One backend; a value that cannot be read is reported and its default taken, so that the others
+    are judged all the same. ``at``: the table in the file; ``only``: report problems of these keys
+    alone (a mode's overrides; the rest was reported at the backend itself).
     """
     table_type = KIND_TABLES[kind.value]
+    given = dict(raw)
     try:
-        table = table_type.model_validate(dict(raw))
+        table = table_type.model_validate(given)
     except ValidationError as error:
-        _report(error, table_type, at, report, only)
-        return None
-    quiet = only is not None and "models" not in only
-    models = _models(kind, table.models, at, None if quiet else report)
-    if models is None:
-        return None
-    return _made(name, kind, table, models, request_timeout_s)
+        keys = key_names(table_type)
+        _report(error, (*_PLACE, *keys) if only is not None else keys, at, report, only)
+        bad = {str(detail["loc"][0]) for detail in error.errors()}
+        table = table_type.model_validate({k: v for k, v in given.items() if k not in bad})
+    heard = report if only is None or "models" in only else None
+    models = _models(kind, table.models, at, heard)
+    batching = None
+    if isinstance(table, TensorflowTable):
+        heard = report if only is None or "batching" in only else None
+        batching = read_batching(table.batching, at, heard)
+    return _made(name, kind, table, models, batching, request_timeout_s)
+
+
+def read_any(raw: Mapping[str, Any], at: KeyPath, report: Report) -> None:
+    """A backend of which the kind cannot be told: every key by whichever kind has it."""
+    everything = tuple(dict.fromkeys(k for one in KIND_TABLES.values() for k in key_names(one)))
+    for key, value in raw.items():
+        if key in ("kind", *(_PLACE if at[0] == "modes" else ())):
+            continue
+        owner = next((one for one in KIND_TABLES.values() if key in key_names(one)), None)
+        if owner is None:
+            report.nearest((*at, key), key, everything, "key")
+            continue
+        try:
+            owner.model_validate({key: value})
+        except ValidationError as error:
+            report.invalid(error, at)
 
 
 def _made(
@@ -101,6 +137,7 @@ def _made(
     kind: Kind,
     table: BackendTable,
     models: tuple[tuple[str, ...], dict[str, str]],
+    batching: Batching | None,
     request_timeout_s: float,
 ) -> BackendSettings:
     """The table with the defaults of its kind."""
@@ -109,7 +146,7 @@ def _made(
     grpc = (table.grpc_port or given.grpc_port) if isinstance(table, TensorflowTable) else 0
     command = _command(table, given, models[0])
     default_timeout = given.request_timeout_s or request_timeout_s
-    return BackendSettings(
+    made = BackendSettings(
         name=name,
         kind=kind,
         command=command,
@@ -143,8 +180,9 @@ def _made(
         allow_admin_paths=tuple(table.allow_admin_paths),
         vllm=_vllm(table),
         ollama=_ollama(table),
-        tensorflow=_tensorflow(table),
+        tensorflow=_tensorflow(table, batching),
     )
+    return replace(made, vllm=_spoken(made)) if kind is Kind.VLLM else made
 
 
 def _command(table: BackendTable, given: Defaults, models: tuple[str, ...]) -> tuple[str, ...]:
@@ -162,13 +200,12 @@ def _command(table: BackendTable, given: Defaults, models: tuple[str, ...]) -> t
 
 def _report(
     error: ValidationError,
-    table: type[BackendTable],
+    known: Sequence[str],
     at: KeyPath,
     report: Report,
     only: frozenset[str] | None,
 ) -> None:
     """A key of another kind is named as such; the rest as pydantic says."""
-    before = len(report.problems)
     for detail in error.errors():
         key = str(detail["loc"][0])
         if only is not None and key not in only:
@@ -176,15 +213,8 @@ def _report(
         owner = _owner(key) if detail["type"] == "extra_forbidden" else ""
         if owner:
             report.add((*at, key), f"{key} is a key of {owner} backends", "take it out")
-    handled = {p.key for p in report.problems[before:]}
-    rest = [
-        d
-        for d in error.errors()
-        if ".".join((*at, str(d["loc"][0]))) not in handled
-        and (only is None or str(d["loc"][0]) in only)
-    ]
-    for detail in rest:
-        report._detail(detail, at, table)  # noqa: SLF001 - the same rule for one of them
+        else:
+            report.detail(detail, at, known)
 
 
 def _owner(key: str) -> str:
@@ -201,28 +231,27 @@ def _twin(port: int) -> int:
 
 def _models(
     kind: Kind, given: object, at: KeyPath, report: Report | None
-) -> tuple[tuple[str, ...], dict[str, str]] | None:
+) -> tuple[tuple[str, ...], dict[str, str]]:
     """(names, paths): a list of names, or for TensorFlow a table of name = path."""
     if given is None:
         return (), {}
     if isinstance(given, list) and all(isinstance(one, str) for one in given):
         return tuple(given), {}
-    table = isinstance(given, dict) and all(isinstance(one, str) for one in given.values())
-    if table and kind is Kind.TENSORFLOW and isinstance(given, dict):
-        relative = [path for path in given.values() if not path.startswith("/")]
-        for path in relative:
-            if report is None:
-                break
-            report.add((*at, "models"), f"{path!r} is no absolute path", "write it in full")
-        return None if relative else (tuple(given), dict(given))
+    if kind is Kind.TENSORFLOW and isinstance(given, dict):
+        paths = {name: path for name, path in given.items() if isinstance(path, str)}
+        for name, path in given.items():
+            if report and not (isinstance(path, str) and path.startswith("/")):
+                where = (*at, "models", str(name))
+                report.bad(where, f"{path!r} is no absolute path", "write it in full")
+        return tuple(paths), paths
     right = (
         'write models = { resnet50 = "/srv/models/resnet50" }'
         if kind is Kind.TENSORFLOW
         else ('write models = ["NAME", ...]')
     )
     if report:
-        report.add((*at, "models"), f"{given!r} is no list of models", right)
-    return None
+        report.bad((*at, "models"), f"{given!r} is no list of models", right)
+    return (), {}
 
 
 def _vllm(table: BackendTable) -> VllmOptions:
@@ -239,9 +268,16 @@ def _ollama(table: BackendTable) -> OllamaOptions:
     )
 
 
-def _tensorflow(table: BackendTable) -> TensorflowOptions:
+def _tensorflow(table: BackendTable, batching: Batching | None) -> TensorflowOptions:
     if not isinstance(table, TensorflowTable):
         return TensorflowOptions()
-    batching = table.batching
-    made = Batching(batching.max_batch_size, batching.max_enqueued_batches) if batching else None
-    return TensorflowOptions(table.memory_growth, made)
+    return TensorflowOptions(table.memory_growth, batching)
+
+
+def _spoken(backend: BackendSettings) -> VllmOptions:
+    """vLLM's options with what its command and its own ``--config`` file say."""
+    config = config_of(backend)
+    words = config.words if config else ()
+    whole = replace(backend, vllm=replace(backend.vllm, config_words=words))
+    served, loras = names_of(whole)
+    return replace(whole.vllm, served_names=served, lora_names=loras)

@@ -14,6 +14,8 @@ _USER = re.compile(r"[A-Za-z0-9_][\w.-]*(:[A-Za-z0-9_][\w.-]*)?")
 
 def check_container(backend: BackendSettings, at: KeyPath, report: Report) -> None:
     """One backend's image, client, volumes, version, user and environment."""
+    if report.broken(*at, "image"):
+        return
     if not backend.image:
         for key, value in (("container", backend.container), ("volumes", backend.volumes)):
             if value:
@@ -22,7 +24,11 @@ def check_container(backend: BackendSettings, at: KeyPath, report: Report) -> No
     if not IMAGE.fullmatch(backend.image):
         wrong = f"{backend.image!r} is no image name"
         report.add((*at, "image"), wrong, 'write "NAME:TAG", like "ollama/ollama:0.33.0"')
-    elif backend.kind in VERSION_MATTERS and not (backend.version or image_version(backend.image)):
+    elif (
+        backend.kind in VERSION_MATTERS
+        and not report.broken(*at, "version")
+        and not (backend.version or image_version(backend.image))
+    ):
         report.add(
             (*at, "version"),
             f"cannot be found out: the tag of {backend.image} does not tell it",

@@ -23,11 +23,26 @@ Severity = Literal["error", "warning"]
 def check_devices(loaded: Loaded, devices: Sequence[Device]) -> tuple[Problem, ...]:
     """Problems of every mode on these devices: errors in the active one, warnings in the others."""
     settings = loaded.settings
-    report = Report(loaded.report.file, loaded.report.lines, loaded.report.from_env)
-    for mode in settings.modes.values():
+    report = replace(loaded.report, problems=[])
+    for mode in (_readable(one, report) for one in settings.modes.values()):
         severity: Severity = "error" if mode.name == settings.mode else "warning"
         _check(replace(settings, mode=mode.name), mode, devices, report, severity)
     return (*report.errors, *report.warnings)
+
+
+def _readable(mode: Mode, report: Report) -> Mode:
+    """Without shares that name no device; a cap that cannot be read counts as nothing. So what is wrong
+    elsewhere is found although the file cannot be loaded yet.
+    """
+    at = ("modes", mode.name)
+    shares = {
+        name: replace(share, fraction=None, size_bytes=1)
+        if report.broken(*at, name, "memory")
+        else share
+        for name, share in mode.shares.items()
+        if name in mode.backends and not report.broken(*at, name, "gpu")
+    }
+    return replace(mode, shares=shares)
 
 
 def _check(
@@ -49,16 +64,19 @@ def _check(
         over = sum(here.values()) + reserve - device.capacity_bytes
         if not here or over <= 0:
             continue
+        told = [n for n in here if not report.broken("modes", mode.name, n, "memory")]
+        blamed = (told or list(here))[-1]
         parts = " + ".join(f"{name} {format_size(cap)}" for name, cap in here.items())
         report.add(
-            ("modes", mode.name, list(here)[-1], "memory"),
+            ("modes", mode.name, blamed, "memory"),
             f"{parts} + headroom {format_size(reserve)} is {format_size(over)} more than the "
             f"{format_size(device.capacity_bytes)} of GPU {device.index}",
             f"lower one of them by {format_size(over)}",
             severity,
         )
     for name in placements:
-        _check_size(settings, name, placements, devices, report, severity)
+        if not report.broken("modes", mode.name, name, "memory"):
+            _check_size(settings, name, placements, devices, report, severity)
 
 
 def _check_size(

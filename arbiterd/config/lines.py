@@ -8,7 +8,9 @@ share the line on which they stand.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 Path = tuple[str, ...]
 _KEY = re.compile(
@@ -21,7 +23,23 @@ _STRING = re.compile("|".join(_STRINGS), re.DOTALL)
 
 
 def _parts(text: str) -> Path:
-    return tuple(part.strip("\"'") for part in _PART.findall(text))
+    return tuple(_name(part) for part in _PART.findall(text))
+
+
+def _name(part: str) -> str:
+    """A key as TOML means it: escapes count in double quotes only."""
+    if part[0] not in "\"'":
+        return part
+    return str(next(iter(tomllib.loads(f"{part} = 0"))))
+
+
+@dataclass(slots=True)
+class _Open:
+    """An open bracket: of which value, and the how-manieth element comes next."""
+
+    path: Path
+    array: bool
+    index: int = 0
 
 
 class Lines:
@@ -40,16 +58,19 @@ class Lines:
                 return found
         return 1
 
+    def has(self, path: Path) -> bool:
+        """Whether the file writes this very key."""
+        return path in self._at
+
     def _walk(self, blanked: list[str], lines: list[str]) -> None:
         table: Path = ()
-        depth = 0
-        stack: list[Path] = []
+        stack: list[_Open] = []
         for number, (line, raw) in enumerate(zip(blanked, lines, strict=True), 1):
-            header = _TABLE.match(raw) if depth == 0 and raw.lstrip().startswith("[") else None
+            header = _TABLE.match(raw) if not stack and raw.lstrip().startswith("[") else None
             if header is not None:
                 table = self._header(_parts(header[2]), number, array=bool(header[1]))
                 continue
-            depth, stack = self._keys(line, raw, number, table, depth, stack)
+            self._keys(line, raw, number, table, stack)
 
     def _header(self, path: Path, number: int, *, array: bool) -> Path:
         if array:
@@ -60,17 +81,15 @@ class Lines:
         self._at.setdefault(path, number)
         return path
 
-    def _keys(
-        self, line: str, raw: str, number: int, table: Path, depth: int, stack: list[Path]
-    ) -> tuple[int, list[Path]]:
-        """Every key of this line; ``stack`` holds the key whose value each open bracket belongs to."""
+    def _keys(self, line: str, raw: str, number: int, table: Path, stack: list[_Open]) -> None:
+        """Every key of this line; ``stack``: the brackets that are open."""
         position = 0
-        last: Path = stack[-1] if stack else table
-        expects_key = depth == 0 or last != ()
+        last = stack[-1].path if stack else table
+        expects_key = not stack or not stack[-1].array
         while position < len(line):
             found = _KEY.match(raw, position) if expects_key else None
             if found is not None:
-                base = stack[-1] if stack else table
+                base = stack[-1].path if stack else table
                 last = (*base, *_parts(found[1]))
                 self._at.setdefault(last, number)
                 position, expects_key = found.end(), False
@@ -79,16 +98,18 @@ class Lines:
             if char == "#":
                 break
             if char in "{[":
-                stack = [*stack, last if char == "{" else ()]
+                inner = stack[-1] if stack else None
+                path = (*inner.path, str(inner.index)) if inner and inner.array else last
+                self._at.setdefault(path, number)
+                stack.append(_Open(path, array=char == "["))
                 expects_key = char == "{"
-                depth += 1
             elif char in "}]" and stack:
-                stack = stack[:-1]
-                depth -= 1
+                stack.pop()
+                expects_key = False
             elif char == "," and stack:
-                expects_key = stack[-1] != ()
+                stack[-1].index += 1
+                expects_key = not stack[-1].array
             position += 1
-        return depth, stack
 
 
 def _blank(text: str) -> str:

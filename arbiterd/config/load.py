@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
-from arbiterd.config.backends import kind_of, read
+from arbiterd.config.backends import kind_of, read, read_any
 from arbiterd.config.check import check_backend, check_failover, check_file, check_ports
 from arbiterd.config.modes import check_mode, read_mode
 from arbiterd.config.parse import Report, parse
+from arbiterd.config.salvage import salvage
 from arbiterd.config.schema import FileSettings
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.settings import (
@@ -55,15 +57,15 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
         ConfigRefused: with every problem, each at its line.
 
     """
-    text = _text(path)
+    text = read_text(path)
     file, raw, report = parse(path, text, environ)
     if file is None:
-        # Backends and modes are checked all the same: all problems at once (contract, section 2).
-        file = _salvage(raw)
-    made = _build(file, path, text, environ, report) if file is not None else None
-    if made is None or report.errors:
-        raise ConfigRefused(report.errors)
-    return Loaded(made, report.warnings, text, report)
+        # All the rest is checked all the same: all problems at once (contract, section 2).
+        file = salvage(raw)
+    made = Loaded(_build(file, path, text, environ, report), report.warnings, text, report)
+    if report.errors:
+        raise ConfigRefused(report.errors, report.warnings, made)
+    return replace(made, warnings=report.warnings)
 
 
 def runtime_dir_of(path: Path, environ: Mapping[str, str]) -> Path:
@@ -81,33 +83,38 @@ def runtime_dir_of(path: Path, environ: Mapping[str, str]) -> Path:
     return Path(first or DEFAULT_RUNTIME_DIR)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The file as it is: its digest is that of the file.
+
+    Raises:
+        ConfigRefused: it cannot be read, with the next command.
+
+    """
     try:
-        return path.read_bytes().decode()  # as it is: the digest is that of the file
+        text = path.read_bytes().decode()
     except FileNotFoundError:
-        wrong, right = "there is no such file", "write it; make install puts an example into /etc"
+        wrong, right = "there is no such file", f"write one: arbiterctl --config {path} init"
+    except IsADirectoryError:
+        wrong, right = (
+            "cannot be read: it is a folder",
+            f"name a file: --config {path}/gpu-arbiter.toml",
+        )
     except PermissionError:
-        wrong, right = "may not be read", "run as root, or give yourself the right to read it"
+        wrong, right = "may not be read", f"run it as root, or: sudo chmod o+r {path}"
     except OSError as error:
         wrong, right = f"cannot be read: {error.strerror}", "name a file that can be read"
     except UnicodeDecodeError as error:
-        wrong, right = f"cannot be read: {error}", "write it in UTF-8"
+        at = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
+        wrong = f"is not UTF-8: {at}"
+        right = f"convert it: iconv -f latin1 -t utf-8 {path} -o NEW.toml"
+    else:
+        if not text.startswith("\ufeff"):
+            return text
+        wrong, right = (
+            "begins with a byte order mark",
+            f"take it out: sed -i '1s/^\\xef\\xbb\\xbf//' {path}",
+        )
     raise ConfigRefused((Problem(str(path), 1, "(file)", wrong, right),))
-
-
-def _salvage(raw: Mapping[str, object]) -> FileSettings | None:
-    """A FileSettings of the tables that are whole enough to be checked further."""
-    backends, modes = raw.get("backends"), raw.get("modes")
-    if not isinstance(backends, dict) or not isinstance(modes, dict):
-        return None
-    tables = {k: v for k, v in backends.items() if isinstance(v, dict)}
-    modes = {k: v for k, v in modes.items() if isinstance(v, dict)}
-    mode = raw.get("mode")
-    return FileSettings.model_construct(
-        mode=mode if isinstance(mode, str) else next(iter(modes), ""),
-        backends=tables,
-        modes=modes,
-    )
 
 
 def _build(
@@ -118,40 +125,50 @@ def _build(
     kinds: dict[str, Kind] = {}
     base: dict[str, BackendSettings] = {}
     for name, table in file.backends.items():
+        at = ("backends", name)
+        if report.lost(*at):
+            continue
         kind = kind_of(name, table, report)
         if kind is None:
+            read_any(table, at, report)
             continue
         kinds[name] = kind
-        made = read(name, kind, table, ("backends", name), report, None, timeout)
-        if made is not None:
-            base[name] = made
-            check_backend(made, ("backends", name), report)
+        base[name] = read(name, kind, table, at, report, None, timeout)
+        check_backend(base[name], at, report)
     modes: dict[str, Mode] = {}
     for name, raw in file.modes.items():
         mode = modes[name] = read_mode(name, raw, kinds, file.backends, report, timeout)
         check_mode(mode, report)
         check_ports(file, mode, report)
         for backend, one in mode.backends.items():
-            if backend in base and one != base[backend]:
-                _check_override(one, base[backend], ("modes", name, backend), report)
-    if not file.modes:
+            if one != base[backend]:
+                _check_override(one, ("modes", name, backend), report)
+    if not file.modes and not report.broken("modes"):
         report.add(("modes",), "names no mode", "write [modes.A] with one line per backend")
-    for name in file.backends:
-        if not any(name in mode for mode in file.modes.values()):
-            text_ = "no mode names it: it never runs"
-            report.add(("backends", name), text_, "name it in a mode", "warning")
-    check_failover(file, base, report)
+    _check_named(file, report)
+    check_failover(file, base, tuple(file.backends), report)
     return _settings(file, modes, path, text, environ)
 
 
-def _check_override(
-    one: BackendSettings, base: BackendSettings, at: tuple[str, ...], report: Report
-) -> None:
+def _check_named(file: FileSettings, report: Report) -> None:
+    """A backend that no mode names; a misspelt name is told at its own line."""
+    named = {name for mode in file.modes.values() for name in mode}
+    meant = {
+        near[0]
+        for name in named - file.backends.keys()
+        if (near := get_close_matches(name, file.backends, n=1))
+    }
+    for name in file.backends.keys() - named - meant:
+        if file.modes and not any(report.lost("modes", mode) for mode in file.modes):
+            wrong = "no mode names it: it never runs"
+            report.add(("backends", name), wrong, "name it in a mode", "warning")
+
+
+def _check_override(one: BackendSettings, at: tuple[str, ...], report: Report) -> None:
     """A mode's own values: only what differs from the backend can be wrong here."""
     before = {(p.wrong, p.right) for p in report.problems}
-    probe = Report(report.file, report.lines, report.from_env)
+    probe = replace(report, problems=[])
     check_backend(one, at, probe)
-    del base
     report.problems += [p for p in probe.problems if (p.wrong, p.right) not in before]
 
 
@@ -198,6 +215,7 @@ def _settings(
             advertise=gateway.advertise,
             trust_priority=gateway.trust_priority,
             request_timeout_s=gateway.request_timeout,
+            certificate=gateway.certificate,
         ),
         foreign_allow_bytes=file.foreign.allow,
         modes=modes,

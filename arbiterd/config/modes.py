@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from arbiterd.config.backends import read
+from arbiterd.config.backends import read, read_any
 from arbiterd.config.parse import KeyPath, Report
+from arbiterd.engines.vllm_command import parallel, sized
+from arbiterd.engines.vllm_rules import spoken
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share
 from arbiterd.units import parse_size
 
@@ -30,29 +32,31 @@ def read_mode(
     backends: dict[str, BackendSettings] = {}
     sharing = raw.get("sharing")
     if sharing not in (None, "shared", "partitioned"):
-        report.add((*at, "sharing"), f"{sharing!r} is not accepted", "write shared or partitioned")
+        report.bad((*at, "sharing"), f"{sharing!r} is not accepted", "write shared or partitioned")
     for backend, given in raw.items():
         if backend == "sharing":
             continue
         path = (*at, backend)
         if backend not in tables:
-            report.nearest(path, backend, tuple(tables), "backend")
+            if not report.lost("backends"):
+                report.nearest(path, backend, (*tables, "sharing"), "backend")
             continue
         entry = {"memory": given} if isinstance(given, str) else given
         if not isinstance(entry, Mapping):
-            report.add(path, f"{given!r} is no share", 'write { gpu = 0, memory = "55%" }')
-            continue
-        kind = kinds.get(backend)
-        if kind is None:
+            report.bad(path, f"{given!r} is no share", 'write { gpu = 0, memory = "55%" }')
             continue
         shares[backend] = _share(backend, entry, path, report)
         over = {key: value for key, value in entry.items() if key not in ("gpu", "memory")}
         if "kind" in over:
             report.add((*path, "kind"), "a mode cannot change the kind", "make another backend")
+            del over["kind"]
+        kind = kinds.get(backend)
+        if kind is None:
+            read_any(over, path, report)
+            continue
         merged = {**tables[backend], **over}
-        made = read(backend, kind, merged, path, report, frozenset(over), request_timeout_s)
-        if made is not None:
-            backends[backend] = made
+        only = frozenset(over)
+        backends[backend] = read(backend, kind, merged, path, report, only, request_timeout_s)
     kept = sharing if sharing in ("shared", "partitioned") else None
     return Mode(name, shares, backends, kept)
 
@@ -62,7 +66,7 @@ def _share(backend: str, raw: Mapping[str, Any], at: KeyPath, report: Report) ->
     cpu = raw.get("gpu") == "cpu"
     memory = raw.get("memory")
     if cpu and memory is not None:
-        report.add((*at, "memory"), "a backend on the CPU has no GPU memory", "take memory out")
+        report.bad((*at, "memory"), "a backend on the CPU has no GPU memory", "take memory out")
         memory = None
     fraction, size = _memory(memory, (*at, "memory"), report)
     return Share(backend, gpus, cpu, fraction, size)
@@ -74,8 +78,9 @@ def _gpus(given: object, at: KeyPath, report: Report) -> tuple[GpuRef, ...]:
     path = (*at, "gpu")
     many = given if isinstance(given, list) else [given]
     if not many:
-        report.add(path, "an empty list names no GPU", f"write {_FORMS}")
+        report.bad(path, "an empty list names no GPU", f"write {_FORMS}")
     out: list[GpuRef] = []
+    bad = False
     for one in many:
         ref = _gpu(one)
         if ref is None:
@@ -85,6 +90,10 @@ def _gpus(given: object, at: KeyPath, report: Report) -> tuple[GpuRef, ...]:
             report.add(path, f"{one!r} is named twice", "name each GPU once")
         else:
             out.append(ref)
+            continue
+        bad = True
+    if bad:
+        report.unreadable.add(path)
     return tuple(out)
 
 
@@ -104,23 +113,23 @@ def _memory(given: object, path: KeyPath, report: Report) -> tuple[float | None,
     if isinstance(given, bool) or not isinstance(given, str):
         share = f'"{given:.0%}"' if isinstance(given, float) and 0 < given <= 1 else '"55%"'
         right = f'write {share} or a size like "12GiB"'
-        report.add(path, f"{given!r} has no unit", right)
+        report.bad(path, f"{given!r} has no unit", right)
         return None, None
     match = _PERCENT.fullmatch(given)
     if match is not None:
         percent = float(match[1])
         if 0 < percent <= 100:
             return percent / 100, None
-        report.add(path, f"{given!r} is no share of a GPU", "write 1% to 100%")
+        report.bad(path, f"{given!r} is no share of a GPU", "write 1% to 100%")
         return None, None
     try:
         size = parse_size(given)
     except ValueError as error:
         wrong, _, right = str(error).partition("; ")
-        report.add(path, wrong.replace("no size", "neither percentage nor size"), right)
+        report.bad(path, wrong.replace("no size", "neither percentage nor size"), right)
         return None, None
     if size == 0:
-        report.add(path, "0 bytes hold no engine", "leave the backend out of the mode to stop it")
+        report.bad(path, "0 bytes hold no engine", "leave the backend out of the mode to stop it")
     return None, size
 
 
@@ -128,7 +137,8 @@ def check_mode(mode: Mode, report: Report) -> None:
     """What two shares of one mode say together, before any hardware is asked."""
     at = ("modes", mode.name)
     by_gpu: dict[GpuRef, list[Share]] = {}
-    for share in mode.shares.values():
+    told = [s for s in mode.shares.values() if not report.broken(*at, s.backend, "gpu")]
+    for share in told:
         if share.cpu:
             continue
         for ref in share.gpus or (GpuRef("index", ""),):
@@ -138,12 +148,41 @@ def check_mode(mode: Mode, report: Report) -> None:
     if mode.sharing == "shared" and len(by_gpu) > 1:
         names = ", ".join(_label(ref) for ref in by_gpu)
         report.add((*at, "sharing"), f"asserts shared, but {names} are named", "name one GPU")
-    if mode.sharing == "partitioned" and len(by_gpu) == 1 and len(next(iter(by_gpu.values()))) > 1:
+    only = next(iter(by_gpu), None)
+    sure = len(told) == len(mode.shares) and len(by_gpu) == 1
+    if mode.sharing == "partitioned" and sure and only and len(by_gpu[only]) > 1:
         report.add(
             (*at, "sharing"),
-            f"asserts partitioned, but every backend names one device ({_label(next(iter(by_gpu)))})",
+            f"asserts partitioned, but every backend names one device ({_label(only)})",
             'take the line out, or write sharing = "shared"',
         )
+    for share in told:
+        backend = mode.backends.get(share.backend)
+        if backend is not None and backend.kind is Kind.VLLM and not share.cpu:
+            _check_parallel(backend, share, at, report)
+
+
+def _check_parallel(backend: BackendSettings, share: Share, at: KeyPath, report: Report) -> None:
+    """vLLM's own parallel sizes against the GPUs it gets."""
+    path = (*at, backend.name, "gpu")
+    if report.broken(*at, backend.name, "command"):
+        return
+    wanted = parallel(spoken(backend))
+    here = max(1, len(share.gpus))
+    if wanted is None or not sized(spoken(backend)) or wanted.gpus == here:
+        return
+    named = f"{here} GPU{'s' if here > 1 else ''}"
+    if wanted.gpus > here:
+        first = share.gpus[0] if share.gpus else GpuRef("index", "0")
+        numbers = (
+            range(int(first.value), int(first.value) + wanted.gpus) if first.kind == "index" else ()
+        )
+        right = f"write gpu = {list(numbers)}" if numbers else f"name {wanted.gpus} GPUs"
+        right += ", or lower the sizes in command"
+        report.add(path, f"the command asks for {wanted}, the mode names {named}", right)
+    else:
+        wrong = f"the command uses {wanted}, the mode names {named}: the others stay idle"
+        report.add(path, wrong, "name fewer GPUs, or raise the sizes in command", "warning")
 
 
 def _label(ref: object) -> str:
@@ -156,9 +195,8 @@ def _check_gpu(ref: object, shares: list[Share], at: KeyPath, report: Report) ->
     if len(shares) < 2:
         return
     names = ", ".join(share.backend for share in shares)
-    blamed = {problem.key for problem in report.problems}
     for share in shares:
-        if ".".join((*at, share.backend, "memory")) in blamed:
+        if report.broken(*at, share.backend, "memory"):
             continue  # a value that cannot be read is not a missing one
         if share.fraction is None and share.size_bytes is None:
             report.add(

@@ -20,7 +20,7 @@ from pydantic_settings import (
 
 from arbiterd.config.lines import Lines, flatten
 from arbiterd.config.schema import FileSettings, key_names
-from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.errors import ConfigRefused, Problem, one_line
 
 PREFIX = "GPU_ARBITER_"
 _OURS = ("config",)  # GPU_ARBITER_CONFIG names the file, it is no key
@@ -35,6 +35,7 @@ class Report:
     lines: Lines
     from_env: frozenset[KeyPath] = frozenset()
     problems: list[Problem] = field(default_factory=list)
+    unreadable: set[KeyPath] = field(default_factory=set)
 
     def add(
         self,
@@ -43,13 +44,15 @@ class Report:
         right: str = "",
         severity: Literal["error", "warning"] = "error",
     ) -> None:
-        """One problem at this key path."""
+        """One problem at this key path. Of a value that cannot be read nothing more is said."""
         where = tuple(path)
+        if where in self.unreadable:
+            return
         in_env = any(where[: len(env)] == env for env in self.from_env)
         file = f"environment {env_name(where)}" if in_env else self.file
         line = 0 if in_env else self.lines.of(where)
-        key = ".".join(where) or "(file)"
-        problem = Problem(file, line, key, wrong, right, severity)
+        key = one_line(".".join(where)) or "(file)"
+        problem = Problem(file, line, key, one_line(wrong), one_line(right), severity)
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -57,26 +60,57 @@ class Report:
         """An unknown name, with the nearest known one."""
         self.add(path, f"unknown {what} {name!r}", suggestion(name, known))
 
-    def invalid(
-        self, error: ValidationError, prefix: KeyPath, table: type[BaseModel] | None = None
-    ) -> None:
-        """Everything pydantic found below ``prefix``."""
-        for detail in error.errors():
-            self._detail(detail, prefix, table)
+    def bad(self, path: Sequence[str], wrong: str, right: str = "") -> None:
+        """A value that cannot be read: what follows from it is not judged (``broken``)."""
+        self.add(path, wrong, right)
+        self.unreadable.add(tuple(path))
 
-    def _detail(self, detail: ErrorDetails, prefix: KeyPath, table: type[BaseModel] | None) -> None:
+    def broken(self, *path: str) -> bool:
+        """Whether this value, a part of it or the table it lies in cannot be read; for a key of a
+        backend within a mode also the backend's own.
+        """
+        ways = [path]
+        if path[0] == "modes" and len(path) > 3:
+            ways.append(("backends", *path[2:]))
+        return any(
+            one == way[: len(one)] or one[: len(way)] == way
+            for one in self.unreadable
+            for way in ways
+        )
+
+    def lost(self, *path: str) -> bool:
+        """Whether this value as a whole, or the table it lies in, cannot be read."""
+        return any(one == path[: len(one)] for one in self.unreadable)
+
+    def invalid(
+        self, error: ValidationError, prefix: KeyPath, known: Sequence[str] | None = None
+    ) -> None:
+        """Everything pydantic found below ``prefix``. ``known``: the keys of that very table."""
+        for detail in error.errors():
+            self.detail(detail, prefix, known)
+
+    def detail(
+        self, detail: ErrorDetails, prefix: KeyPath, known: Sequence[str] | None = None
+    ) -> None:
+        """One thing that pydantic found."""
         path = (*prefix, *(str(part) for part in detail["loc"]))
         kind, given = detail["type"], detail.get("input")
         if kind == "extra_forbidden":
-            known = key_names(table) if table else _known(path)
-            self.nearest(path, path[-1], known, "key")
-        elif kind == "missing":
+            self.nearest(path, path[-1], _known(path) if known is None else known, "key")
+            return
+        self._value(kind, detail, given, path)
+        self.unreadable.add(path)
+
+    def _value(self, kind: str, detail: ErrorDetails, given: object, path: KeyPath) -> None:
+        if kind == "missing":
             self.add(path, "is missing", _EXAMPLES.get(path[-1], ""))
         elif kind == "value_error":
             wrong, _, right = str(detail["ctx"]["error"]).partition("; ")
             self.add(path, wrong, right)
         elif kind.startswith("bool"):
             self.add(path, f"{_short(given)} is not accepted", "write true or false")
+        elif kind == "string_type":
+            self.add(path, f"{_short(given)} is not accepted", f'write "{_plain(given)}"')
         else:
             message = detail["msg"].removeprefix("Input should be ")
             self.add(path, f"{_short(given)} is not accepted", f"write {message}")
@@ -110,6 +144,13 @@ def _order(problem: Problem) -> tuple[int, str]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(value: object) -> str:
+    """A number or a switch as the text that was meant."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else "TEXT"
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

@@ -96,6 +96,10 @@ def _absolute(value: object) -> str:
     raise ValueError(msg)
 
 
+def _absolute_or_none(value: object) -> str:
+    return "" if value == "" else _absolute(value)
+
+
 Size = Annotated[int, BeforeValidator(_size)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
@@ -133,6 +137,7 @@ class GatewayTable(_Table):
     advertise: str = ""
     trust_priority: bool = False
     request_timeout: Duration = 900.0
+    certificate: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
 
 
 class ForeignTable(_Table):
@@ -159,10 +164,17 @@ class DegradeTable(_Table):
 
 
 class BatchingTable(_Table):
-    """``batching`` of TensorFlow Serving."""
+    """``batching`` of TensorFlow Serving: the fields of its BatchingParameters."""
 
-    max_batch_size: Count
-    max_enqueued_batches: Count
+    max_batch_size: Count | None = None
+    batch_timeout_micros: Whole | None = None
+    max_enqueued_batches: Count | None = None
+    num_batch_threads: Count | None = None
+    thread_pool_name: str | None = None
+    enable_large_batch_splitting: bool | None = None
+    max_execution_batch_size: Count | None = None
+    allowed_batch_sizes: list[Count] = []
+    pad_variable_length_inputs: bool | None = None
 
 
 class BackendTable(_Table):
@@ -217,7 +229,7 @@ class TensorflowTable(BackendTable):
 
     grpc_port: Port | None = None
     memory_growth: bool = False
-    batching: BatchingTable | None = None
+    batching: Any = None  # a BatchingTable, or the path of the operator's own file
     canary: Annotated[str, BeforeValidator(_absolute)] = ""
 
 

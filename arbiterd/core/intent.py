@@ -32,6 +32,7 @@ ARBITER_ONLY = frozenset(
         "drain_timeout_s",
         "health",
         "canary",
+        "lora_names",  # told by the command already
     }
 )
 

@@ -9,6 +9,7 @@ from arbiterd.core.intent import intent
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.engines import container, engine_of
 from arbiterd.engines.base import LaunchContext
+from arbiterd.engines.owned_env import owned
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.launch import LaunchSpec
@@ -89,9 +90,13 @@ def launch_spec(context: LaunchContext) -> LaunchSpec:
     backend = context.backend
     where = container.inside(context) if backend.image else context
     spec = engine_of(backend.kind).launch(where)
+    decided = owned(backend).keys()
+    given = {name: text for name, text in backend.env.items() if name not in decided}
+    env = {**given, **spec.env}
     whole = replace(
         spec,
-        env={**backend.env, **spec.env},
+        env=env,
+        unset=tuple(sorted(decided - env.keys())),
         env_file=backend.env_file,
         user=backend.user,
         intent=context.intent,

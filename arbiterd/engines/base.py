@@ -22,12 +22,14 @@ from arbiterd.model.settings import BackendSettings, Kind
 class CommandProblem:
     """A flag in ``command`` that the arbiter sets itself, or a command of the wrong form.
 
-    ``corrected`` is the command line without it, ready to paste, "" when there is none.
+    ``corrected`` is the command line without it, ready to paste, () when there is none. A warning
+    does not refuse the file.
     """
 
     wrong: str
     right: str
     corrected: tuple[str, ...] = ()
+    severity: Literal["error", "warning"] = "error"
 
 
 @dataclass(frozen=True, slots=True)

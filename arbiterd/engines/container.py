@@ -14,7 +14,7 @@ from typing import Final
 
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.image import volume
-from arbiterd.engines.vllm import model_of
+from arbiterd.engines.vllm_command import model_of
 from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
@@ -41,7 +41,7 @@ def wrap(context: LaunchContext, spec: LaunchSpec) -> LaunchSpec:
     """
     backend = context.backend
     client: Client = "podman" if context.container == "podman" else "docker"
-    env = dict(spec.env)
+    env = {**spec.base, **spec.env}
     if client == "podman" or not context.devices:
         # CUDA images say NVIDIA_VISIBLE_DEVICES=all, which a hook would obey beside CDI or on the CPU
         env["NVIDIA_VISIBLE_DEVICES"] = "void"
@@ -76,9 +76,15 @@ def wrap(context: LaunchContext, spec: LaunchSpec) -> LaunchSpec:
         backend.image,
         *args,
     ]
-    passed = {name: value for name, value in env.items() if not clients_own(name)}
+    passed = {k: v for k, v in env.items() if k not in spec.base and not clients_own(k)}
     return replace(
-        spec, argv=tuple(argv), env=passed, user="root", container=container, loopback_only=False
+        spec,
+        argv=tuple(argv),
+        env=passed,
+        unset=tuple(name for name in spec.unset if name not in env),
+        user="root",
+        container=container,
+        loopback_only=False,
     )
 
 
@@ -128,7 +134,9 @@ def _mounts(context: LaunchContext, spec: LaunchSpec) -> list[str]:
     if spec.files:
         rows.append((context.files_dir, context.files_dir, True))
     paths = list(backend.model_paths.values())
-    if backend.kind is Kind.VLLM and (model := model_of(backend.command)).startswith("/"):
+    if backend.kind is Kind.VLLM and (
+        model := model_of(backend.command, backend.vllm.config_words)
+    ).startswith("/"):
         paths.append(model)
     rows += [(path, path, True) for path in dict.fromkeys(paths) if not _within(path, taken)]
     cache = _cache(backend, taken)

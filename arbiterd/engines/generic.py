@@ -7,6 +7,7 @@ from math import floor
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env
+from arbiterd.engines.flags import value_of
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -44,9 +45,16 @@ class GenericEngine:
     refuses_when_full = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
-        """Containers only: there are no flags of ours."""
+        """Containers, and a key that everybody can read: there are no flags of ours."""
         problem = container_problem(backend.command)
-        return (problem,) if problem else ()
+        if problem:
+            return (problem,)
+        key = value_of(backend.command, "api-key")
+        if key is None or key.startswith("-"):
+            return ()
+        wrong = "the value of --api-key can be read by every user of this host in /proc/PID/cmdline"
+        right = "give it by the server's own variable in env_file, or by a file"
+        return (CommandProblem(wrong, right, severity="warning"),)
 
     def launch(self, context: LaunchContext) -> LaunchSpec:
         """Fill the placeholders {port} {cap_bytes} {cap_mib} {gpu_fraction}."""

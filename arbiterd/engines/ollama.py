@@ -12,6 +12,7 @@ from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchConte
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.ollama_models import BY_FIT, About, about
 from arbiterd.engines.run_line import container_problem
+from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
@@ -88,8 +89,8 @@ class OllamaEngine:
     refuses_when_full = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
-        """Containers only: Ollama takes its limits by environment."""
-        problem = container_problem(backend.command)
+        """Containers and shells: Ollama takes its limits by environment."""
+        problem = container_problem(backend.command) or shell_problem(backend.command, tuple)
         return (problem,) if problem else ()
 
     def launch(self, context: LaunchContext) -> LaunchSpec:
@@ -116,6 +117,7 @@ class OllamaEngine:
             backend=backend.name,
             argv=backend.command or ("ollama", "serve"),
             env=env,
+            base={"OLLAMA_NO_CLOUD": "1"},  # a model's name may name ollama.com's machines
             intent=context.intent,
             stop_grace_s=15.0,
             oom_continue=True,

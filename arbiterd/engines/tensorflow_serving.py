@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from math import floor
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
+from arbiterd.engines.batching import memory, render
 from arbiterd.engines.devices import device_env
-from arbiterd.engines.flags import OwnedFlag, problems, value_of
+from arbiterd.engines.flags import OwnedFlag, problems, value_of, without
 from arbiterd.engines.run_line import container_problem
+from arbiterd.engines.serving_flags import unknown
+from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.tf_canary import TensorflowTrials
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -27,7 +31,7 @@ _OWNED = (
     OwnedFlag("port", "set grpc_port"),
     OwnedFlag("rest-api-port", "set port"),
     OwnedFlag("per-process-gpu-memory-fraction", "set memory in the mode"),
-    OwnedFlag("batching-parameters-file", "set batching = { ... }"),
+    OwnedFlag("batching-parameters-file", 'set batching = { ... }, or batching = "/PATH"'),
     OwnedFlag("enable-batching", "set batching = { ... }", takes_value=False),
     OwnedFlag("monitoring-config-file", "leave it out"),
 )
@@ -91,11 +95,19 @@ class TensorflowServingEngine:
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags; model_config_file is ours only when ``models`` gives the paths."""
-        container = container_problem(backend.command)
-        if container is not None:
-            return (container,)
         owned = (*_OWNED, _CONFIG_FILE) if backend.model_paths else _OWNED
-        return problems(backend.command, owned)
+        form = container_problem(backend.command) or shell_problem(
+            backend.command, lambda words: without(words, owned)
+        )
+        if form is not None:
+            return (form,)
+        batching = value_of(backend.command, "batching-parameters-file")
+        found = tuple(
+            replace(one, right=one.right.replace("/PATH", batching)) if batching else one
+            for one in problems(backend.command, owned)
+        )
+        ours = frozenset(flag.name for flag in owned)
+        return (*found, *unknown(backend.command, ours), *_doors(backend))
 
     def launch(self, context: LaunchContext) -> LaunchSpec:
         """Flags, and the files they name."""
@@ -112,11 +124,7 @@ class TensorflowServingEngine:
             ]
         batching = backend.tensorflow.batching
         if batching is not None:
-            text = (
-                f"max_batch_size {{ value: {batching.max_batch_size} }}\n"
-                f"max_enqueued_batches {{ value: {batching.max_enqueued_batches} }}\n"
-            )
-            files.append(FileSpec("batching.config", text))
+            files.append(FileSpec("batching.config", render(batching)))
             argv += [
                 "--enable_batching=true",
                 f"--batching_parameters_file={folder}/batching.config",
@@ -147,7 +155,9 @@ class TensorflowServingEngine:
             f"{fraction(context):.3f} = floor(({format_size(context.cap_bytes)} cap"
             f" - {format_size(overhead)} context) / {format_size(total)})"
         )
-        return (("--per_process_gpu_memory_fraction", text),)
+        batching = context.backend.tensorflow.batching
+        more = (("--batching_parameters_file", memory(batching)),) if batching else ()
+        return (("--per_process_gpu_memory_fraction", text), *more)
 
     def wall(self, context: LaunchContext) -> Wall:
         """Its allocator takes no more than the fraction; the CUDA context is outside."""
@@ -160,8 +170,11 @@ class TensorflowServingEngine:
         return Wall("engine", text)
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
-        """Names of its models."""
-        return tuple(backend.model_paths) or backend.models
+        """Names of its models; of a command with --model_base_path the one that it names."""
+        names = tuple(backend.model_paths) or backend.models
+        if not names and value_of(backend.command, "model-base-path"):
+            return (value_of(backend.command, "model-name") or "default",)
+        return names
 
     def routes(self, backend: BackendSettings) -> Routes:
         """Predictions, status and metadata; a reload of its configuration is ours to do."""
@@ -284,6 +297,15 @@ class TensorflowServingEngine:
         """Its dying words; the benign allocator line is skipped."""
         del was_ready
         return classify(lines, exit_, _WORDS, benign=_BENIGN)
+
+
+def _doors(backend: BackendSettings) -> tuple[CommandProblem, ...]:
+    """TLS at the engine: its gRPC door and probes speak none."""
+    if value_of(backend.command, "ssl-config-file") is None:
+        return ()
+    wrong = "--ssl_config_file: its gRPC port speaks TLS, its door does not"
+    right = 'take it out; [gateway] certificate = "/PATH.pem" makes the doors speak TLS'
+    return (CommandProblem(wrong, right, severity="warning"),)
 
 
 def _monitoring() -> str:

@@ -10,9 +10,9 @@ from math import floor
 from arbiterd.engines.base import Cause as CauseOf
 from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
-from arbiterd.engines.flags import OwnedFlag, problems, value_of
 from arbiterd.engines.metrics_text import sample_sum
-from arbiterd.engines.run_line import container_problem
+from arbiterd.engines.vllm_command import sized
+from arbiterd.engines.vllm_rules import check, named, served, spoken
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
@@ -30,18 +30,6 @@ SLEEP_TIMEOUT_S = 120.0  # weights go through pinned host memory: tens of GB at 
 QUEUE_LIMIT_SINCE = (0, 30)  # --max-num-queued-reqs: present in 0.30, absent in 0.28
 UUID_SINCE = (0, 25)  # a GPU uuid in CUDA_VISIBLE_DEVICES kills 0.21 (vllm #51677)
 _CONSUMER = re.compile(r"GeForce|RTX \d{4}(?! Ada)|TITAN", re.IGNORECASE)
-
-_OWNED = (
-    OwnedFlag("host", "set gateway.bind"),
-    OwnedFlag("port", "set port"),
-    OwnedFlag("gpu-memory-utilization", "set memory in the mode"),
-    OwnedFlag("kv-cache-memory-bytes", "set memory in the mode"),
-    OwnedFlag("enable-sleep-mode", "set sleep = true", takes_value=False),
-    OwnedFlag("shutdown-timeout", "set drain_timeout"),
-    OwnedFlag("max-num-queued-reqs", "set max_queue"),
-    OwnedFlag("served-model-name", "name a second name by [[failover]]"),
-)
-_KV = "kv-cache-memory-bytes"
 
 _WORDS = (
     word(
@@ -141,19 +129,6 @@ _ROUTES = (
 )
 
 
-def model_of(command: Sequence[str]) -> str:
-    """The model named by a vLLM command line, "" when it names none."""
-    explicit = value_of(command, "model")
-    if explicit:
-        return explicit
-    words = list(command)
-    if "serve" in words:
-        following = words[words.index("serve") + 1 :]
-        if following and not following[0].startswith("-"):
-            return following[0]
-    return ""
-
-
 def overhead_bytes(context: LaunchContext) -> int:
     """O: what vLLM holds outside its budget; learned, or the prior of its card."""
     if context.overhead_bytes is not None:
@@ -186,30 +161,17 @@ class VllmEngine:
     refuses_when_full = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
-        """Owned flags, containers, and a command that names no model."""
-        container = container_problem(backend.command)
-        if container is not None:
-            return (container,)
-        owned = list(_OWNED)
-        if backend.vllm.max_model_len is not None:
-            owned.append(OwnedFlag("max-model-len", "set max_model_len"))
-        if backend.vllm.max_num_seqs is not None:
-            owned.append(OwnedFlag("max-num-seqs", "set max_num_seqs"))
-        found = problems(backend.command, owned)
-        if not model_of(backend.command):
-            missing = CommandProblem(
-                "the command names no model", 'write command = ["vllm", "serve", "MODEL"]'
-            )
-            found = (*found, missing)
-        return found
+        """Owned flags, shells, containers, and a command that names no model."""
+        return check(backend)
 
     def launch(self, context: LaunchContext) -> LaunchSpec:
         """The command, then the arbiter's flags."""
         backend = context.backend
-        argv = [*backend.command, "--host", context.host, "--port", str(context.port)]
+        command = spoken(backend)
+        argv = [*named(backend), "--host", context.host, "--port", str(context.port)]
         if context.devices:
             argv += ["--gpu-memory-utilization", f"{utilisation(context):.3f}"]
-            if len(context.devices) > 1 and value_of(argv, "tensor-parallel-size") is None:
+            if len(context.devices) > 1 and not sized(command):
                 argv += ["--tensor-parallel-size", str(len(context.devices))]
         argv += ["--shutdown-timeout", str(round(backend.drain_timeout_s))]
         version = parse_version(context.version)
@@ -224,9 +186,6 @@ class VllmEngine:
             argv += ["--max-num-seqs", str(backend.vllm.max_num_seqs)]
         env = dict(device_env(backend, context.devices, uuid_works=_uuid_works(version)))
         env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(round(backend.start_timeout_s))
-        env["VLLM_NO_USAGE_STATS"] = "1"
-        if backend.served_also:
-            argv += ["--served-model-name", model_of(backend.command), *backend.served_also]
         if backend.vllm.sleep:
             argv.append("--enable-sleep-mode")
             env["VLLM_SERVER_DEV_MODE"] = "1"
@@ -234,6 +193,7 @@ class VllmEngine:
             backend=backend.name,
             argv=tuple(argv),
             env=env,
+            base={"VLLM_NO_USAGE_STATS": "1"},
             intent=context.intent,
             stop_grace_s=backend.drain_timeout_s + 15.0,
         )
@@ -259,9 +219,8 @@ class VllmEngine:
         )
 
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
-        """The model of the command, unless ``models`` (an image) names it."""
-        model = model_of(backend.command)
-        return (model,) if model else backend.models
+        """What the operator calls the model, else its own name; then what failover adds, then LoRAs."""
+        return (*served(backend), *backend.vllm.lora_names)
 
     def routes(self, backend: BackendSettings) -> Routes:
         """OpenAI's inference routes; nothing of its development and pause routes."""

@@ -27,6 +27,10 @@ class LaunchSpec:
     """Everything a launcher needs. ``env`` is the whole environment beyond the launcher's base one
     (PATH, HOME, LANG, USER): nothing of the daemon's own environment reaches an engine.
 
+    Of one variable the last of these counts: ``base`` (what an engine gets unless the operator says
+    otherwise), env_file, ``env`` (the operator's env, then what the arbiter decides). ``unset``: what
+    the arbiter decides to leave unset, whatever env_file says.
+
     ``stop_grace_s``: time between SIGTERM to the main process and SIGKILL of the whole cgroup.
     ``intent``: a digest of the configuration that concerns this backend (not of argv), so that a
     new version of ours restarts nothing (design, section 7).
@@ -45,6 +49,8 @@ class LaunchSpec:
     loopback_only: bool = False
     oom_continue: bool = False
     container: ContainerSpec | None = None
+    base: Mapping[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
 
 
 class UnitState(StrEnum):

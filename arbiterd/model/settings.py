@@ -42,7 +42,7 @@ class ArbiterSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Table ``[gateway]``."""
+    """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, "" for none."""
 
     enabled: bool = True
     bind: str = "127.0.0.1"
@@ -50,15 +50,25 @@ class GatewaySettings:
     advertise: str = ""
     trust_priority: bool = False
     request_timeout_s: float = 900.0
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """vLLM's own keys. None: the flag is not ours, the command may carry it."""
+    """vLLM's own keys. None: the flag is not ours, the command may carry it.
+
+    ``served_names``: what clients call the model where the operator says so (--served-model-name,
+    ``models``, or the short name of a snapshot path), the first is what vLLM answers with; () when
+    the model goes by its own name. ``lora_names``: adapters of --lora-modules. ``config_words``: what
+    a ``--config FILE`` in the command holds, as options.
+    """
 
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     sleep: bool = False
+    served_names: tuple[str, ...] = ()
+    lora_names: tuple[str, ...] = ()
+    config_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +83,20 @@ class OllamaOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """TensorFlow Serving's ``batching`` table: absent means batching stays off."""
+    """TensorFlow Serving's BatchingParameters; None or (): TensorFlow's own default. Absent as a whole
+    means that batching stays off. ``text``: the operator's own file as it was read, "" for a table.
+    """
 
-    max_batch_size: int
-    max_enqueued_batches: int
+    max_batch_size: int | None = None
+    max_enqueued_batches: int | None = None
+    batch_timeout_micros: int | None = None
+    num_batch_threads: int | None = None
+    thread_pool_name: str | None = None
+    enable_large_batch_splitting: bool | None = None
+    max_execution_batch_size: int | None = None
+    allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

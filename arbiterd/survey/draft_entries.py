@@ -11,7 +11,7 @@ import tomlkit
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import CommandProblem
 from arbiterd.engines.flags import OwnedFlag, without
-from arbiterd.engines.vllm import model_of
+from arbiterd.engines.vllm_command import model_of
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.survey.facts import EngineName, Image, OllamaModel, OllamaStore, Survey, Venv
 from arbiterd.units import format_size

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from glob import glob
 
-from arbiterd.engines.vllm import model_of
+from arbiterd.engines.vllm_command import model_of
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.procfs import user_name
 from arbiterd.survey import access, models
@@ -121,7 +121,7 @@ def _wants(backend: BackendSettings, home: str) -> Iterable[Want]:
     for model, path in backend.model_paths.items():
         yield Want(path, "rx", f"model {model}", "it cannot be served", whole=True)
     if backend.kind is Kind.VLLM:
-        named = model_of(backend.command)
+        named = model_of(backend.command, backend.vllm.config_words)
         if named.startswith("/"):
             yield Want(named, "rx", f"model {named}", "it cannot be served", whole=True)
         elif not backend.image:
@@ -162,7 +162,9 @@ def _prefetch(
     backend: BackendSettings, user: str, home: str, venvs: Iterable[Venv]
 ) -> Iterable[Finding]:
     """vLLM downloads its model at the first start, within start_timeout; better before."""
-    model = model_of(backend.command) if backend.kind is Kind.VLLM else ""
+    model = (
+        model_of(backend.command, backend.vllm.config_words) if backend.kind is Kind.VLLM else ""
+    )
     if not model or model.startswith("/") or backend.image:
         return
     env = backend.env

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
 from arbiterd.engines.flags import value_of
-from arbiterd.engines.vllm import model_of
+from arbiterd.engines.vllm_command import model_of
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 from arbiterd.model.weights import ModelFacts, NoFacts
 from arbiterd.weights import ollama_store, saved_model
@@ -57,7 +57,7 @@ def models_of(settings: Settings, backend: BackendSettings) -> tuple[ModelFacts 
 
 
 def _vllm(backend: BackendSettings, user: str, home: Path) -> ModelFacts | NoFacts:
-    model = model_of(backend.command)
+    model = model_of(backend.command, backend.vllm.config_words)
     if not model:
         return NoFacts(backend.name, "its command names no model")
     wanted = Wanted(

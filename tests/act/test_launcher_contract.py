@@ -328,6 +328,105 @@ def test_secrets_come_by_file_only(bench: Bench) -> None:
     assert "s3cret" not in procfs.command(main.pid)
 
 
+# What systemd's own reading of such a file gives, in the box; the direct launcher reads alike.
+ENV_FILE = r"""# a comment \
+CONTINUED=in the comment
+; another
+PLAIN=a b
+export EXPORTED=1
+QUOTED="a \"b\" $HOME \$x `y` \n"
+SINGLE='a "b" \n'
+JOINED='a' "b"c
+MIDDLE=a"b"
+LINES="one
+two"
+FOLDED=a\
+b
+EMPTY=
+SPACED = x
+NO_VALUE
+9BAD=1
+LAST=1
+LAST=2
+UNICODE=hé 漢"""
+
+
+def test_an_env_file_is_read_alike_by_every_launcher(bench: Bench) -> None:
+    """Quotes, comments, continued lines, names that are none: systemd's rules (env-file.c)."""
+    secrets = bench.home / "secrets"
+    blanks = ENV_FILE.replace("PLAIN=a b", "PLAIN=a b \t")
+    secrets.write_text(blanks, encoding="utf-8")
+    bench.launcher.start(bench.spec(SLEEP, env_file=str(secrets)))
+    main = bench.wait(UnitState.RUNNING).main
+    assert main is not None
+    env = wait_until(lambda: "LAST" in (found := procfs.environ(main.pid)) and found, 5)
+    wanted = {
+        "PLAIN": "a b",
+        "QUOTED": 'a "b" $HOME $x `y` \\n',
+        "SINGLE": 'a "b" \\n',
+        "JOINED": "abc",
+        "MIDDLE": 'a"b"',
+        "LINES": "one\ntwo",
+        "FOLDED": "ab",
+        "EMPTY": "",
+        "SPACED": "x",
+        "LAST": "2",
+        "UNICODE": "hé 漢",
+    }
+    assert {name: env.get(name) for name in wanted} == wanted
+    assert not {"EXPORTED", "export EXPORTED", "NO_VALUE", "9BAD"} & env.keys()
+
+
+AWKWARD = "a 'b' \"c\" $HOME ${x} `y` \\ \\n #no ;no\nnext line\t= hé 漢 "
+
+
+def test_what_the_arbiter_decides_beats_env_file(bench: Bench) -> None:
+    """base, then env_file, then env and the arbiter's own; what it leaves unset stays unset."""
+    secrets = bench.home / "secrets"
+    secrets.write_text("OWNED=theirs\nGIVEN=theirs\nGONE=theirs\nBASE=theirs\nKEPT=theirs\n")
+    spec = bench.spec(
+        SLEEP,
+        env={"OWNED": "ours", "GIVEN": AWKWARD, "EMPTY": ""},
+        base={"BASE": "ours", "DEFAULT": "ours"},
+        unset=("GONE",),
+        env_file=str(secrets),
+    )
+    bench.launcher.start(spec)
+    main = bench.wait(UnitState.RUNNING).main
+    assert main is not None
+    env = wait_until(lambda: "KEPT" in (found := procfs.environ(main.pid)) and found, 5)
+    assert {k: env.get(k) for k in ("OWNED", "GIVEN", "EMPTY", "BASE", "DEFAULT", "KEPT")} == {
+        "OWNED": "ours",
+        "GIVEN": AWKWARD,
+        "EMPTY": "",
+        "BASE": "theirs",
+        "DEFAULT": "ours",
+        "KEPT": "theirs",
+    }
+    assert "GONE" not in env
+
+
+def test_env_is_shown_to_nobody(bench: Bench) -> None:
+    """Neither argv nor, under systemd, a property of the unit, which anybody may read."""
+    bench.launcher.start(bench.spec(SLEEP, env={"INLINE": "s3cret"}))
+    main = bench.wait(UnitState.RUNNING).main
+    assert main is not None
+    wait_until(lambda: procfs.environ(main.pid).get("INLINE") == "s3cret", 5)
+    assert "s3cret" not in procfs.command(main.pid)
+    if bench.kind == "systemd":
+        unit = "gpu-arbiter-backend-probe.service"
+        shown = subprocess.run(
+            ["systemctl", "show", unit], capture_output=True, text=True, check=True
+        )
+        assert "EnvironmentFiles=" in shown.stdout
+        assert "s3cret" not in shown.stdout
+        assert "INLINE" not in shown.stdout
+        file = bench.home / "run" / "backends" / "probe.env"
+        assert file.stat().st_mode & 0o777 == 0o600
+        bench.launcher.stop("probe", 0.0)
+        assert not file.exists()
+
+
 def test_freeze_is_offered_or_refused_with_a_sentence(bench: Bench) -> None:
     """With systemd: tests/act/test_freezing.py. Thawing what is not frozen is always fine."""
     bench.launcher.start(bench.spec(SLEEP))

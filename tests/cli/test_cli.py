@@ -175,7 +175,7 @@ def test_a_folder_in_place_of_the_file_is_a_sentence(tmp_path: Path) -> None:
     """Nothing about UTF-8 where there is no text."""
     done = _ctl("check", str(tmp_path))
     assert done.returncode == 78
-    assert "cannot be read: Is a directory; name a file" in done.stderr
+    assert "cannot be read: it is a folder; name a file" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["arbiterd", "arbiterd.cli"])

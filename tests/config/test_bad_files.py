@@ -75,7 +75,7 @@ BROKEN = [
     ("no port at all", *_vllm("port = 70000"), 5, "backends.vllm.port", "70000 is not accepted", "65535"),
     ("generic without health", OLLAMA, 'x = { kind = "generic", command = ["x"], port = 9 }', 6, "backends.x.health", "a generic backend needs one", "/path"),
     ("models of another form", OLLAMA, 'ollama = { models = "qwen2.5:3b" }', 6, "backends.ollama.models", "is no list of models", '["NAME", ...]'),
-    ("a relative model path", TF, 'tensorflow = { models = { a = "models/a" } }', 4, "backends.tensorflow.models", "is no absolute path", "in full"),
+    ("a relative model path", TF, 'tensorflow = { models = { a = "models/a" } }', 4, "backends.tensorflow.models.a", "is no absolute path", "in full"),
     ("failover to nobody", END, END + '[[failover]]\nmodel = "Qwen/Qwen2.5-3B-Instruct"\nfrom = "vllm"\nto = "olama"\nsource = "q"\n', 20, "failover.0.to", "unknown backend 'olama'", "did you mean 'ollama'?"),
     ("failover of another model", END, END + '[[failover]]\nmodel = "other"\nfrom = "vllm"\nto = "ollama"\nsource = "q"\n', 18, "failover.0.model", "vllm serves 'Qwen/Qwen2.5-3B-Instruct'", "model ="),
     ("failover without source", END, END + '[[failover]]\nmodel = "Qwen/Qwen2.5-3B-Instruct"\nfrom = "vllm"\nto = "ollama"\n', 17, "failover.0.source", "is missing", "qwen2.5:3b"),

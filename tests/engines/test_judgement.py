@@ -10,7 +10,7 @@ from arbiterd.engines import engine_of
 from arbiterd.engines.base import CauseClass
 from arbiterd.engines.flags import value_of, without
 from arbiterd.engines.run_line import container_problem
-from arbiterd.engines.vllm import model_of
+from arbiterd.engines.vllm_command import model_of
 from arbiterd.model.health import HttpReply, LoadedModel
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind

@@ -1,0 +1,56 @@
+"""``env`` and ``env_file`` of a backend: what the arbiter decides itself has no place in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arbiterd import env_text
+from arbiterd.config.parse import KeyPath, Report
+from arbiterd.engines.owned_env import owned
+from arbiterd.model.settings import BackendSettings
+
+
+def check_environment(backend: BackendSettings, at: KeyPath, report: Report) -> None:
+    """Owned variables, and variables that systemd would leave out."""
+    decided = owned(backend)
+    for name, text in backend.env.items():
+        path = (*at, "env", name)
+        if name in decided:
+            report.add(path, f"{name} is set by the arbiter", decided[name].instead(text))
+        elif not backend.image and not env_text.VARIABLE.fullmatch(name):
+            wrong = f"{name!r} is no variable's name: systemd leaves it out"
+            report.add(path, wrong, "use A-Z, 0-9 and _", "warning")
+        elif not env_text.usable(name, text):
+            wrong = f"{name} holds a control character: systemd leaves it out"
+            report.add(path, wrong, "take it out", "warning")
+    if backend.env_file:
+        _check_file(backend, (*at, "env_file"), report)
+
+
+def _check_file(backend: BackendSettings, path: KeyPath, report: Report) -> None:
+    """By name only: values of env_file are shown nowhere."""
+    name = backend.env_file
+    if not name.startswith("/"):
+        report.add(path, f"{name!r} is no absolute path", "write it in full", "warning")
+        return
+    try:
+        found = env_text.parse(Path(name).read_text(encoding="utf-8"))
+    except PermissionError:
+        report.add(
+            path, f"{name} may not be read by you: not looked at", "check as root", "warning"
+        )
+        return
+    except OSError as error:
+        wrong = f"{name} cannot be read: {error.strerror}; {backend.name} will not start"
+        report.add(path, wrong.replace("; ", ", "), "write it, or take the key out", "warning")
+        return
+    except UnicodeDecodeError:
+        report.add(path, f"{name} cannot be read: it is not UTF-8", "write it in UTF-8", "warning")
+        return
+    decided = owned(backend)
+    for one in found:
+        if one in decided and one not in backend.env:
+            wrong = f"{name} sets {one}: the arbiter decides that, its own value counts"
+            report.add(
+                path, wrong, f"take it out of the file; {decided[one].instead('')}", "warning"
+            )

@@ -1,0 +1,133 @@
+"""A command given to a shell (``bash -lc '...'``): refused, and the direct form printed.
+
+A shell takes SIGTERM for itself, hides the engine's flags from the arbiter, and a login shell's
+environment is not that of a service.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from arbiterd.engines.base import CommandProblem
+from arbiterd.engines.flags import quoted, toml_list
+
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ash", "ksh", "fish"})
+_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY", re.IGNORECASE)
+_ENDS = frozenset({"&&", ";", "||", "&", "|", "\n"})
+Clean = Callable[[tuple[str, ...]], tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Script:
+    """What a script comes to."""
+
+    command: tuple[str, ...] = ()
+    folder: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def script_of(command: Sequence[str]) -> str | None:
+    """The script handed to a shell, None when the command is no such thing."""
+    words = list(command)
+    while words and words[0].rsplit("/", 1)[-1] in ("sudo", "exec", "env", "nohup"):
+        words.pop(0)
+        while words and (words[0].startswith("-") or _ASSIGNMENT.fullmatch(words[0])):
+            words.pop(0)
+    if not words or words[0].rsplit("/", 1)[-1] not in _SHELLS:
+        return None
+    for at, word in enumerate(words[1:], 1):
+        if not word.startswith("-"):
+            return None
+        if re.fullmatch(r"-[a-zA-Z]*c[a-zA-Z]*", word):
+            return words[at + 1] if at + 1 < len(words) else ""
+    return None
+
+
+def shell_problem(command: Sequence[str], clean: Clean) -> CommandProblem | None:
+    """The problem with the form to write; ``clean`` takes out what the arbiter sets itself."""
+    script = script_of(command)
+    if script is None:
+        return None
+    found = _read(script)
+    shell = next(w for w in command if w.rsplit("/", 1)[-1] in _SHELLS)
+    wrong = (
+        f"{shell} cannot be the command: the engine's own flags and its SIGTERM stay in the shell"
+    )
+    if not found.command:
+        return CommandProblem(wrong, 'write command = ["/FULL/PATH/OF/PROGRAM", "ARGUMENT", ...]')
+    corrected = clean(found.command)
+    right = f"write command = {toml_list(corrected)}"
+    if found.env:
+        pairs = ", ".join(f"{name} = {quoted(text)}" for name, text in found.env.items())
+        right += f", env = {{ {pairs} }}"
+    if found.hidden:
+        right += f"; put {', '.join(found.hidden)} into env_file"
+    if found.left_out:
+        right += f"; there is no key for {', '.join(found.left_out)}"
+    return CommandProblem(wrong, right, corrected)
+
+
+def _read(script: str) -> _Script:
+    found = _Script()
+    commands = _commands(script)
+    for at, words in enumerate(commands):
+        _take(found, words, last=at == len(commands) - 1)
+    program = found.command[:1]
+    if program and found.folder and "/" not in program[0]:
+        found.command = (f"{found.folder}/{program[0]}", *found.command[1:])
+    return found
+
+
+def _commands(script: str) -> list[list[str]]:
+    """The simple commands of a script, quotes taken off; [] when it cannot be read as such."""
+    lexer = shlex.shlex(
+        script.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=";&|()<>"
+    )
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        words = list(lexer)
+    except ValueError:
+        return []
+    out: list[list[str]] = [[]]
+    for word in words:
+        if word in _ENDS or re.fullmatch(r"[;&|]+", word):
+            out.append([])
+        else:
+            out[-1].append(word)
+    return [one for one in out if one]
+
+
+def _take(found: _Script, words: list[str], *, last: bool) -> None:
+    """One simple command: an activation, a variable, something else, or the program itself."""
+    if words[0] in ("source", ".") and len(words) > 1 and words[1].endswith("/activate"):
+        found.folder = words[1].removesuffix("/activate")
+        return
+    exported = words[0] == "export"
+    rest = words[1:] if exported else words
+    while rest and (match := _ASSIGNMENT.fullmatch(rest[0])):
+        _variable(found, match[1], match[2])
+        rest = rest[1:]
+    while rest and rest[0] in ("exec", "nohup", "command"):
+        rest = rest[1:]
+    if not rest:
+        return
+    if last and not exported and not {"(", ")", "<", ">", ">>"} & set(rest):
+        found.command = tuple(rest)
+    elif words[0] not in ("set", "ulimit"):
+        found.left_out.append(" ".join(words))
+
+
+def _variable(found: _Script, name: str, text: str) -> None:
+    if _SECRET.search(name):
+        found.hidden.append(name)
+    elif "$" in text or "`" in text:
+        found.left_out.append(f"{name}={text}")
+    else:
+        found.env[name] = text
