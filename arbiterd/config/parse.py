@@ -96,7 +96,10 @@ class Report:
         path = (*prefix, *(str(part) for part in detail["loc"]))
         kind, given = detail["type"], detail.get("input")
         if kind == "extra_forbidden":
-            self.nearest(path, path[-1], _known(path) if known is None else known, "key")
+            keys = _known(path) if known is None else known
+            self.nearest(path, path[-1], keys, "key")
+            meant = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
+            self.unreadable |= {(*path[:-1], one) for one in meant}  # it is there, not missing
             return
         self._value(kind, detail, given, path)
         self.unreadable.add(path)

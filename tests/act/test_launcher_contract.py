@@ -359,7 +359,7 @@ def test_an_env_file_is_read_alike_by_every_launcher(bench: Bench) -> None:
     bench.launcher.start(bench.spec(SLEEP, env_file=str(secrets)))
     main = bench.wait(UnitState.RUNNING).main
     assert main is not None
-    env = wait_until(lambda: "LAST" in (found := procfs.environ(main.pid)) and found, 5)
+    env = _environ(main.pid, "LAST")
     wanted = {
         "PLAIN": "a b",
         "QUOTED": 'a "b" $HOME $x `y` \\n',
@@ -375,6 +375,12 @@ def test_an_env_file_is_read_alike_by_every_launcher(bench: Bench) -> None:
     }
     assert {name: env.get(name) for name in wanted} == wanted
     assert not {"EXPORTED", "export EXPORTED", "NO_VALUE", "9BAD"} & env.keys()
+
+
+def _environ(pid: int, name: str) -> dict[str, str]:
+    """Its environment, once it has come to its exec and has this variable."""
+    wait_until(lambda: name in procfs.environ(pid), 10, name)
+    return dict(procfs.environ(pid))
 
 
 AWKWARD = "a 'b' \"c\" $HOME ${x} `y` \\ \\n #no ;no\nnext line\t= hé 漢 "
@@ -394,7 +400,7 @@ def test_what_the_arbiter_decides_beats_env_file(bench: Bench) -> None:
     bench.launcher.start(spec)
     main = bench.wait(UnitState.RUNNING).main
     assert main is not None
-    env = wait_until(lambda: "KEPT" in (found := procfs.environ(main.pid)) and found, 5)
+    env = _environ(main.pid, "KEPT")
     assert {k: env.get(k) for k in ("OWNED", "GIVEN", "EMPTY", "BASE", "DEFAULT", "KEPT")} == {
         "OWNED": "ours",
         "GIVEN": AWKWARD,

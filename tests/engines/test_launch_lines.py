@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from arbiterd.core.planning import launch_spec
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext
+from arbiterd.engines.owned_env import owned
 from arbiterd.model.devices import Device
 from arbiterd.model.launch import LaunchSpec
-from arbiterd.model.settings import Batching, Kind, TensorflowOptions, VllmOptions
+from arbiterd.model.settings import BackendSettings, Batching, Kind, TensorflowOptions, VllmOptions
 from arbiterd.units import GIB, MIB
 from tests.core.world import backend
 
@@ -19,8 +21,14 @@ SLICE = replace(CARD, uuid="MIG-bbb", parent_uuid="GPU-aaa", total_bytes=20 * GI
 
 
 def _spec(kind: Kind, *devices: Device, version: str = "", **over: object) -> LaunchSpec:
-    context = LaunchContext(
-        backend=backend(kind.value, kind, **over),
+    return engine_of(kind).launch(
+        _context(backend(kind.value, kind, **over), *devices, version=version)
+    )
+
+
+def _context(one: BackendSettings, *devices: Device, version: str = "") -> LaunchContext:
+    return LaunchContext(
+        backend=one,
         devices=devices,
         cap_bytes=12 * GIB if devices else 0,
         headroom_bytes=963 * MIB,
@@ -32,7 +40,6 @@ def _spec(kind: Kind, *devices: Device, version: str = "", **over: object) -> La
         intent="i",
         version=version,
     )
-    return engine_of(kind).launch(context)
 
 
 def _flag(spec: LaunchSpec, name: str) -> str:
@@ -70,6 +77,66 @@ def test_vllm_on_two_cards_is_tensor_parallel() -> None:
     assert _flag(spec, "--tensor-parallel-size") == "2"
     assert spec.env["CUDA_VISIBLE_DEVICES"] == "GPU-aaa,GPU-ccc"
     assert float(_flag(spec, "--gpu-memory-utilization")) < 0.472
+
+
+@pytest.mark.parametrize(
+    "flags", [("-tp", "2"), ("--pipeline-parallel-size=2",), ("-dp", "2"), ("-dpl=2",)]
+)
+def test_vllm_is_given_no_parallelism_where_the_command_has_some(flags: tuple[str, ...]) -> None:
+    """Of whichever kind."""
+    other = replace(CARD, uuid="GPU-ccc", index=2)
+    spec = _spec(Kind.VLLM, CARD, other, command=("vllm", "serve", "M", *flags))
+    assert "--tensor-parallel-size" not in spec.argv
+
+
+def test_vllm_answers_to_all_its_names_the_operators_first() -> None:
+    """The model moves to the front: vLLM refuses --served-model-name with flags before the model."""
+    command = ("vllm", "serve", "--dtype", "half", "--served-model-name", "a", "b", "--", "M")
+    own = VllmOptions(served_names=("a", "b"))
+    spec = _spec(Kind.VLLM, CARD, command=command, vllm=own, served_also=("c",))
+    at = spec.argv.index("--served-model-name")
+    assert spec.argv[at + 1 : at + 4] == ("a", "b", "c")
+    assert spec.argv[:3] == ("vllm", "serve", "M")
+    assert spec.argv.count("--served-model-name") == 1
+
+
+def test_a_plain_command_is_left_as_it_is() -> None:
+    """No names are added to a model that goes by its own."""
+    spec = _spec(Kind.VLLM, CARD, command=("vllm", "serve", "M"))
+    assert "--served-model-name" not in spec.argv
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_what_the_arbiter_decides_is_in_the_environment_or_unset(kind: Kind) -> None:
+    """The operator's env never beats it, and what is not set stays unset whatever env_file says."""
+    one = backend(kind.value, kind, env={"CUDA_VISIBLE_DEVICES": "7", "MINE": "1"})
+    spec = launch_spec(_context(one, CARD))
+    decided = owned(one).keys()
+    assert decided <= spec.env.keys() | set(spec.unset)
+    assert not set(spec.unset) & spec.env.keys()
+    assert spec.env["CUDA_VISIBLE_DEVICES"] != "7"
+    assert spec.env["MINE"] == "1"
+    engine = {name for name in spec.env if name != "MINE"}
+    assert engine <= decided, f"set by the engine's file, not owned: {engine - decided}"
+
+
+def test_ollama_asks_no_cloud_unless_told_otherwise() -> None:
+    """A default: env and env_file come after it."""
+    spec = launch_spec(_context(backend("ollama", Kind.OLLAMA), CARD))
+    assert spec.base["OLLAMA_NO_CLOUD"] == "1"
+    assert "OLLAMA_NO_CLOUD" not in {*spec.env, *spec.unset}
+    told = backend("ollama", Kind.OLLAMA, env={"OLLAMA_NO_CLOUD": "0"})
+    assert launch_spec(_context(told, CARD)).env["OLLAMA_NO_CLOUD"] == "0"
+
+
+def test_a_container_is_given_the_same_environment() -> None:
+    """Defaults and what is decided by name; nothing that stays unset."""
+    one = backend("ollama", Kind.OLLAMA, image="ollama/ollama:0.33.0", env={"MINE": "1"})
+    spec = launch_spec(replace(_context(one, CARD), container="docker"))
+    assert {"--env=OLLAMA_NO_CLOUD", "--env=OLLAMA_HOST", "--env=MINE"} <= set(spec.argv)
+    assert "OLLAMA_NO_CLOUD" in spec.base
+    assert "NVIDIA_VISIBLE_DEVICES" in spec.unset
+    assert not any("GPU_OVERHEAD" in word for word in spec.argv)
 
 
 def test_vllms_keys_become_flags() -> None:
