@@ -33,8 +33,8 @@ def top(
     Examples: arbiterctl top · arbiterctl top --every 0.5
     """
     own = globals_of(context)
-    client = own.client()
     with polite():
+        client = own.client()
         body = client.get("/v1/status")
     if own.json:
         print_json(body)

@@ -16,7 +16,7 @@ from arbiterd.engines.vllm_rules import served
 from arbiterd.model.settings import BackendSettings, Kind, Mode
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 5.0
-_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
+_PATH = re.compile(r"(?!.*(\.\.|//))/[A-Za-z0-9._~/:-]*\*?")
 SOCKET_MAX = 107  # sun_path of unix(7), without its final zero
 
 
@@ -73,7 +73,7 @@ def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None
     for path in backend.allow_admin_paths:
         if not _PATH.fullmatch(path):
             wrong = f"{path!r} is no path of a route"
-            right = 'write exact paths, like "/metrics"'
+            right = 'write a path, like "/metrics", or its beginning, like "/v1/responses/*"'
             _add(report, at, ("allow_admin_paths",), wrong, right)
     if backend.grpc_port and backend.max_in_flight < 2:
         wrong = "REST and gRPC share it, and 1 leaves a door without any"
