@@ -54,10 +54,12 @@ def test_what_an_engine_keeps_below_usr_is_writable_for_it(tmp_path: Path) -> No
     than one package's share of /usr.
     """
     spec = LaunchSpec("ollama", ("ollama",), {"OLLAMA_MODELS": "/usr/share/nowhere/models"}, "i")
-    found = dict(properties(spec, "/bin/ollama", "u", "/usr/share/doc"))
+    found = dict(properties(spec, "/bin/ollama", "u", "/usr/share/doc", "/run/x.env"))
     assert found["ReadWritePaths"] == ("as", ["-/usr/share/doc", "-/usr/share/nowhere"])
     plain = LaunchSpec("ollama", ("ollama",), {}, "i")
-    assert "ReadWritePaths" not in dict(properties(plain, "/bin/ollama", "u", str(tmp_path)))
+    assert "ReadWritePaths" not in dict(
+        properties(plain, "/bin/ollama", "u", str(tmp_path), "/run/x.env")
+    )
 
 
 def test_what_the_daemon_acts_on_is_written_by_nobody_else(umask: int, tmp_path: Path) -> None:
