@@ -19,6 +19,7 @@ from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.config.parse import Report
 from arbiterd.containers import any_alive
 from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
 from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Verdict
@@ -45,6 +46,7 @@ def check(
     own = globals_of(context)
     path = file or own.path
     models: tuple[ModelFit, ...] = ()
+    loaded: Loaded | None = None
     try:
         loaded = load(path, dict(os.environ))
     except ConfigRefused as refused:
@@ -63,6 +65,8 @@ def check(
     else:
         say_problems(problems)
         _say_models(models)
+        if loaded is not None:
+            _say_batching(loaded.settings)
         if not errors:
             count = f", {len(problems)} warning(s)" if problems else ""
             print(f"{path}: good{count}")
@@ -75,6 +79,13 @@ def _say_models(models: tuple[ModelFit, ...]) -> None:
     for one in models:
         if one.fit.verdict is Verdict.CANNOT_TELL:
             print(f"note: {one.backend}: {'; '.join(x.strip() for x in fit_lines(one.fit)[:2])}")
+
+
+def _say_batching(settings: Settings) -> None:
+    """What TensorFlow Serving's batching parameters mean for memory."""
+    for name, one in settings.active.backends.items():
+        if one.tensorflow.batching is not None:
+            print(f"note: {name}: batching: {memory(one.tensorflow.batching)}")
 
 
 def _host(loaded: Loaded, daemon: Client) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:

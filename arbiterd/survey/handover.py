@@ -31,8 +31,10 @@ REPLACED: Mapping[str, str] = {
     "OLLAMA_MAX_QUEUE": "max_queue",
     "OLLAMA_SCHED_SPREAD": "gpu of the mode",
     "OLLAMA_GPU_OVERHEAD": "memory of the mode",
+    "LLAMA_ARG_FIT": "memory of the mode",
     "LLAMA_ARG_FIT_TARGET": "memory of the mode",
     "CUDA_VISIBLE_DEVICES": "gpu of the mode",
+    "NVIDIA_VISIBLE_DEVICES": "gpu of the mode",
     "CUDA_DEVICE_ORDER": "always PCI_BUS_ID",
     "PATH": "the PATH of every engine",
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext
+from arbiterd.engines.owned_env import owned
 from arbiterd.errors import ArbiterError
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import BackendSettings, Kind
@@ -184,3 +185,9 @@ def test_any_environment_is_written_as_it_is_and_taken_back(
     assert entry["user"] == (user or "root")
     back = edit(made.text, "ollama", {key: before.get(key) for key in KEYS})
     assert tomllib.loads(back) == tomllib.loads(text)
+
+
+def test_what_the_arbiter_decides_is_not_handed_over() -> None:
+    """Else the file that is written would be refused."""
+    ollama = BackendSettings("ollama", Kind.OLLAMA, ("ollama", "serve"), 11434, 21434)
+    assert owned(ollama).keys() <= REPLACED.keys()
