@@ -179,8 +179,17 @@ class Loads:
         """It leaves when its last request has ended, and nobody is to bring it back before that."""
         if self._busy(known.runner):
             self._leaving.add(known.runner)
-        if self._is_warm(model):
-            await self._arbiter.unloaded(model)
+        if await self._shares_warm(known, model):
+            await self._arbiter.unloaded(self._config["models"][0])
+
+    async def _shares_warm(self, known: Known, model: str) -> bool:
+        """Whether the warm model goes with it: it is that one, or another name of its file."""
+        models = self._config["models"]
+        if not models or self._is_warm(model):
+            return bool(models)
+        with suppress(Refused, aiohttp.ClientError, TimeoutError):
+            return (await self._library.known(models[0])).runner == known.runner
+        return False
 
     async def _unload(self, known: Known, model: str, body: bodies.Body, path: str) -> Ticket:
         """keep_alive 0 without a prompt: Ollama answers at once and loads nothing, except for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def warm(doors: Host) -> Host:
 
 
 @pytest.mark.parametrize(
-    "name", [WARM]
+    "name", [WARM, "QWEN2.5:3B", "library/qwen2.5:3b", "registry.ollama.ai/library/qwen2.5:3b", " qwen2.5:3b "]
 )  # fmt: skip
 def test_every_spelling_is_the_same_model_and_needs_no_load(warm: Host, name: str) -> None:
     """At every route, through HAProxy and gate; the runner and its argv stay."""
@@ -178,8 +179,110 @@ def test_a_model_that_is_busy_beyond_its_time_is_resident(doors: Host) -> None:
         doors.fault("ollama")
 
 
+def test_no_tokens_have_an_end(warm: Host) -> None:
+    """num_predict 0 and max_tokens 0 reach Ollama as its own cap of 10 x num_ctx: the client sees them
+    begin like any other, and leaves.
+    """
+    for path, body in (
+        ("/api/generate", {"prompt": "x", "options": {"num_predict": 0}}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0, "stream": True}),
+    ):
+        with warm.session.post(
+            warm.door("ollama", path), json={"model": WARM, **body}, stream=True, timeout=60
+        ) as stream:
+            assert stream.status_code == 200
+            assert next(stream.iter_lines())
+
+
 def test_an_invalid_name_is_told_as_that(warm: Host) -> None:
     """Ollama says so, too; nothing is asked of it."""
     reply = post(warm, "/api/generate", {"model": "qwen2.5:", "prompt": "x"})
     assert reply.status_code == 400
     assert "invalid model name" in reply.json()["error"]
+
+
+LIBRARY = {
+    "tiny-e": {"weights": 100_000_000, "kv_per_token": 1024, "layers": 4, "embedding": 64},
+    "tiny-a": {"weights": 100_000_000, "kv_per_token": 1024, "layers": 4},
+    "tiny-c": {
+        "weights": 100_000_000,
+        "kv_per_token": 1024,
+        "layers": 4,
+        "parameters": {"num_ctx": 512},
+    },
+    "tiny-g": {
+        "weights": 100_000_000,
+        "kv_per_token": 1024,
+        "layers": 4,
+        "parameters": {"num_gpu": 3},
+    },
+    "tiny-n": {
+        "weights": 100_000_000,
+        "kv_per_token": 1024,
+        "layers": 4,
+        "parameters": {"num_predict": 0, "num_ctx": 8},
+    },
+    "tiny-h": {"blob": "tiny-a"},
+}
+
+
+@pytest.fixture(scope="module")
+def library(sim_lib: Path) -> Iterator[Host]:
+    """Modelfiles with values of their own, an embedding model first, room for two."""
+    host = make(sim_lib)
+    write(host, ollama="max_loaded_models = 2\ncontext_length = 1024\n", extra="")
+    models = host.home / "library.json"
+    models.write_text(json.dumps(LIBRARY))
+    faults = f'GPU_SIM_FAULTS = "{host.home}/faults/ollama.json"'
+    text = host.config.read_text().replace(faults, f'{faults}, GPU_SIM_MODELS = "{models}"')
+    names = ", ".join(f'"{name}"' for name in LIBRARY)
+    host.config.write_text(text.replace(f'models = ["{WARM}"]', f"models = [{names}]"))
+    with running(host):
+        host.wait_ready("ollama")
+        yield host
+    shutil.rmtree(host.home, ignore_errors=True)
+
+
+def test_an_embedding_model_may_be_the_warm_one(library: Host) -> None:
+    """Loaded by its own route; it embeds, and no chat is asked of it."""
+    library.wait(lambda: "tiny-e:latest" in resident(library), "the warm model")
+    before, granted = runners(library), leases(library)
+    embedded = post(library, "/api/embed", {"model": "tiny-e", "input": "x"})
+    assert embedded.status_code == 200, embedded.text
+    assert post(library, "/v1/embeddings", {"model": "tiny-e", "input": "x"}).status_code == 200
+    assert runners(library) == before
+    assert leases(library) == granted
+
+
+@pytest.mark.parametrize("model", ["tiny-a", "tiny-c", "tiny-g"])
+def test_a_modelfiles_values_hold_on_every_route(library: Host, model: str) -> None:
+    """Whichever route comes first: one load, then the same pid and argv on all of them."""
+    first = post(library, "/api/generate", {"model": model, "keep_alive": "1m"})
+    assert first.status_code == 200, first.text
+    before, granted = runners(library), leases(library)
+    for path, body in (*ROUTES, *reversed(ROUTES)):
+        for options in ({}, {"num_ctx": 256, "num_gpu": 1}):
+            reply = post(library, path, {"model": model, **body, "options": options})
+            assert reply.status_code == 200, reply.text
+    assert runners(library) == before
+    assert leases(library) == granted
+
+
+def test_two_names_of_one_file_share_the_runner(library: Host) -> None:
+    """The other name needs no load, natively and below /v1; /api/ps calls it by the first one's."""
+    assert post(library, "/api/generate", {"model": "tiny-a"}).status_code == 200
+    before, granted = runners(library), leases(library)
+    for path, body in ROUTES:
+        reply = post(library, path, {"model": "tiny-h", **body})
+        assert reply.status_code == 200, reply.text
+    assert runners(library) == before
+    assert leases(library) == granted
+
+
+def test_a_modelfile_without_an_end_gets_one(library: Host) -> None:
+    """Its own num_predict 0 counts where the body says nothing: 10 x num_ctx tokens, then the end."""
+    body = {"model": "tiny-n", "prompt": "x", "stream": False}
+    whole = post(library, "/api/generate", body)
+    assert whole.status_code == 200, whole.text
+    assert whole.json()["done"]
+    assert post(library, "/v1/completions", body).status_code == 200
