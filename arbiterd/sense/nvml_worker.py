@@ -34,6 +34,7 @@ JUMP_BYTES = 64 << 20  # free memory moved so much: read at once who did it
 DROP_BYTES = 256 << 20  # it fell so much, or below the limit given: look again
 AGAIN_S = 0.025
 RECOVERY_EVERY_S = 10.0
+LIST_TRIES = 3  # a leak moves always; a large allocation is over by the second
 NOWHERE, STARTING = -1, -2  # in the shared word: between devices; inside nvmlInit
 _RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 _PR_SET_PDEATHSIG = 1
@@ -137,13 +138,22 @@ class Worker:
             fell = before is not None and before - free > DROP_BYTES
             self.suspicious |= fell or (free < limit and (before is None or before >= limit))
         if processes:
-            row.update(_processes(handle))
-            if "memory" in row:
-                # Read anew: what was allocated between the two calls is in both or in none.
-                row["used_before"] = row["memory"][2]
-                row.update(_memory(handle))
+            self._list(handle, row)
         if processes and self._order.get("utilisation"):
             row.update(self._utilisation(handle, row["uuid"]))
+
+    def _list(self, handle: Any, row: Row) -> None:
+        """The list between two readings of memory that agree: what an engine takes at once, 12 GiB of
+        cache, would else be in one of them only, and nobody's for that sample.
+        """
+        for _ in range(LIST_TRIES):
+            row.update(_processes(handle))
+            if "memory" not in row:
+                return
+            row["used_before"] = row["memory"][2]
+            row.update(_memory(handle))
+            if "error" in row or row["memory"][2] == row["used_before"]:
+                return
 
     def _utilisation(self, handle: Any, uuid: str) -> Row:
         """The busiest sample of each pid since the last time; none at all: NotFound."""
