@@ -42,7 +42,7 @@ test-real: ## real vLLM and llama.cpp on the CPU (downloads about 700 MB once), 
 	@scripts/setup dev
 	@scripts/setup-vllm
 	@scripts/setup-llama
-	$(PY) -m pytest -q -s -p no:randomly -m real tests/real_engines
+	$(PY) -m pytest -q -s -p no:randomly -m real tests/real_engines tests/conformance
 
 test-device: ## real NVML and PyTorch (skipped with its reason where there is no GPU)
 	@scripts/setup dev

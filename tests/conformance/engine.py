@@ -112,12 +112,13 @@ def session(leader: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Living child processes."""
-    with suppress(OSError):
-        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        living = ((int(one), procfs.stat(int(one))) for one in words)
-        return [one for one, found in living if found and found.alive]
-    return []
+    """Living child processes, of whichever thread (a Go program forks in any)."""
+    words: list[str] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            words += task.read_text().split()
+    living = ((int(one), procfs.stat(int(one))) for one in words)
+    return [one for one, found in living if found and found.alive]
 
 
 def argv_of(pid: int) -> list[str]:

@@ -62,25 +62,39 @@ def write(path: Path, *, seed: str, pooling: bool) -> None:
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(about["tensors"]), len(facts))
     head += b"".join(_text(key) + _value(value) for key, value in facts.items())
     data: list[bytes] = []
+    embedding: array.array[float] = array.array("f")
     at = 0
     for one in about["tensors"]:
         shape = one["shape"]
         head += _text(one["name"]) + struct.pack("<I", len(shape))
         head += struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", 0, at)
-        data.append(_padded(_weights(draw, one).tobytes()))
+        weights = _weights(draw, one, embedding)
+        embedding = weights if one["name"] == "token_embd.weight" else embedding
+        data.append(_padded(weights.tobytes()))
         at += len(data[-1])
     path.write_bytes(_padded(head) + b"".join(data))
 
 
-def _weights(draw: random.Random, tensor: Mapping[str, Any]) -> array.array[float]:
-    """Norms are 1. What comes out is printable ASCII: other tokens, the end among them, are never
-    likely; it is spread wide, so that temperature 1 does not repeat a token for long.
+def _weights(
+    draw: random.Random, tensor: Mapping[str, Any], embedding: array.array[float]
+) -> array.array[float]:
+    """Norms are 1. What comes out is printable ASCII: half of its tokens are the opposite of the other
+    half, so 47 are always likelier than all other tokens, whose weights are 0, and only the likeliest
+    40 are drawn from: no generation ends by itself. Each token leans towards itself, so that
+    temperature 0 repeats one for ever, and temperature 1 does not. ``embedding``: it, once made.
     """
     shape, name = tensor["shape"], tensor["name"]
     if len(shape) == 1:
         return array.array("f", [1.0] * shape[0])
-    spread = 0.25 if name == "output.weight" else 0.05
+    spread = 0.08 if name == "output.weight" else 0.05
     made = array.array("f", (draw.gauss(0.0, spread) for _ in range(shape[0] * shape[1])))
+    half, start = _PRINTABLE // 2 * shape[0], _FIRST * shape[0]
+    if name == "output.weight":
+        for at in range(start, start + half):
+            made[at] += embedding[at]
+    if name in {"output.weight", "token_embd.weight"}:
+        opposite = [-one for one in made[start : start + half]]
+        made[start + half : start + 2 * half] = array.array("f", opposite)
     if name == "output.weight":
         for token in [*range(_FIRST), *range(_FIRST + _PRINTABLE, shape[1])]:
             made[token * shape[0] : (token + 1) * shape[0]] = array.array("f", [0.0] * shape[0])

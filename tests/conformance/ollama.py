@@ -99,9 +99,13 @@ class _Ollama:
 
         def empty() -> bool:
             listed = json.loads(ask(server.port, "GET", "/api/ps").body)["models"]
-            for row in listed:
-                body = {"model": row["name"], "keep_alive": 0}
-                ask(server.port, "POST", "/api/generate", body)
+            known = (
+                json.loads(ask(server.port, "GET", "/api/tags").body)["models"] if listed else []
+            )
+            for row in listed:  # by any name of it: the one it was loaded by may be gone
+                for name in {one["name"] for one in known if one["digest"] == row["digest"]}:
+                    body = {"model": name, "keep_alive": 0}
+                    ask(server.port, "POST", "/api/generate", body)
             return not listed and not server.workers()
 
         wait_until(empty, 60, "all models to be unloaded")
@@ -161,6 +165,8 @@ class Real(_Ollama):
                 else:
                     body["files"] = {"tiny.gguf": f"sha256:{self._upload(port, folder, name)}"}
                 _ok(ask(port, "POST", "/api/create", body))
+                if not source:
+                    self.blobs[_blob(folder / "models", name)] = name
         finally:
             server.terminate()
             server.wait(30)
@@ -171,7 +177,6 @@ class Real(_Ollama):
         gguf.write(file, seed=name, pooling=name == "tiny-e")
         raw = file.read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
-        self.blobs[digest] = name
         url = f"http://127.0.0.1:{port}/api/blobs/sha256:{digest}"
         with requests.Session() as session:
             session.trust_env = False
@@ -187,6 +192,14 @@ class Real(_Ollama):
                 file.write_bytes(file.read_bytes()[:200_000])
             elif name == "tiny-d":
                 file.unlink()
+
+
+def _blob(models: Path, name: str) -> str:
+    """The digest of a model's file: Ollama may have written it anew."""
+    manifest = models / "manifests/registry.ollama.ai/library" / name / "latest"
+    layers = json.loads(manifest.read_text())["layers"]
+    found = [one["digest"] for one in layers if one["mediaType"].endswith("image.model")]
+    return str(found[0]).removeprefix("sha256:")
 
 
 def _ok(answer: Answer) -> None:
