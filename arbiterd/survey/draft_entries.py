@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import tomlkit
 
-from arbiterd.engines import engine_of
-from arbiterd.engines.base import CommandProblem
-from arbiterd.engines.flags import OwnedFlag, without
 from arbiterd.engines.vllm_command import model_of
-from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.survey.facts import EngineName, Image, OllamaModel, OllamaStore, Survey, Venv
+from arbiterd.model.settings import Kind
+from arbiterd.survey.carried import Carried, from_command, from_unit
+from arbiterd.survey.facts import (
+    EngineName,
+    Image,
+    OllamaModel,
+    OllamaStore,
+    Survey,
+    UnitFacts,
+    Venv,
+    engine_of_unit,
+)
 from arbiterd.units import format_size
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-3B-Instruct"
 MAX_MODELS = 16  # an allow-list that can still be read in one line
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EMBEDS = re.compile(r"embed|minilm|bge-", re.IGNORECASE)
-_SECRETS = (OwnedFlag("api-key", ""), OwnedFlag("hf-token", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,9 @@ def entries(survey: Survey, *, images_run: bool) -> dict[EngineName, Entry]:
 
 # -- TensorFlow Serving ------------------------------------------------------------------------
 def _tensorflow(survey: Survey, *, images_run: bool) -> Entry | None:
+    unit = survey.unit("tensorflow")
+    if unit is not None:
+        return _of_unit(survey, unit, Kind.TENSORFLOW)
     program = survey.program("tensorflow")
     image = _image(survey, "tensorflow")
     if not program and image is None:
@@ -65,25 +74,39 @@ def _tensorflow(survey: Survey, *, images_run: bool) -> Entry | None:
 
 # -- vLLM --------------------------------------------------------------------------------------
 def _vllm(survey: Survey, *, images_run: bool) -> Entry | None:
+    """A unit that runs it, else a command line in use, else an environment and a model in a cache."""
+    unit = survey.unit("vllm")
+    if unit is not None:
+        return _of_unit(survey, unit, Kind.VLLM)
     venv = _best_venv(survey)
     image = _image(survey, "vllm")
     program = venv.program if venv is not None else survey.program("vllm")
-    model, flags, source = _served(survey)
-    notes = [source]
+    run = next((one for one in survey.vllm_runs if _readable(one.argv)), None)
     if program:
-        command = _clean((program, "serve", model), flags)
-        body = f"command = {words(command)}"
+        if run is not None:
+            said = from_command((program, *run.argv[1:]), Kind.VLLM)
+            notes = [f"as {run.source} runs it", *_not_carried(said)]
+        else:
+            model, note = _model(survey)
+            said = from_command((program, "serve", model), Kind.VLLM)
+            notes = [note]
+        body = ", ".join((f"command = {words(said.command)}", *_keys(said.keys)))
         if venv is not None:
             notes.append(f"version {venv.version} in {venv.folder}")
             if not venv.open and venv.owner not in ("root", ""):
                 body += f", user = {string(venv.owner)}"
                 notes.append(f"it lies where only {venv.owner} may go, so it runs as {venv.owner}")
-        return Entry(body, tuple(notes))
+        return Entry(body, tuple(notes), said.why_not)
     if image is None:
         return None
     start, why_not = _image_start(image, images_run=images_run)
-    command = _clean(("--model", model), flags)
-    return Entry(f"{start}, command = {words(command)}", tuple(notes), why_not)
+    model, note = _model(survey)
+    return Entry(f"{start}, command = {words(['--model', model])}", (note,), why_not)
+
+
+def _readable(argv: Sequence[str]) -> bool:
+    model = model_of(argv)
+    return bool(model) and model[0] != "-" and all(word.isprintable() for word in argv)
 
 
 def _best_venv(survey: Survey) -> Venv | None:
@@ -93,44 +116,52 @@ def _best_venv(survey: Survey) -> Venv | None:
     return max(venvs, key=lambda v: (v.program in used, v.open, _version(v.version)), default=None)
 
 
-def _served(survey: Survey) -> tuple[str, tuple[str, ...], str]:
-    """(model, flags, where it comes from): a command line in use, else a cache, else an example."""
-    for run in survey.vllm_runs:
-        model = model_of(run.argv)
-        if model and model[0] != "-" and all(word.isprintable() for word in run.argv):
-            after = run.argv[run.argv.index("serve") + 1 :] if "serve" in run.argv else ()
-            flags = without(after, (OwnedFlag("model", ""),))
-            return model, flags[1:] if flags[:1] == (model,) else flags, f"as {run.source} runs it"
+def _model(survey: Survey) -> tuple[str, str]:
+    """(model, where it comes from): a cache, else an example that says so."""
     for one in survey.cached:
         if one.servable and one.name.isprintable() and one.name[0] != "-":
-            return one.name, (), f"the model is in {one.owner}'s Hugging Face cache"
-    return DEFAULT_MODEL, (), "no model found in a cache: write the one you want"
+            return one.name, f"the model is in {one.owner}'s Hugging Face cache"
+    return DEFAULT_MODEL, "no model found in a cache: write the one you want"
 
 
-def _clean(base: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
-    """The command without the flags that the arbiter sets itself and without secrets; without any
-    flag when what is left would still be refused.
-    """
-    command = without((*base, *flags), _SECRETS)
-    found = _refused(command)
-    corrected = next((one.corrected for one in found if one.corrected), tuple(command))
-    return tuple(base) if _refused(corrected) else corrected
+# -- units ---------------------------------------------------------------------------------------
+def _of_unit(survey: Survey, unit: UnitFacts, kind: Kind, *more: str) -> Entry:
+    """The entry that a foreign unit comes to; all that has no place in it is a comment."""
+    said = from_unit(unit, kind)
+    notes = [f"from {unit.name}", *more, *_not_carried(said)]
+    notes += [
+        f"{other.name} runs this engine, too, and is not carried over: {' '.join(other.command)}"
+        for other in survey.units
+        if other.name != unit.name and engine_of_unit(other) == engine_of_unit(unit)
+    ]
+    body = ", ".join((f"command = {words(said.command)}", *_keys(said.keys)))
+    why_not = f"{unit.name} cannot be carried over: {said.why_not}" if said.why_not else ""
+    return Entry(body, tuple(notes), why_not)
 
 
-def _refused(command: Sequence[str]) -> tuple[CommandProblem, ...]:
-    backend = BackendSettings("vllm", Kind.VLLM, tuple(command), 8000, 18000)
-    return engine_of(Kind.VLLM).check_command(backend)
+def _not_carried(said: Carried) -> list[str]:
+    return [f"not carried over: {one}" for one in said.left]
+
+
+def _keys(keys: Mapping[str, object]) -> list[str]:
+    """Keys of an entry as TOML."""
+    return [f"{name} = {_value(value)}" for name, value in keys.items()]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{key(str(name))} = {_value(one)}" for name, one in value.items())
+        return f"{{ {pairs} }}"
+    return str(value) if isinstance(value, int) else string(str(value))
 
 
 # -- Ollama ------------------------------------------------------------------------------------
 def _ollama(survey: Survey, *, images_run: bool) -> Entry | None:
     unit = survey.unit("ollama")
     image = _image(survey, "ollama")
-    if unit is not None and unit.command and unit.command[0].rsplit("/", 1)[-1] == "ollama":
-        whose = unit.user or "root"
-        note = f"{unit.name} runs it as {whose} now. `arbiterctl takeover ollama` writes its user, "
-        note += "environment and model folder here and disables that unit"
-        return Entry(f"command = {words(unit.command)}", (note,))
+    if unit is not None and unit.command:
+        note = f"{unit.name} runs it as {unit.user or 'root'} now; `arbiterctl takeover ollama` disables it"
+        return _of_unit(survey, unit, Kind.OLLAMA, note)
     program = survey.program("ollama")
     if program:
         body = f"command = {words([program, 'serve'])}"

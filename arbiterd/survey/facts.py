@@ -15,8 +15,11 @@ OURS = "gpu-arbiter"
 class UnitFacts:
     """One unit of the system's manager, in systemd's own words.
 
-    ``enabled`` is UnitFileState, ``command`` the first ExecStart's argv. ``environment`` is what
-    Environment= comes to over the unit file and its drop-ins; ``environment_files``: (path, optional).
+    ``enabled`` is UnitFileState, ``command`` the first ExecStart's argv with its variables put in.
+    ``environment`` is what Environment= comes to over the unit file and its drop-ins;
+    ``environment_files``: (path, optional). ``missing``: variables of the command whose values could
+    not be read; ``secret``: those that stay as they are written. ``directives``: what the texts of
+    unit and drop-ins set in [Service], as written: names for people, never values to act on.
     """
 
     name: str
@@ -31,6 +34,9 @@ class UnitFacts:
     environment_files: tuple[tuple[str, bool], ...] = ()
     command: tuple[str, ...] = ()
     main_pid: int = 0
+    missing: tuple[str, ...] = ()
+    secret: tuple[str, ...] = ()
+    directives: tuple[tuple[str, str], ...] = ()
 
     @property
     def there(self) -> bool:
@@ -177,15 +183,33 @@ class Survey:
         return dict(self.programs).get(engine, "")
 
     def unit(self, engine: EngineName) -> UnitFacts | None:
-        """The foreign unit that runs this engine: a running one before an installed one."""
+        """The foreign unit that runs this engine: a running one before an installed one, one whose
+        command says so before one whose name does.
+        """
         mine = [one for one in self.units if engine_of_unit(one) == engine]
-        return min(mine, key=lambda one: (not one.runs, not one.starts_at_boot), default=None)
+
+        def rank(one: UnitFacts) -> tuple[bool, bool, bool]:
+            return not one.runs, not one.starts_at_boot, _engine_of_command(one) != engine
+
+        return min(mine, key=rank, default=None)
 
 
 def engine_of_unit(unit: UnitFacts) -> EngineName | None:
     """Which engine a foreign unit runs, by its command, else by its name; None for our own."""
     if unit.name.startswith(OURS):
         return None
+    found = _engine_of_command(unit)
+    if found is not None:
+        return found
+    named = unit.name.lower()
+    if "ollama" in named:
+        return "ollama"
+    if "vllm" in named:
+        return "vllm"
+    return "tensorflow" if "tensorflow" in named or "tfserving" in named else None
+
+
+def _engine_of_command(unit: UnitFacts) -> EngineName | None:
     program = unit.command[0].rsplit("/", 1)[-1] if unit.command else ""
     words = " ".join(unit.command)
     if program == "ollama" or "ollama/ollama" in words:
@@ -194,12 +218,7 @@ def engine_of_unit(unit: UnitFacts) -> EngineName | None:
         return "vllm"
     if program.startswith("tensorflow_model_server") or "tensorflow/serving" in words:
         return "tensorflow"
-    named = unit.name.lower()
-    if "ollama" in named:
-        return "ollama"
-    if "vllm" in named:
-        return "vllm"
-    return "tensorflow" if "tensorflow" in named or "tfserving" in named else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

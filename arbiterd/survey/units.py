@@ -1,6 +1,7 @@
 """Units as systemd itself tells of them, over D-Bus: typed values, no text to take apart.
 
-Unit files are never parsed here: a drop-in, a generator or an alias changes what they mean.
+No value is taken from a unit's text: a drop-in, a generator or an alias changes what it means. Only
+the names of what it sets are read there, for the list of what is not carried over.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 
 from jeepney import DBusAddress
 
+from arbiterd import env_text
 from arbiterd.act.systemd_bus import NAME, PATH, SERVICE, UNIT, Bus
 from arbiterd.errors import LaunchError
+from arbiterd.survey import unit_line
 from arbiterd.survey.facts import OURS, UnitFacts, UserUnit, engine_of_unit
 
 PATTERNS = ("*ollama*.service", "*vllm*.service", "*tensorflow*.service", "*tf*serving*.service")
@@ -44,22 +47,27 @@ class Units:
         service = self._all(path, SERVICE) if name.endswith(".service") else {}
         execs = service.get("ExecStart") or [("", [])]
         pairs = [str(one).partition("=") for one in service.get("Environment", [])]
+        environment = tuple((key, value) for key, _, value in pairs)
+        files = tuple((str(p), bool(o)) for p, o in service.get("EnvironmentFiles", []))
+        line = _expanded([str(word) for word in execs[0][1]], environment, files, service)
+        fragment = str(unit.get("FragmentPath", ""))
+        drop_ins = tuple(str(one) for one in unit.get("DropInPaths", []))
         return UnitFacts(
             name=str(unit.get("Id", name)),
             load=str(unit.get("LoadState", "")),
             active=str(unit.get("ActiveState", "")),
             enabled=str(unit.get("UnitFileState", "")),
-            fragment=str(unit.get("FragmentPath", "")),
-            drop_ins=tuple(str(one) for one in unit.get("DropInPaths", [])),
+            fragment=fragment,
+            drop_ins=drop_ins,
             user=str(service.get("User", "")),
             group=str(service.get("Group", "")),
-            environment=tuple((key, value) for key, _, value in pairs),
-            environment_files=tuple(
-                (str(path), bool(optional))
-                for path, optional in service.get("EnvironmentFiles", [])
-            ),
-            command=tuple(str(word) for word in execs[0][1]),
+            environment=environment,
+            environment_files=files,
+            command=line.words,
             main_pid=int(service.get("MainPID", 0)),
+            missing=line.missing,
+            secret=line.secret,
+            directives=unit_line.directives(_texts((fragment, *drop_ins))),
         )
 
     def of_engines(self, named: Iterable[str] = ()) -> tuple[UnitFacts, ...]:
@@ -85,6 +93,33 @@ class Units:
         address = DBusAddress(path, NAME, _PROPERTIES)
         rows = self._bus.call(address, "GetAll", "s", (interface,))[0]
         return {str(key): value[1] for key, value in rows.items()}
+
+
+def _expanded(
+    words: list[str],
+    environment: tuple[tuple[str, str], ...],
+    files: tuple[tuple[str, bool], ...],
+    service: dict[str, Any],
+) -> unit_line.Expanded:
+    """The command with its variables: files win over Environment=, as for systemd."""
+    flags = (service.get("ExecStartEx") or [("", [], [])])[0][2]
+    if "no-env-expand" in flags:  # ExecStart=:/path ...
+        return unit_line.Expanded(tuple(words))
+    env, complete = dict(environment), True
+    for path, _ in files:
+        try:
+            env |= env_text.parse(Path(path).read_text(errors="replace"))
+        except FileNotFoundError:
+            continue  # then nothing of it is set
+        except OSError:
+            complete = False
+    return unit_line.expanded(words, env, complete=complete)
+
+
+def _texts(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        with suppress(OSError):
+            yield Path(path).read_text(errors="replace")
 
 
 def of_people(homes: tuple[str, ...]) -> Iterator[UserUnit]:
