@@ -20,6 +20,7 @@ ORDER: tuple[EngineName, ...] = ("tensorflow", "vllm", "ollama")
 WEIGHTS: Mapping[EngineName, int] = {"tensorflow": 20, "vllm": 55, "ollama": 20}
 VLLM_LEAST_BYTES = 2 * GIB  # below that its CUDA context and spikes leave nothing (engines/vllm.py)
 COLUMN = 11
+LEAST_BYTES = GIB  # a device that leaves less beside the headroom holds no engine at all
 Share = tuple[Device | None, int | None]  # device and percent; None: unknown, or all there is
 Shares = Mapping[EngineName, Share]
 Entries = Mapping[EngineName, Entry]
@@ -35,11 +36,11 @@ class Draft:
 
 def draft(survey: Survey, *, images_run: bool) -> Draft:
     """The configuration for this host. ``images_run``: this version can run `image =`."""
-    usable = [one for one in survey.devices if not one.mig_enabled]
+    usable = [one for one in survey.devices if not one.mig_enabled and _room(one) >= LEAST_BYTES]
     entries: Entries = draft_entries.entries(survey, images_run=images_run)
     live = tuple(name for name in ORDER if name in entries and not entries[name].why_not)
     if survey.devices and not usable:
-        live = ()  # a card in MIG mode takes nobody itself, and it has no slice yet
+        live = ()  # nothing can run there: cards in MIG mode without a slice, or slices below the headroom
     mode_a = _mode_a(live, usable)
     if "vllm" in mode_a and _too_small(mode_a["vllm"]):
         small = Entry(entries["vllm"].body, why_not=_small_words(usable))
@@ -52,6 +53,10 @@ def draft(survey: Survey, *, images_run: bool) -> Draft:
     parts.append(_mode("B", mode_b, why) if mode_b else f"# No [modes.B]: {why}.\n")
     parts.append(_tail(entries))
     return Draft("\n".join(part for part in parts if part), live)
+
+
+def _room(device: Device) -> int:
+    return device.capacity_bytes - headroom_bytes(None, device)
 
 
 def _head(survey: Survey) -> str:

@@ -92,6 +92,8 @@ def test_everything_on_one_card_is_fifteen_lines_and_a_few_comments() -> None:
         },
         "ollama": {
             "command": ["/usr/local/bin/ollama", "serve"],
+            "user": "ollama",
+            "env": {"OLLAMA_MODELS": "/srv/ollama"},
             "models": ["qwen2.5:3b", "nomic-embed-text:latest"],
         },
     }
@@ -103,7 +105,7 @@ def test_everything_on_one_card_is_fifteen_lines_and_a_few_comments() -> None:
         }
     }
     assert "# No [modes.B]: it needs a second GPU, or MIG slices." in text
-    assert "`arbiterctl takeover ollama` writes its user" in text
+    assert "`arbiterctl takeover ollama` disables it" in text
     assert "llama3.3:70b (40.00 GiB)" in text
     assert "so it runs as alice" in text
     lines = [one for one in text.splitlines() if one.strip() and not one.startswith("#")]
@@ -245,8 +247,25 @@ UNITS = st.builds(
     enabled=st.sampled_from(["enabled", "disabled"]),
     user=TEXT,
     command=st.sampled_from(
-        [("/usr/local/bin/ollama", "serve"), ("/usr/bin/docker", "run", "x"), ()]
+        [
+            ("/usr/local/bin/ollama", "serve"),
+            ("/usr/bin/docker", "run", "x"),
+            (),
+            ("/bin/sh", "-c", "x"),
+        ]
+    )
+    | FLAGS.map(lambda flags: ("/v/bin/vllm", "serve", "org/m", *flags)),
+    environment=st.dictionaries(
+        st.sampled_from(["HF_HOME", "OLLAMA_HOST", "CUDA_VISIBLE_DEVICES", "A_TOKEN", "X Y", "é"]),
+        TEXT,
+    ).map(lambda found: tuple(found.items())),
+    environment_files=st.sampled_from(
+        [(), (("/etc/x.env", True),), (("/etc/a", False), ("/etc/b", False))]
     ),
+    missing=st.sampled_from([(), ("MODEL",)]),
+    directives=st.lists(
+        st.tuples(st.sampled_from(["Group", "Restart", "ExecStartPre"]), TEXT), max_size=3
+    ).map(tuple),
 )
 SURVEYS = st.builds(
     Survey,

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from arbiterd.survey.unit_line import directives, expanded
@@ -62,21 +56,3 @@ def test_directives_of_a_unit_and_its_drop_ins() -> None:
         ("ExecStart", "/b"),
         ("MemoryMax", "32G"),
     )
-
-
-@pytest.mark.skipif(
-    not os.path.isdir("/run/systemd/system") or not shutil.which("systemd-run"),
-    reason="needs a running systemd (the system tests ask the box's)",
-)
-def test_the_rules_are_those_of_this_systemd(tmp_path: Path) -> None:
-    """A transient unit prints its words; ours are the same."""
-    words = ["${MODEL}", "$ARGS", "--port=${PORT}", "cost$$5", "$EMPTY"]
-    show = [sys.executable, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))"]
-    env = [f"--setenv={name}={value}" for name, value in ENV.items()]
-    done = subprocess.run(
-        ["systemd-run", "--quiet", "--wait", "--pipe", *env, *show, *words],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    import json
-
-    assert json.loads(done.stdout) == list(expanded(["x", *words], ENV, complete=True).words[1:])

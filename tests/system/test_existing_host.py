@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from arbiterd.survey.unit_line import expanded
 from tests.support import wait_until
 from tests.system.conftest import PYTHON, Box
 from tests.system.existing import HOMES, MODEL, STORE, UNIT, VENV, Existing
@@ -46,6 +47,8 @@ def test_init_finds_what_is_there_and_writes_a_file_that_passes(host: Existing) 
     }
     assert table["backends"]["ollama"] == {
         "command": ["/usr/local/bin/ollama", "serve"],
+        "user": "ollama",
+        "env": {"OLLAMA_MODELS": STORE, "OLLAMA_ORIGINS": "https://a.example,*"},
         "models": ["qwen2.5:3b"],
     }
     assert set(table["modes"]) == {"A", "B"}
@@ -58,6 +61,77 @@ def test_init_finds_what_is_there_and_writes_a_file_that_passes(host: Existing) 
     assert (status, printed) == (0, text)
     assert host.ctl("init", "--force")[0] == 0
     assert host.read("/etc/gpu-arbiter.toml.before-init") == text
+
+
+VLLM_UNIT = """\
+[Unit]
+Description=vLLM
+[Service]
+User=alice
+EnvironmentFile=/etc/vllm.env
+Environment=HF_HOME=/srv/hf
+ExecStart=/opt/vllm/bin/vllm serve org/overridden
+LimitNOFILE=65536
+[Install]
+WantedBy=multi-user.target
+"""
+VLLM_DROP_IN = """\
+[Service]
+ExecStart=
+ExecStart=/opt/vllm/bin/vllm serve ${MODEL} --port ${PORT} $EXTRA --api-key ${VLLM_API_KEY}
+"""
+VLLM_ENV = """\
+MODEL=org/from-the-file
+PORT=8007
+EXTRA=--dtype half --served-model-name "a name" b
+VLLM_API_KEY=hush
+"""
+
+
+def test_a_unit_with_variables_and_a_drop_in_is_carried_over(host: Existing) -> None:
+    """Its variables are put in as this systemd itself does; no secret and no other model is written."""
+    box = host.box
+    unit = "/etc/systemd/system/vllm.service"
+    box.put(unit, VLLM_UNIT)
+    box.put(f"{unit}.d/override.conf", VLLM_DROP_IN)
+    box.put("/etc/vllm.env", VLLM_ENV)
+    box.sh("chmod 600 /etc/vllm.env; systemctl daemon-reload")
+    try:
+        status, text, err = host.ctl("init", "--output", "-")
+    finally:
+        box.sh(f"rm -rf {unit} {unit}.d /etc/vllm.env; systemctl daemon-reload")
+    assert status == 0, err
+    assert "hush" not in text + err
+    assert tomllib.loads(text)["backends"]["vllm"] == {
+        "command": [
+            *("/opt/vllm/bin/vllm", "serve", "org/from-the-file", "--dtype", "half"),
+            *("--served-model-name", "a name", "b"),
+        ],
+        "user": "alice",
+        "env": {"HF_HOME": "/srv/hf"},
+        "env_file": "/etc/vllm.env",
+        "port": 8007,
+    }
+    assert "# vllm: from vllm.service" in text
+    assert "not carried over: LimitNOFILE=65536" in text
+
+    env = {"MODEL": "org/m", "ARGS": '--dtype half "a b"', "PORT": "1", "EMPTY": ""}
+    words = [
+        "${MODEL}",
+        "$ARGS",
+        "--port=${PORT}",
+        "cost$$5",
+        "a$MODEL",
+        "$EMPTY",
+        "${NOWHERE}",
+        "$NOWHERE",
+    ]
+    show = "import sys, json; print(json.dumps(sys.argv[1:]))"
+    setting = [f"--setenv={name}={value}" for name, value in env.items()]
+    done = box.run(
+        "systemd-run", "--quiet", "--wait", "--pipe", *setting, PYTHON, "-c", show, *words
+    )
+    assert json.loads(done.stdout) == list(expanded(["x", *words], env, complete=True).words[1:])
 
 
 def test_every_finding_of_doctor_is_mended_by_its_command(host: Existing) -> None:
