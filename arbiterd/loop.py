@@ -204,7 +204,10 @@ class Loop:
         parts = self._parts.gateway
         if parts is None:
             return {}
-        seen = replace(parts.keeper.latest(now), requests=parts.log.latest())
+        log = parts.log
+        seen = replace(
+            parts.keeper.latest(now), requests=log.latest(), unknown_hosts=log.unknown_hosts()
+        )
         return {
             "gateway": seen,
             "load_asks": parts.loads.asks(),

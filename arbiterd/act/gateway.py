@@ -25,6 +25,7 @@ from arbiterd.gateway.layout import Door, Layout, doors_of, layout
 from arbiterd.gateway.limits import split
 from arbiterd.gateway.paths import GROUP, Paths
 from arbiterd.gateway.reading import line_of, traffic_of
+from arbiterd.hostnames import HostNames
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
@@ -56,6 +57,7 @@ class _Seen:
     doors_at: float = 0.0
     gate_at: float = 0.0
     taken: dict[str, str] = field(default_factory=dict)
+    here: tuple[str, ...] = ()
     bound: frozenset[str] = frozenset()
 
 
@@ -75,6 +77,7 @@ class GatewayKeeper:
         self._order: tuple[GatewayWish, Settings] | None = None
         self._latest = GatewayObservation(enabled=True, problem="not looked at yet")
         self._seen = _Seen()
+        self._names = HostNames()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
     def start(self) -> None:
@@ -135,9 +138,10 @@ class GatewayKeeper:
         now = time.monotonic()
         seen = self._seen
         self._doors(settings, now)
-        if seen.settings is not settings or seen.layout is None:
-            seen.layout = layout(settings, seen.taken)
-            seen.settings = settings
+        here = self._names.names()
+        if seen.settings is not settings or seen.layout is None or here != seen.here:
+            seen.layout = layout(settings, seen.taken, here)
+            seen.settings, seen.here = settings, here
         self._write_live(wish, seen.layout, settings)
         self._write_gate(settings)
         problem = self._write_config(seen.layout)

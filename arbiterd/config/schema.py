@@ -9,14 +9,17 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from arbiterd.model.settings import FOR_EVER_S
 from arbiterd.units import parse_duration, parse_size
 
+_DNS_NAME = re.compile(r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
+_ORIGIN = re.compile(r"[a-z*][a-z0-9+.*-]*://[]a-z0-9_.:*[-]+")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -89,6 +92,41 @@ def _address(value: object) -> str:
         raise ValueError(msg) from None
 
 
+def _host_name(value: str) -> str:
+    """``name``, ``*.name`` or ``*``; a DNS name as it is sent: lower case, IDNA."""
+    text = value.strip().lower().rstrip(".")
+    wild, text = ("*.", text[2:]) if text.startswith("*.") else ("", text)
+    if wild + text == "*":
+        return "*"
+    with suppress(UnicodeError):
+        text = text.encode("idna").decode()
+        if _DNS_NAME.fullmatch(text) or _is_address(text.strip("[]")):
+            return wild + text
+    bare = re.sub(r"^[a-z]+://|[:/].*$", "", value.strip())
+    like = bare if _DNS_NAME.fullmatch(bare.lower()) else "llm.example.com"
+    msg = f'{value!r} is no host name; write the name alone, like "{like}"'
+    raise ValueError(msg)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _origin(value: str) -> str:
+    """``scheme://host[:port]``, any part of it ``*``."""
+    text = value.strip().rstrip("/").lower()
+    if text == "*" or _ORIGIN.fullmatch(text):
+        return text
+    bare = re.sub(r"^[a-z]+://|/.*$", "", text)
+    like = bare if _ORIGIN.fullmatch(f"https://{bare}") else "app.example.com"
+    msg = f'{value!r} is no origin; write scheme and name, like "https://{like}"'
+    raise ValueError(msg)
+
+
 def _absolute(value: object) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
@@ -108,6 +146,8 @@ Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
 PortOrOff = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Words = Annotated[list[str], BeforeValidator(_words)]
+HostNames = Annotated[Words, AfterValidator(lambda given: [_host_name(one) for one in given])]
+Origins = Annotated[Words, AfterValidator(lambda given: [_origin(one) for one in given])]
 Folder = Annotated[str, BeforeValidator(_absolute)]
 
 
@@ -138,6 +178,9 @@ class GatewayTable(_Table):
     trust_priority: bool = False
     request_timeout: Duration = 900.0
     certificate: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
+    hosts: HostNames = []
+    cors: Origins = []
+    max_body: Annotated[Size, Field(ge=1024)] = 64 * 1024**2
 
 
 class ForeignTable(_Table):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 from arbiterd.core import brakes
@@ -45,16 +46,24 @@ def wish(desk: Desk) -> GatewayWish:
         if backend is None:
             continue
         substituted = any(source == name for source, _ in failover)
-        door = _door(desk, backend, wanted, whys[name], substituted=substituted)
+        door = _door(desk, backend, wanted, whys[name], substituted=substituted, others=bool(able))
         made[name] = _wish(desk, backend, wanted, whys[name], door)
     desk.doors = {name: one for name, one in desk.doors.items() if name in active}
     return GatewayWish(made, failover)
 
 
 def _door(
-    desk: Desk, backend: BackendState, wanted: BackendSettings, why: str, *, substituted: bool
+    desk: Desk,
+    backend: BackendState,
+    wanted: BackendSettings,
+    why: str,
+    *,
+    substituted: bool,
+    others: bool,
 ) -> DoorState:
-    """The next state of this door, told when it changes. ``why``: no new work is let in."""
+    """The next state of this door, told when it changes. ``why``: no new work is let in. ``others``:
+    some backend takes work; while none does, every door answers at once, and clients look elsewhere.
+    """
     now, old = desk.seen.now, desk.doors.get(backend.name, DoorState())
     unheard = backend.adopted and now - backend.since < ADOPTED_S
     if unheard and backend.phase is Phase.STARTING:
@@ -63,7 +72,7 @@ def _door(
         )  # it ran before we came: HAProxy's own check guards the door
     elif why:
         # The substitute is asked at once; without one, a short wait is better than an error.
-        soon = backend.phase in _SOON and not backend.held and not desk.seen.stopping
+        soon = others and backend.phase in _SOON and not backend.held and not desk.seen.stopping
         short = retry_after_s(desk, backend) <= min(wanted.queue_timeout_s, HOLD_MAX_S)
         admit = Admit.HOLD if soon and short and old.opened else Admit.SHED
         new = replace(old, admit=admit, good_since=None, away=old.opened and substituted)
@@ -163,6 +172,23 @@ def judge_gateway(desk: Desk) -> None:
     elif not problem and open_:
         desk.close_incident(open_.id, EventName.RECOVERED, "the gateway serves again")
     _taken(desk)
+    _named(desk)
+
+
+def _named(desk: Desk) -> None:
+    """Tell each unknown name that clients came by once, with the line that makes it known."""
+    new = desk.seen.gateway.unknown_hosts - desk.state.hosts_told
+    if not new:
+        return
+    desk.state = replace(desk.state, hosts_told=desk.state.hosts_told | new)
+    for host in sorted(new):
+        name = re.sub(r"[^a-z0-9_.*-]|:[0-9]*$", "", host).rstrip(".")
+        hosts = ", ".join(f'"{one}"' for one in (*desk.settings.gateway.hosts, name))
+        text = (
+            f"gateway: served a request for the unknown host {host!r}; browsers get 403 for it; "
+            f"to allow it, write: [gateway] hosts = [{hosts}]"
+        )
+        desk.tell(EventName.UNKNOWN_HOST, Severity.NOTICE, text)
 
 
 def _way(desk: Desk, backend: BackendState) -> None:

@@ -339,6 +339,7 @@ class State:
     ``good``: the last that came through; ``rollback``: why those come back at the next tick;
     ``unsettled``: whom the switch that failed had touched. ``last``: what came of the last reload.
     ``times``: last start and stop, seconds, of backends that no mode in force names any more.
+    ``hosts_told``: unknown names that clients came by, told already.
     ``placed``: the placements of the last tick and what they were made from.
     """
 
@@ -357,6 +358,7 @@ class State:
     held: Mapping[str, float] = field(default_factory=dict)
     gateway_bad_since: float | None = None
     gateway_served: bool = False  # since this daemon came
+    hosts_told: frozenset[str] = frozenset()
     overheads: Mapping[str, int] = field(default_factory=dict)
     learned: Mapping[str, LearnedCap] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)

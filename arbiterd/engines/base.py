@@ -102,7 +102,7 @@ class Routes:
     documented health URLs, answered from the arbiter's state. ``loads``: a body that may load a
     model: through the load gate. ``listed``: lists of models, filtered by the load gate. ``local``:
     changing routes, let through from this machine only. ``grpc``: paths of the gRPC door.
-    ``everything``: a server we know nothing about.
+    ``metrics``: its Prometheus page. ``everything``: a server we know nothing about.
     """
 
     api: Literal["openai", "plain", "openai_below_v1"]
@@ -113,6 +113,7 @@ class Routes:
     listed: tuple[str, ...] = ()
     local: tuple[str, ...] = ()
     grpc: tuple[str, ...] = ()
+    metrics: str = ""
     everything: bool = False
 
 

@@ -31,7 +31,19 @@ _WORDS = (
 )
 
 
-OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+OPENAI_ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/rerank",
+)
 
 
 class GenericEngine:
@@ -98,7 +110,7 @@ class GenericEngine:
     def routes(self, backend: BackendSettings) -> Routes:
         """Nothing is known of it: every route passes; below the unified port OpenAI's usual ones."""
         del backend
-        return Routes("openai_below_v1", exact=OPENAI_ROUTES, everything=True)
+        return Routes("openai_below_v1", exact=OPENAI_ROUTES, metrics="/metrics", everything=True)
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """The health path of the file."""

@@ -32,6 +32,7 @@ LOAD_ROUTES = (
     "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
+    "/v1/audio/transcriptions",
 )
 
 # server/routes.go, allowedHostsMiddleware: a loopback Ollama answers 403, with an empty body, to a Host

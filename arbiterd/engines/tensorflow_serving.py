@@ -188,6 +188,7 @@ class TensorflowServingEngine:
             "plain",
             patterns=(f"^/v1/models/[^/:]+{version}(:(predict|classify|regress)|/metadata)?$",),
             health=("/v1/models", *own),
+            metrics=METRICS_PATH,
             grpc=(
                 "/tensorflow.serving.PredictionService/",
                 "/tensorflow.serving.ModelService/GetModelStatus",

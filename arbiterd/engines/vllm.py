@@ -116,6 +116,9 @@ _ROUTES = (
     "/v1/models",
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
     "/v1/rerank",
     "/v1/score",
     "/v2/rerank",
@@ -225,7 +228,7 @@ class VllmEngine:
     def routes(self, backend: BackendSettings) -> Routes:
         """OpenAI's inference routes; nothing of its development and pause routes."""
         del backend
-        return Routes("openai", exact=_ROUTES, health=("/health",))
+        return Routes("openai", exact=_ROUTES, health=("/health",), metrics="/metrics")
 
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """/health: refused until ready, so the first 200 means ready. Liveness only afterwards."""

@@ -12,19 +12,24 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from multidict import CIMultiDict
 
-from arbiterd.gateway import bodies, ends, live, probes
-from arbiterd.gateway.layout import owner_of
+from arbiterd.engines.ollama import LOAD_ROUTES
+from arbiterd.gateway import bodies, ends, incoming, live, probes
+from arbiterd.gateway.layout import LLM_DOOR, owner_of
+from arbiterd.gateway.lists import ONE, Lists
 from arbiterd.gateway.loads import Loads, Refused
 
-_BIG = 256 * 1024  # bytes: parsed in a thread, so that no other stream waits for it
 _HOP = frozenset(
     (
         "connection",
@@ -41,8 +46,30 @@ _HOP = frozenset(
         "expect",
     )
 )
-_LISTS = ("/api/tags", "/v1/models")
+_LISTS = ("/api/tags", "/v1/models", "/api/ps")
 _RELOAD_S = 1.0
+_WAITED_MS = 50  # shorter is not told: asking what is resident takes a moment, too
+
+
+@dataclass(slots=True)
+class Told:
+    """What the answer's headers tell: how long it waited here (ms), and why or why it is from another."""
+
+    waited_ms: int = 0
+    why: str = ""
+
+    def waited(self, began: float, why: str) -> None:
+        """Since then (monotonic seconds), for this, unless there is a reason already."""
+        self.waited_ms = round((time.monotonic() - began) * 1000)
+        if self.waited_ms >= _WAITED_MS and not self.why:
+            self.why = why
+
+    def headers(self, inner: Mapping[str, str]) -> dict[str, str]:
+        """Together with what the inner door has told."""
+        waited = self.waited_ms + int(inner.get("X-Arbiter-Waited-Ms", "0") or 0)
+        whys = [why for why in (self.why, inner.get("X-Arbiter-Why", "")) if why]
+        out = {"X-Arbiter-Waited-Ms": str(waited)} if waited >= _WAITED_MS else {}
+        return out | ({"X-Arbiter-Why": live.clean("; ".join(whys))} if whys else {})
 
 
 class Gate:
@@ -75,6 +102,8 @@ class Gate:
                     connector=aiohttp.UnixConnector(one["inner"], limit=0),
                     timeout=aiohttp.ClientTimeout(total=None),
                     auto_decompress=False,
+                    # an engine that is dead sends its requests back to here: round and round
+                    headers={"x-arbiter-via": "gate"},
                 )
             if one["gated"]:
                 loads = self.loads.setdefault(name, Loads(name))
@@ -94,43 +123,61 @@ class Gate:
         """One request from HAProxy."""
         if request.path == "/livez":
             return web.Response(text="ok")
+        told = Told()
         try:
-            return await self._route(request)
+            return await self._route(request, told)
         except Refused as refused:
-            return _error(request, refused.status, str(refused), refused.retry_after_s)
+            error = _error(request, refused.status, str(refused), refused.retry_after_s)
+            error.headers.update(told.headers({}))
+            return error
         except bodies.BadBody as bad:
             return _error(request, 400, str(bad))
         except aiohttp.ClientError as error:
             text = f"the way to the engine is cut: {type(error).__name__}"
             return _error(request, 502, text, 5)
 
-    async def _route(self, request: web.Request) -> web.StreamResponse:
+    async def _route(self, request: web.Request, told: Told) -> web.StreamResponse:
         door = request.headers.get("x-arbiter-door", "")
         want = request.headers.get("x-arbiter-want", "")
         probed = request.headers.get(probes.HEADER, "")
         if probed in self.inner:  # the daemon's own, by HAProxy's probe socket: nothing is held
-            return await self._relay(request, probed, b"")
-        if request.method in ("GET", "HEAD") and request.path in _LISTS:
-            return await self._list(request, door)
-        raw = await request.read()
-        if len(raw) > _BIG:
-            body = await asyncio.get_running_loop().run_in_executor(None, bodies.parse, raw)
-        else:
-            body = bodies.parse(raw)
-        name = self._target(body.model, door, want)
-        if name not in self.loads:
-            return await self._relay(request, name, raw)
+            return await self._relay(request, probed, b"", told)
+        if "x-arbiter-via" in request.headers:  # from here, and its engine was not there either
+            msg = f"neither {door} nor its substitute answers"
+            raise Refused(msg)
+        if request.method in ("GET", "HEAD"):
+            return await self._read(request, door, want)
+        raw = await incoming.read(request, self.config["max_body_bytes"])
+        if want and want == door and want not in self.loads:
+            return await self._relay(request, want, raw, told)  # here to be unpacked
+        found = await incoming.parse(request, raw)
+        name = self._target(found, door, want)
+        home = (
+            owner_of(self.config["models"], self.loads, found.model) if door == LLM_DOOR else door
+        )
+        if name != home:
+            why = self.live().get(f"why:{home}", "") or "it does not answer"
+            told.why = f"failover from {home}: {why.removeprefix(f'{home}: ')}"
+        if name not in self.loads or request.path not in LOAD_ROUTES:
+            return await self._relay(request, name, raw, told)
         loads = self.loads[name]
         # HAProxy has an eye on the client; when it is gone this handler is cancelled, held or not.
         loads.device_bytes = int(self.live().get(f"dev:{name}", "0") or 0)
-        async with loads.admitted(body, request.path) as ticket:
-            if ticket.answer is not None:
-                return web.json_response(ticket.answer)
-            return await self._relay(request, name, ticket.sent)
+        body = found.body or bodies.Body((("model", found.model),), found.model)
+        began = time.monotonic()
+        try:
+            async with loads.admitted(body, request.path) as ticket:
+                told.waited(began, f"load of {found.model}")
+                if ticket.answer is not None:
+                    return web.json_response(ticket.answer)
+                return await self._relay(request, name, ticket.sent if found.body else raw, told)
+        except Refused:
+            told.waited(began, f"load of {found.model}")
+            raise
 
-    def _target(self, model: str, door: str, want: str) -> str:
+    def _target(self, found: incoming.Incoming, door: str, want: str) -> str:
         """Which backend: HAProxy's word, or for a body beyond its buffer the model's."""
-        state = self.live()
+        model, state = found.model, self.live()
         name = want
         if not name:
             if not model:
@@ -143,16 +190,14 @@ class Gate:
             raise Refused(msg, status=404)
         out = state.get(f"st:{name}", "shed") != "up"
         standin = state.get(f"fo:{name}:{model}", "")
+        if found.body is None:
+            standin = ""  # a substitute for chats takes no forms
         if want and door == want:
             return name
         if not want and (out or door == name) and standin in self.config["backends"]:
             return standin
         if not want and door == name and name not in self.loads:
-            # HAProxy came here because the engine did not answer, and nobody stands in for it
-            wait = int(state.get(f"ra:{name}", "5") or 5)
-            why = state.get(f"why:{name}", "") or "it does not answer"
-            msg = f"{name} is out and nobody else has {model!r}: {why}"
-            raise Refused(msg, retry_after_s=max(1, wait))
+            raise self._absent(name, f" and nobody else has {model!r}")
         if want and door not in ("", "llm", want):
             # failover: only what the live map says may stand in for this door
             if not any(k.startswith(f"fo:{door}:") and v == want for k, v in state.items()):
@@ -163,36 +208,33 @@ class Gate:
                 raise Refused(msg, retry_after_s=int(state.get(f"ra:{door}", "5") or 5))
         return name
 
-    async def _list(self, request: web.Request, door: str) -> web.StreamResponse:
-        """/api/tags and /v1/models: what may be used, not what lies on the disk."""
-        if door == "llm" and request.path == "/v1/models":
-            rows = [
-                {"id": m, "object": "model", "owned_by": b}
-                for m, b in self.config["models"].items()
-                if m != "*"
-            ]
-            return web.json_response({"object": "list", "data": rows})
-        name = door if door in self.loads else next(iter(self.loads), "")
-        if not name:
-            msg = "no Ollama here"
-            raise Refused(msg, status=404)
-        loads = self.loads[name]
-        async with self.inner[name].get(f"http://localhost{request.path}") as reply:
-            if reply.status != 200:
-                return web.Response(
-                    status=reply.status, body=await reply.read(), headers=_kept(reply.headers)
-                )
-            found = await reply.json(content_type=None)
-        key, field = ("data", "id") if request.path == "/v1/models" else ("models", "name")
-        found[key] = [
-            one for one in found.get(key) or [] if loads.is_allowed(str(one.get(field, "")))
-        ]
-        return web.json_response(found)
+    def _absent(self, name: str, more: str = "") -> Refused:
+        """HAProxy came here because the engine did not answer, and nobody stands in for it."""
+        wait = int(self.live().get(f"ra:{name}", "5") or 5)
+        why = self.live().get(f"why:{name}", "") or "it does not answer"
+        return Refused(f"{name} is out{more}: {why}", retry_after_s=max(1, wait))
 
-    async def _relay(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
+    async def _read(self, request: web.Request, door: str, want: str) -> web.Response:
+        """A list of models, or what an engine knows by GET only."""
+        path = request.path
+        if path in _LISTS or path.startswith(ONE):
+            lists = Lists(self.config, self.inner, self.loads, self.live())
+            return web.json_response(await lists.answer(path, door, want))
+        if not want and door in self.inner:
+            raise self._absent(door)
+        if want not in self.inner:
+            msg = f"{path}: no such route"
+            raise Refused(msg, status=404)
+        async with self.inner[want].get(f"http://localhost{request.raw_path}") as reply:
+            return web.Response(
+                status=reply.status, body=await reply.read(), headers=_kept(reply.headers)
+            )
+
+    async def _relay(
+        self, request: web.Request, name: str, body: bytes, told: Told
+    ) -> web.StreamResponse:
         """Hand on; every chunk at once."""
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
-        headers["x-arbiter-via"] = "gate"
         if "Host" in request.headers:  # HAProxy rewrites it, towards Ollama only
             headers["Host"] = request.headers["Host"]
         headers["Accept-Encoding"] = "identity"  # an encoded stream cannot be watched for its end
@@ -201,10 +243,14 @@ class Gate:
         async with session.request(
             request.method, url, data=body, headers=headers, allow_redirects=False
         ) as reply:
-            out = web.StreamResponse(status=reply.status, headers=_kept(reply.headers))
+            kept = CIMultiDict(_kept(reply.headers))
+            kept.update(told.headers(reply.headers))
+            out = web.StreamResponse(status=reply.status, headers=kept)
             length = reply.headers.get("Content-Length")
             if length is not None:
                 out.content_length = int(length)
+            elif request.version < HttpVersion11:
+                out.force_close()  # no chunks in HTTP/1.0: the end of the connection is the end
             await out.prepare(request)
             try:
                 whole = await _pass_on(request, reply, out)
@@ -251,7 +297,7 @@ async def serve(path: Path) -> None:
     """Until SIGTERM; streams under way are finished first."""
     gate = Gate(path)
     await gate.refresh()
-    app = web.Application(client_max_size=int(gate.config["max_body_bytes"]))
+    app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.*}", gate.handle)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=60.0)
     await runner.setup()

@@ -8,8 +8,6 @@ from arbiterd.gateway.layout import is_llm, models
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind, Settings
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-
 
 def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
     """The whole file."""
@@ -18,7 +16,8 @@ def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
         "socket": str(where.gate),
         "loads": str(where.loads),
         "live": str(where.live),
-        "max_body_bytes": MAX_BODY_BYTES,
+        "max_body_bytes": settings.gateway.max_body_bytes,
+        "created": int(settings.source.loaded_at),
         "models": models(settings),
         "failover": [
             {"model": r.model, "from": r.from_backend, "to": r.to_backend, "source": r.source}

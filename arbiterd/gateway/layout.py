@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.engines import engine_of, ollama_names
 from arbiterd.engines.base import Routes
+from arbiterd.gateway.hosts import Names, names_of
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 
 LLM_DOOR = "llm"
@@ -28,7 +29,8 @@ class Door:
 @dataclass(frozen=True, slots=True)
 class Behind:
     """A backend behind doors. ``gated``: its bodies pass the load gate. ``inner``: the gate reaches
-    it by an inner door. ``standin``: some failover rule leads away from it.
+    it by an inner door. ``standin``: some failover rule leads away from it. ``metrics``: its
+    metrics page, where the file opens it.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Behind:
     gated: bool
     inner: bool
     standin: bool
+    metrics: str = ""
+
+    @property
+    def websockets(self) -> bool:
+        """Whether a route of its door may be one."""
+        return self.routes.everything or bool(self.admin_paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +62,22 @@ class Layout:
     trust_priority: bool
     doors: tuple[Door, ...]
     backends: tuple[Behind, ...]
+    names: Names = Names()
 
     def behind(self, name: str) -> Behind:
         """The backend of this name."""
         return next(one for one in self.backends if one.name == name)
 
 
-def layout(settings: Settings, without: Collection[str] = ()) -> Layout:
-    """The doors of the active mode. ``without``: names of doors to leave out (their port is taken)."""
+def layout(settings: Settings, without: Collection[str] = (), here: Collection[str] = ()) -> Layout:
+    """The doors of the active mode. ``without``: names of doors to leave out (their port is taken).
+    ``here``: names of this machine.
+    """
     active = settings.active.backends
     backends = tuple(_behind(settings, one) for one in active.values())
     doors = [door for door in doors_of(settings) if door.name not in without]
-    return Layout(settings.gateway.bind, settings.gateway.trust_priority, tuple(doors), backends)
+    gateway, names = settings.gateway, names_of(settings, here)
+    return Layout(gateway.bind, gateway.trust_priority, tuple(doors), backends, names)
 
 
 def doors_of(settings: Settings) -> tuple[Door, ...]:
@@ -86,6 +98,8 @@ def is_llm(one: BackendSettings) -> bool:
 
 
 def _behind(settings: Settings, one: BackendSettings) -> Behind:
+    routes = engine_of(one.kind).routes(one)
+    opened = any(opens(path, routes.metrics) for path in one.allow_admin_paths)
     return Behind(
         name=one.name,
         kind=one.kind,
@@ -95,12 +109,18 @@ def _behind(settings: Settings, one: BackendSettings) -> Behind:
         queue_timeout_s=one.queue_timeout_s,
         request_timeout_s=one.request_timeout_s,
         max_queue=one.max_queue,
-        routes=engine_of(one.kind).routes(one),
+        routes=routes,
         admin_paths=one.allow_admin_paths,
         gated=one.kind is Kind.OLLAMA,
         inner=is_llm(one),
         standin=any(rule.from_backend == one.name for rule in settings.failover),
+        metrics=routes.metrics if opened or routes.everything else "",
     )
+
+
+def opens(entry: str, path: str) -> bool:
+    """Whether an entry of allow_admin_paths (a path, or its beginning and ``*``) lets a path through."""
+    return path.startswith(entry[:-1]) if entry.endswith("*") else path == entry
 
 
 def models(settings: Settings) -> dict[str, str]:

@@ -45,6 +45,7 @@ def live(wish: GatewayWish, layout: Layout, settings: Settings) -> dict[str, str
         # A vLLM serves one model: a body whose model is beyond the buffer can only mean that one.
         if layout.behind(source).kind is Kind.VLLM:
             out.setdefault(f"fo:{source}:*", target)
+        out.setdefault(f"fl:{source}", target)  # its list of models is the gate's while it is out
     ollamas = [one.name for one in layout.backends if one.kind is Kind.OLLAMA]
     for model, backend in spelled(models(settings), ollamas).items():
         out[f"m:{model}"] = backend

@@ -5,7 +5,7 @@ every x-arbiter- header away from bodies that the gate sees. Pure text.
 
 from __future__ import annotations
 
-from arbiterd.gateway import rules
+from arbiterd.gateway import routes
 from arbiterd.gateway.layout import Behind, Layout
 from arbiterd.gateway.paths import GROUP, Paths
 
@@ -52,7 +52,7 @@ def _backend(one: Behind) -> str:
         "    retries 0",
         "    timeout server 10s",
         "    http-request del-header x-arbiter- -m beg",
-        *(f"    {line}" for line in rules.own_host(one)),
+        *(f"    {line}" for line in routes.own_host(one)),
         f"    server probe 127.0.0.1:{one.port}",
     ]
     return "\n".join(lines) + "\n"

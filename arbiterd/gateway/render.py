@@ -7,10 +7,10 @@ live: docs/facts/gateway.md).
 
 from __future__ import annotations
 
-from arbiterd.gateway import probes, rules
-from arbiterd.gateway.layout import LLM_DOOR, Behind, Door, Layout
+from arbiterd.gateway import frontend, probes, routes, rules
+from arbiterd.gateway.layout import LLM_DOOR, LLM_KINDS, Behind, Door, Layout
+from arbiterd.gateway.llm_door import llm_door
 from arbiterd.gateway.paths import GROUP, Paths
-from arbiterd.model.settings import Kind
 
 
 def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
@@ -18,7 +18,7 @@ def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     parts = [_global(paths, systemd=systemd), _defaults(layout, paths)]
     for door in layout.doors:
         if door.name == LLM_DOOR:
-            parts.append(_llm_door(layout, door, paths))
+            parts.append(llm_door(layout, door, paths))
         elif door.grpc:
             parts.append(_grpc_door(layout, door, layout.behind(door.backend), paths))
         else:
@@ -26,7 +26,7 @@ def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     for one in layout.backends:
         if one.inner:
             parts.append(_inner(layout, one, paths, systemd=systemd))
-        parts += [*_backends(one, paths), rules.refusal(one, paths)]
+        parts += [*_backends(one, paths), *routes.aside_backends(one), rules.refusal(one, paths)]
         if one.grpc_port:
             parts.append(rules.refusal(one, paths, grpc=True))
     parts.append(_gate(layout, paths))
@@ -54,7 +54,7 @@ def _defaults(layout: Layout, paths: Paths) -> str:
     longest = max((one.request_timeout_s for one in layout.backends), default=900.0)
     log = (
         '{"fe":"%f","be":"%b","st":%ST,"term":"%ts","tw":%Tw,"tr":%Tr,"ta":%Ta,'
-        '"b":"%[var(txn.b)]","why":"%[var(txn.why)]","out":%B}'
+        '"b":"%[var(txn.b)]","why":"%[var(txn.why)]","out":%B,"odd":"%[var(txn.odd),json(utf8s)]"}'
     )
     return f"""\
 defaults
@@ -78,83 +78,43 @@ defaults
 """
 
 
-def _open(layout: Layout, name: str, bind: str, api: str, paths: Paths, *, llm: bool) -> list[str]:
-    """The beginning of every frontend. ``llm``: bodies are read, and our own headers mean something."""
-    lines = ["http-request lua.settle unless { var(proc.settled) -m found }", *rules.shape(api)]
-    if not name.startswith("in-") and layout.trust_priority:
-        lines.append("http-request set-var(txn.high) int(1) if { req.hdr(x-priority) -m str high }")
-    if not name.startswith("in-") and llm:
-        lines.append("http-request del-header x-arbiter- -m beg")
-        if layout.trust_priority:
-            lines.append(
-                "http-request set-header x-arbiter-priority high if { var(txn.high) -m found }"
-            )
-    if layout.trust_priority:
-        lines.append("http-request set-priority-class int(-10) if { var(txn.high) -m found }")
-        if name.startswith("in-"):
-            lines.append(
-                "http-request set-priority-class int(-10) if { req.hdr(x-arbiter-priority) -m str high }"
-            )
-    # engines say 503 or 429 without it (docs/facts/engines.md), and clients obey it
-    again = (
-        f"http-response set-header Retry-After {rules.retry_full(paths)} if {{ status 429 503 }}"
-    )
-    lines.append(f"{again} !{{ res.hdr(retry-after) -m found }}")
-    option = "    option http-buffer-request" if llm else "    # no body is read here"
-    head = [f"frontend {name}", f"    bind {bind}", option, rules.errors(api, paths)]
-    return [*head, *(f"    {line}" for line in lines)]
-
-
-def _bind(layout: Layout, door: Door) -> str:
-    host = f"[{layout.bind}]" if ":" in layout.bind else layout.bind
-    return f"{host}:{door.port}" + (" proto h2" if door.grpc else "")
-
-
 def _door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     """The public door of one backend."""
     lines = [
         *rules.about(one.name, paths),
-        *rules.allowed(one),
-        *rules.health(one, paths),
-        *rules.forbid(one, door.name),
+        *routes.allowed(one),
+        *routes.health(one, paths),
+        *routes.forbid(one, door.name),
+        *routes.options(one.routes),
+        *routes.aside(one, paths),
     ]
     if one.inner:
         lines.append(f"http-request set-header x-arbiter-door {one.name}")
-        lines += rules.model(paths)
+        lines += rules.model(one.routes.api)
     if one.standin:
         lines += rules.substitute(one, paths)
         lines.append("use_backend gate if { var(txn.why) -m str failover }")
     if one.gated:
         # The gate's own way in (the inner door) counts, queues and refuses; only shed is told here.
-        gated = f"{{ path -m str {' '.join((*one.routes.loads, *one.routes.listed))} }}"
-        lines += rules.shed_only(one, paths, gated)
-        lines += [
-            f"http-request set-header x-arbiter-want {one.name} if {gated} !{{ var(txn.why) -m str failover }}",
-            f"use_backend gate if {gated}",
-        ]
+        lines.append(f"acl by-gate path -m str {' '.join((*one.routes.loads, *one.routes.listed))}")
+        lines += [*rules.shed_only(one, "by-gate"), *routes.by_gate(one)]
     lines += rules.admit(one, paths)
-    bind = _bind(layout, door)
-    head = _open(layout, f"door-{door.name}", bind, one.routes.api, paths, llm=one.inner)
-    return _text(head, lines, rules.backend_of(one.name))
-
-
-def _text(head: list[str], lines: list[str], default: str) -> str:
-    acls = [line for line in lines if line.startswith("acl ")]
-    use = [line for line in lines if line.startswith("use_backend ")]
-    rest = [line for line in lines if line not in acls and line not in use]
-    ordered = [*acls, *rest, *use, *([f"default_backend {default}"] if default else [])]
-    first, bind, option, errors, *rules = head
-    body = "\n".join(f"    {line}" for line in ordered)
-    return "\n".join([first, bind, option, errors, *rules, body, ""])
+    if one.inner and not one.gated:
+        lines += routes.by_gate(one)
+    head = frontend.opening(
+        layout, f"door-{door.name}", frontend.bind(layout, door), one.routes.api, paths,
+        llm=one.inner, lists=one.kind in LLM_KINDS, named=one.gated,
+    )  # fmt: skip
+    return frontend.text(head, lines, rules.backend_of(one.name))
 
 
 def _inner(layout: Layout, one: Behind, paths: Paths, *, systemd: bool) -> str:
     """The gate's way to an LLM: here its limit, queue and state hold."""
     group = f" group {GROUP}" if systemd else ""
     bind = f"unix@{paths.inner(one.name)} mode 660{group}"
-    head = _open(layout, f"in-{one.name}", bind, one.routes.api, paths, llm=True)
+    head = frontend.opening(layout, f"in-{one.name}", bind, one.routes.api, paths, llm=True)
     lines = [*probes.pass_by(one), *rules.about(one.name, paths), *rules.admit(one, paths)]
-    return _text(head, lines, rules.backend_of(one.name))
+    return frontend.text(head, lines, rules.backend_of(one.name))
 
 
 def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
@@ -168,66 +128,9 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     # a `return` with an empty body carries no content type of its own, and Go's client wants one
     typed = "http-after-response set-header content-type application/grpc if { status 200 }"
     lines = [*rules.about(one.name, paths), denied, *rules.admit(one, paths, grpc=True), typed]
-    head = _open(layout, f"door-{door.name}", _bind(layout, door), "plain", paths, llm=False)
-    return _text(head, lines, rules.backend_of(one.name, grpc=True))
-
-
-def _llm_door(layout: Layout, door: Door, paths: Paths) -> str:
-    """One port for every LLM: the model named by the body picks the backend."""
-    live = paths.live
-    llms = [one for one in layout.backends if one.inner]
-    allowed = sorted(
-        {p for one in llms for p in (*one.routes.exact, *one.routes.loads)} - {"/", "/version"}
-    )
-    error = f"{rules.JSON} lf-string '%[var(txn.e1)]%[var(txn.say)]%[var(txn.e4)]'"
-    listed = "{ path -m str /v1/models /api/tags }"
-    lines = [
-        "http-request set-header x-arbiter-door llm",
-        f"http-request set-var-fmt(txn.say) '%[path] is no inference route' unless {{ path -m str /health /v1/models /api/tags {' '.join(allowed)} }}",
-        f"http-request return status 403 {error} if {{ var(txn.say) -m found }}",
-    ]
-    for one in llms:
-        lines.append(
-            f"http-request return status 200 {rules.JSON} string '{{\"accepting\":true}}' if {{ path /health }} "
-            f"{{ str(ok:{one.name}),map({live},0) -m str 1 }} {{ srv_is_up({rules.backend_of(one.name)}/engine) }}"
-        )
-    lines += [
-        f'http-request return status 503 {rules.JSON} hdr Retry-After 5 string \'{{"error":"no LLM takes work"}}\' if {{ path /health }}',
-        *rules.model(paths),
-        f"http-request set-var(txn.b) str(m:),concat(,txn.model),map({live}) if {{ var(txn.model) -m found }}",
-        f"http-request set-var(txn.b) str(m:*),map({live}) if {{ var(txn.model) -m found }} !{{ var(txn.b) -m found }}",
-        "http-request set-var(txn.sniff) int(1) if !{ var(txn.model) -m found } { var(txn.big) -m found }",
-        f"http-request set-var(txn.sniff) int(1) if {listed}",
-        "http-request set-var-fmt(txn.say) 'the body names no model' if !{ var(txn.model) -m found } !{ var(txn.sniff) -m found }",
-        f"http-request return status 400 {error} if {{ var(txn.say) -m found }}",
-        "http-request set-var-fmt(txn.say) 'no backend has the model %[var(txn.model),json(utf8s)]' if !{ var(txn.b) -m found } !{ var(txn.sniff) -m found }",
-        f"http-request return status 404 {error} if {{ var(txn.say) -m found }}",
-        f"http-request set-var(txn.st) str(st:),concat(,txn.b),map({live},shed) if {{ var(txn.b) -m found }}",
-    ]
-    uses = ["use_backend gate if { var(txn.sniff) -m found }"]
-    for one in llms:
-        mine = f"{{ var(txn.b) -m str {one.name} }}"
-        if one.kind is not Kind.OLLAMA:
-            lines += [
-                f"http-request set-var-fmt(txn.say) '%[path] is a route of Ollama; {one.name} has the model: use /v1' if {mine} {{ path_beg /api/ }}",
-                f"http-request return status 404 {error} if {{ var(txn.say) -m found }}",
-            ]
-        if one.standin:
-            lines += rules.substitute(one, paths)
-        guarded = rules.admit(one, paths) if not one.gated else rules.shed_only(one, paths)
-        lines += [rules.guard(line, mine) for line in guarded]
-        if one.gated:
-            lines.append(
-                f"http-request set-header x-arbiter-want {one.name} if {mine} !{{ var(txn.why) -m str failover }}"
-            )
-    uses.append("use_backend gate if { var(txn.why) -m str failover }")
-    uses += [
-        f"use_backend {'gate' if one.gated else rules.backend_of(one.name)} if {{ var(txn.b) -m str {one.name} }}"
-        for one in llms
-    ]
-    bind = _bind(layout, door)
-    head = _open(layout, f"door-{door.name}", bind, "openai_below_v1", paths, llm=True)
-    return _text(head, [*lines, *uses], "")
+    bind = frontend.bind(layout, door)
+    head = frontend.opening(layout, f"door-{door.name}", bind, "plain", paths, llm=False)
+    return frontend.text(head, lines, rules.backend_of(one.name, grpc=True))
 
 
 def _backends(one: Behind, paths: Paths) -> list[str]:
@@ -239,10 +142,12 @@ def _backends(one: Behind, paths: Paths) -> list[str]:
         f"backend {rules.backend_of(one.name)}",
         f"    timeout server {rules.duration_ms(one.request_timeout_s)}",
         f"    timeout queue {rules.duration_ms(one.queue_timeout_s)}",
-        # also the pause before the retry; else a full backlog of the engine may take a second SYN
+        # also the pause before the retry; where nobody stands in there is none: a refused connection is
+        # told at once, a full backlog of the engine may take a second SYN
         f"    timeout connect {rules.CONNECT_MS if one.standin else rules.PATIENT_MS}ms",
         "    http-request del-header x-arbiter- -m beg" if not one.standin else "",
-        *(f"    {line}" for line in rules.own_host(one)),
+        "    retries 0" if not one.standin else "",
+        *(f"    {line}" for line in (*routes.own_host(one), *routes.served_by(one.name))),
         f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check}{pool}",
     ]
     if one.standin:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from arbiterd.engines import engine_of
 from arbiterd.gateway.layout import Behind
 from arbiterd.gateway.paths import Paths
-from arbiterd.model.settings import Kind
 
 BUFFER_BYTES = 65536  # larger ones cost CPU per request and per token; 32 MiB broke streaming
 CONNECT_MS = 200  # loopback; also the pause before the retry that finds the substitute
@@ -37,15 +35,15 @@ def backend_of(name: str, *, grpc: bool = False) -> str:
     return f"be-{name}-grpc" if grpc else f"be-{name}"
 
 
-def own_host(one: Behind) -> list[str]:
-    """Towards engines that refuse names they do not know: theirs; X-Forwarded-Host keeps the client's."""
-    host = engine_of(one.kind).door_host
-    if not host:
-        return []
+def refuse(api: str, status: int, text: str, cond: str, more: str = "") -> list[str]:
+    """``return`` lines with this sentence in the shape of the API that was asked."""
+    end = 1 if status >= 500 else 2
+    shapes = {"openai": [(_OPENAI, "")], "plain": [(_PLAIN, "")]}.get(
+        api, [(_OPENAI, " { path_beg /v1/ }"), (_PLAIN, "")]
+    )
     return [
-        "http-request set-header X-Forwarded-Host %[req.hdr(host)] "
-        "if { req.hdr(host) -m found } !{ req.hdr(x-forwarded-host) -m found }",
-        f"http-request set-header Host {host}:{one.port}",
+        f"http-request return status {status} {JSON} {more}lf-string '{ends[0]}{text}{ends[end]}' if {cond}{only}"
+        for ends, only in shapes
     ]
 
 
@@ -94,6 +92,11 @@ def shape(api: str) -> list[str]:
             for name, end in zip(names, ends, strict=True)
         ]
     return lines
+
+
+def well(one: Behind, paths: Paths) -> str:
+    """Condition: the arbiter and HAProxy both say that it takes work."""
+    return f"{{ str(ok:{one.name}),map({paths.live},0) -m str 1 }} {{ srv_is_up({backend_of(one.name)}/engine) }}"
 
 
 def about(name: str, paths: Paths) -> list[str]:
@@ -152,7 +155,8 @@ def admit(one: Behind, paths: Paths, *, grpc: bool = False) -> list[str]:
     idle, busy = "!{ var(txn.why) -m found }", f"busy-{name}"
     lines = [
         f"acl {busy} queue({here}) gt 0" if one.max_queue else f"acl {busy} always_true",
-        f"http-request lua.hold {name} {max(1, one.max_queue)} {hold_ms} if {{ var(txn.st) -m str hold }} {idle}",
+        f"http-request set-var-fmt(txn.held) 'hold: %[str(why:{name}),map({live},-)]' if {{ var(txn.st) -m str hold }} {idle}",
+        f"http-request lua.hold {name} {max(1, one.max_queue)} {hold_ms} if {{ var(txn.held) -m found }}",
         f"http-request set-var(txn.st) str(st:{name}),map({live},shed) if {{ var(txn.st) -m str hold }}",
         f"http-request set-var(txn.why) str(shed) if {{ var(txn.st) -m str shed hold }} {idle}",
         f"http-request set-var(txn.q) str(q:{name}),map({live},0),add(0) if {busy}",
@@ -171,14 +175,26 @@ def admit(one: Behind, paths: Paths, *, grpc: bool = False) -> list[str]:
     return lines
 
 
-def model(paths: Paths) -> list[str]:
-    """The model named by the body, and whether the body goes on beyond the buffer."""
-    del paths
+def model(api: str) -> list[str]:
+    """The model named by the body, and whether only the gate can find it: ``big`` goes on beyond the
+    buffer, ``packed`` is compressed, ``form`` is multipart.
+    """
     return [
-        "http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST",
+        "http-request set-var(txn.form) int(1) if METH_POST { req.hdr(content-type) -m beg -i multipart/ }",
+        "http-request set-var(txn.packed) int(1) if METH_POST { req.hdr(content-encoding) -m found } !{ req.hdr(content-encoding) -m str -i identity }",
+        "acl unpacks req.hdr(content-encoding),lower -m str identity gzip deflate",
+        *refuse(
+            api,
+            415,
+            "this Content-Encoding is not supported: send gzip, deflate or none",
+            "{ var(txn.packed) -m found } !unpacks",
+        ),
+        "http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST !{ var(txn.form) -m found } !{ var(txn.packed) -m found }",
+        "http-request set-var(txn.big) int(1) if METH_POST { var(txn.packed) -m found }",
+        "http-request set-var(txn.big) int(1) if METH_POST !{ req.hdr(content-length) -m found } !{ var(txn.model) -m found }",
         "http-request set-var(txn.len) req.body_len if METH_POST",
         "http-request set-var(txn.big) int(1) if METH_POST { req.body_size,sub(txn.len) gt 0 }",
-        # chunked: its size is not known yet, a full buffer tells (half of it is kept for headers)
+        # chunked: its size is not known yet, a full buffer tells
         f"http-request set-var(txn.big) int(1) if METH_POST {{ req.body_len ge {BUFFER_BYTES - 4096} }}",
     ]
 
@@ -193,73 +209,16 @@ def substitute(one: Behind, paths: Paths) -> list[str]:
         mine += " { path_beg /v1/ }"
     return [
         f"http-request set-var(txn.fo) str(fo:{name}:),concat(,txn.model),map({live}) if {mine} {{ var(txn.model) -m found }}",
-        f"http-request set-var(txn.fo) str(fo:{name}:*),map({live}) if {mine} !{{ var(txn.model) -m found }} {{ var(txn.big) -m found }}",
+        f"http-request set-var(txn.fo) str(fo:{name}:*),map({live}) if {mine} !{{ var(txn.model) -m found }} {{ var(txn.big) -m found }} !{{ var(txn.form) -m found }}",
+        f"http-request set-var(txn.fo) str(fl:{name}),map({live}) if {mine} METH_GET {{ path -m beg /v1/models }}",
         f"http-request set-var(txn.why) str(failover) if {mine} {found} {{ var(txn.st) -m str away hold shed }}",
         f"http-request set-var(txn.why) str(failover) if {mine} {found} {dead}",
         f"http-request set-header x-arbiter-want %[var(txn.fo)] if {mine} {{ var(txn.why) -m str failover }}",
     ]
 
 
-def allowed(one: Behind) -> list[str]:
-    """Which routes this door lets through, as acl lines."""
-    routes = one.routes
-    exact = [*routes.exact, *routes.loads, *routes.listed, *one.admin_paths]
-    lines = [f"acl allowed path -m str {' '.join(exact)}"] if exact else []
-    lines += [f"acl allowed path -m reg '{pattern}'" for pattern in routes.patterns]
-    if routes.local:
-        lines += [
-            f"acl local-only path -m str {' '.join(routes.local)}",
-            "acl local-only path -m beg /api/blobs/",
-            "acl from-here src 127.0.0.0/8 ::1",
-        ]
-    return lines
-
-
-def health(one: Behind, paths: Paths) -> list[str]:
-    """Documented health URLs, from the arbiter's state, outside queue and limits."""
-    live, name = paths.live, one.name
-    lines = []
-    well = f"{{ str(ok:{name}),map({live},0) -m str 1 }} {{ srv_is_up({backend_of(name)}/engine) }}"
-    version = (
-        f'"version":"%[str(ver:{name}),map({live},unknown)]",' if one.kind is Kind.OLLAMA else ""
-    )
-    said = f"%[str(why:{name}),map({live},-)]"
-    for path in one.routes.health:
-        asked = f"{{ path {path} }} {{ method GET HEAD OPTIONS }}"
-        up = f'{{{version}"backend":"{name}","accepting":true}}'
-        down = f'{{{version}"error":"{said}","backend":"{name}","accepting":false}}'
-        lines += [
-            f"http-request set-var(txn.why) str(health) if {asked}",
-            f"http-request return status 200 {JSON} lf-string '{up}' if {asked} {well}",
-            f"http-request return status 503 {JSON} "
-            f"hdr Retry-After \"%[str(ra:{name}),map({live},5)]\" lf-string '{down}' if {asked}",
-        ]
-    return lines
-
-
-def forbid(one: Behind, door: str) -> list[str]:
-    """403 for every route that is not on the list."""
-    if one.routes.everything:
-        return []
-    text = f"%[path] is no route that the door of {door} lets through; see allow_admin_paths"
-    cond = "!allowed"
-    lines = []
-    if one.routes.local:
-        lines.append("http-request set-var(txn.local) int(1) if local-only from-here")
-        cond += " !{ var(txn.local) -m found }"
-    shapes = {"openai": [(_OPENAI, "")], "plain": [(_PLAIN, "")]}.get(
-        one.routes.api, [(_OPENAI, " { path_beg /v1/ }"), (_PLAIN, "")]
-    )
-    lines += [
-        f"http-request return status 403 {JSON} lf-string '{ends[0]}{text}{ends[2]}' if {cond}{more}"
-        for ends, more in shapes
-    ]
-    return lines
-
-
-def shed_only(one: Behind, paths: Paths, only: str = "") -> list[str]:
+def shed_only(one: Behind, only: str = "") -> list[str]:
     """Refuse while it is shed; limit and queue are the inner door's."""
-    del paths
     return [
         f"http-request set-var(txn.why) str(shed) if {{ var(txn.st) -m str shed }} !{{ var(txn.why) -m found }} {only}".rstrip(),
         f"use_backend {refusal_of(one.name)} if {{ var(txn.why) -m str shed }}",

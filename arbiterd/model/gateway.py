@@ -112,7 +112,7 @@ class Requests:
 class GatewayObservation:
     """``problem``: why it does not serve ("" while it does). ``taken_doors``: door → who holds its
     port. ``opening``: doors that are to be open and are not yet. ``gate_problem``: the same of the
-    load gate.
+    load gate. ``unknown_hosts``: names by which clients came that are not this host's.
     """
 
     enabled: bool = False
@@ -122,6 +122,7 @@ class GatewayObservation:
     taken_doors: Mapping[str, str] = field(default_factory=dict)
     requests: Mapping[str, Requests] = field(default_factory=dict)
     opening: frozenset[str] = frozenset()
+    unknown_hosts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,10 @@ class ArbiterSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, "" for none."""
+    """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, "" for none.
+    ``hosts``: further names that the doors answer to; ``cors``: origins of pages that may use them;
+    ``max_body_bytes``: of a body that has to be read to route it.
+    """
 
     enabled: bool = True
     bind: str = "127.0.0.1"
@@ -51,6 +54,9 @@ class GatewaySettings:
     trust_priority: bool = False
     request_timeout_s: float = 900.0
     certificate: str = ""
+    hosts: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
+    max_body_bytes: int = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ CATALOGUE: Mapping[EventName, Entry] = {
     EventName.CONFIG_PENDING: Entry("The configuration file was edited", "It is not in force yet.", "systemctl reload gpu-arbiter"),
     EventName.CONFIG_REFUSED: Entry("A problem of the configuration", "The file cannot be used; the configuration in force stays.", "arbiterctl check prints every problem with its line."),
     EventName.PORT_TAKEN: Entry("A port is taken", "Somebody else listens where a backend or the API should. It starts as soon as the port is free.", "The message names the process; stop it or change the port."),
+    EventName.UNKNOWN_HOST: Entry("A client asked by an unknown name", "The request was served, since no browser sent it; a browser's is refused with 403 (DNS rebinding).", "If the name is yours, add it to hosts in [gateway]."),
     EventName.STOPPED_BY_OPERATOR: Entry("An operator stopped a backend", "It stays stopped; nothing brings it back by itself.", "arbiterctl resume @ARBITER_BACKEND@"),
     EventName.LOAD_HELD: Entry("A model load is held", "It would not fit now and waits for room.", _WHY),
     EventName.LOAD_ADMITTED: Entry("A model is loaded", "It fits into the backend's cap.", _NOTHING),

@@ -19,6 +19,7 @@ from arbiterd.model.gateway import BUCKETS_S, Requests
 from arbiterd.placing import hand_over
 
 READ_PER_S = 2000
+HOSTS_MAX = 20  # a scanner's inventions are not worth more
 _BUFFER = 1 << 20
 
 
@@ -58,6 +59,7 @@ class GatewayLog:
         self._sums: dict[str, _Sums] = {}
         self._dirty = False
         self._frozen: dict[str, Requests] = {}
+        self._hosts: frozenset[str] = frozenset()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +77,10 @@ class GatewayLog:
                 self._frozen = {name: one.frozen() for name, one in self._sums.items()}
                 self._dirty = False
         return self._frozen
+
+    def unknown_hosts(self) -> frozenset[str]:
+        """Names that doors were asked by and that are not this host's, the first HOSTS_MAX of them."""
+        return self._hosts
 
     def close(self) -> None:
         """End the thread."""
@@ -101,10 +107,15 @@ class GatewayLog:
                 continue
             self._take(raw)
 
+    def _named(self, host: str) -> None:
+        if host not in ("", "-") and host not in self._hosts and len(self._hosts) < HOSTS_MAX:
+            self._hosts |= {host}
+
     def _take(self, raw: bytes) -> None:
         start = raw.find(b"{")
         try:
             line = json.loads(raw[start:].rstrip(b"\0\n"))
+            self._named(str(line.get("odd") or ""))
             backend, why = str(line["b"]), str(line["why"])
             status, proxy = int(line["st"]), str(line["be"])
             total_s, first_ms = int(line["ta"]) / 1000, int(line["tr"])

@@ -55,6 +55,33 @@ def test_fifteen_lines_are_enough(tmp_path: Path) -> None:
     assert settings.gateway.enabled
 
 
+def test_names_and_origins_are_taken_as_they_are_sent(tmp_path: Path) -> None:
+    """Lower case, IDNA, no final dot or slash; a star where it says something."""
+    text = """
+[gateway]
+hosts = ["LLM.Example.com.", "*.lab.example", "bücher.example", "192.0.2.1", "*"]
+cors = ["https://App.example.com/", "https://*.example.com:*", "chrome-extension://*", "*"]
+max_body = "1GiB"
+"""
+    gateway = _load(tmp_path, FIFTEEN + text).gateway
+    assert gateway.hosts == (
+        "llm.example.com",
+        "*.lab.example",
+        "xn--bcher-kva.example",
+        "192.0.2.1",
+        "*",
+    )
+    assert gateway.cors == (
+        "https://app.example.com",
+        "https://*.example.com:*",
+        "chrome-extension://*",
+        "*",
+    )
+    assert gateway.max_body_bytes == 1024 * MIB
+    plain = _load(tmp_path).gateway
+    assert (plain.hosts, plain.cors, plain.max_body_bytes) == ((), (), 64 * MIB)
+
+
 def test_a_mode_may_override_any_key(tmp_path: Path) -> None:
     """max_model_len of mode B is not in force in mode A."""
     settings = _load(tmp_path)

@@ -106,6 +106,36 @@ def test_a_short_absence_is_held_a_long_one_is_shed() -> None:
         assert slow.door("tensorflow").admit is Admit.SHED
 
 
+def test_nothing_is_held_while_no_backend_takes_work() -> None:
+    """A crash of all at once: every door says 503 at once, however soon they are back."""
+    world = World(settings(), start_s=0.5).up()
+    for name in ("tensorflow", "vllm", "ollama"):
+        world.die(name, Exit(code=1))
+    for _ in range(30):
+        world.tick()
+        doors = [world.door(name) for name in ("tensorflow", "vllm", "ollama")]
+        if not any(one.accepting for one in doors):
+            assert {one.admit for one in doors} == {Admit.SHED}
+    world.up()
+    assert {world.door(name).admit for name in ("tensorflow", "vllm", "ollama")} == {Admit.UP}
+
+
+def test_an_unknown_name_is_told_once_with_the_line_to_add() -> None:
+    """Port and final dot belong to no name of the file; those already there stay in the line."""
+    made = settings()
+    made = replace(made, gateway=replace(made.gateway, hosts=("a.lan",)))
+    world = World(made).up()
+    world.unknown_hosts = frozenset({"llm.lan.:11434"})
+    world.tick(3)
+    assert world.told(EventName.UNKNOWN_HOST) == 1
+    world.unknown_hosts |= {"b.lan"}
+    decision = world.tick()
+    assert world.told(EventName.UNKNOWN_HOST) == 2
+    said = [e.message for e in decision.events if e.name is EventName.UNKNOWN_HOST]
+    assert len(said) == 1
+    assert '[gateway] hosts = ["a.lan", "b.lan"]' in said[0]
+
+
 @pytest.mark.parametrize(
     ("seen", "retry"),
     [

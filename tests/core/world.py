@@ -191,6 +191,7 @@ class World:
     canary_moves: int = 0
     trial: Trial | None = None
     deaths: list[tuple[str, RunnerDeath]] = field(default_factory=list)
+    unknown_hosts: frozenset[str] = frozenset()
     unloads: list[str] = field(default_factory=list)
     unload_ignored: bool = False
     frozen: list[str] = field(default_factory=list)
@@ -341,6 +342,7 @@ class World:
                 problem=self.gateway_problem,
                 traffic={n: Known(t, self.now) for n, t in self.traffic.items()},
                 requests=dict(self.codes),
+                unknown_hosts=self.unknown_hosts,
             ),
             load_asks=tuple(self.asks),
             load_dones=tuple(self.dones),

@@ -1,0 +1,75 @@
+"""What every frontend begins with, and its text. Pure."""
+
+from __future__ import annotations
+
+from arbiterd.gateway import guards, rules
+from arbiterd.gateway.layout import Door, Layout
+from arbiterd.gateway.paths import Paths
+
+
+def opening(
+    layout: Layout,
+    name: str,
+    bind: str,
+    api: str,
+    paths: Paths,
+    *,
+    llm: bool,
+    lists: bool = False,
+    named: bool = False,
+) -> list[str]:
+    """The beginning of every frontend. ``llm``: bodies are read, and our own headers mean something.
+    ``lists``: the gate answers its lists of models. ``named``: it judges Host and Origin, which
+    Ollama cannot any more.
+    """
+    public = not name.startswith("in-")
+    lines = [
+        "http-request lua.settle unless { var(proc.settled) -m found }",
+        "http-request set-var(txn.t0) date(0,ms)",
+        *rules.shape(api),
+    ]
+    if public:
+        lines.append(
+            "http-after-response set-header X-Arbiter-Served-By gpu-arbiter unless { res.hdr(x-arbiter-served-by) -m found }"
+        )
+        lines += guards.straight_paths(api, lists=lists)
+    if named:
+        lines += guards.host_rules(layout.names, api)
+        lines += guards.origin_rules(layout.names, api)
+    if public and layout.trust_priority:
+        lines.append("http-request set-var(txn.high) int(1) if { req.hdr(x-priority) -m str high }")
+    if public and llm:
+        lines.append("http-request del-header x-arbiter- -m beg")
+        if layout.trust_priority:
+            lines.append(
+                "http-request set-header x-arbiter-priority high if { var(txn.high) -m found }"
+            )
+    if layout.trust_priority:
+        lines.append("http-request set-priority-class int(-10) if { var(txn.high) -m found }")
+        if not public:
+            lines.append(
+                "http-request set-priority-class int(-10) if { req.hdr(x-arbiter-priority) -m str high }"
+            )
+    # engines say 503 or 429 without it (docs/facts/engines.md), and clients obey it
+    again = (
+        f"http-response set-header Retry-After {rules.retry_full(paths)} if {{ status 429 503 }}"
+    )
+    lines.append(f"{again} !{{ res.hdr(retry-after) -m found }}")
+    option = "    option http-buffer-request" if llm else "    # no body is read here"
+    head = [f"frontend {name}", f"    bind {bind}", option, rules.errors(api, paths)]
+    return [*head, *(f"    {line}" for line in lines)]
+
+
+def bind(layout: Layout, door: Door) -> str:
+    """Address and port of a public door."""
+    host = f"[{layout.bind}]" if ":" in layout.bind else layout.bind
+    return f"{host}:{door.port}" + (" proto h2" if door.grpc else "")
+
+
+def text(head: list[str], lines: list[str], default: str) -> str:
+    """The whole frontend; HAProxy wants its acls before the rules, and those before use_backend."""
+    acls = [line for line in lines if line.startswith("acl ")]
+    use = [line for line in lines if line.startswith("use_backend ")]
+    rest = [line for line in lines if not line.startswith(("acl ", "use_backend "))]
+    ordered = [*acls, *rest, *use, *([f"default_backend {default}"] if default else [])]
+    return "\n".join([*head, *(f"    {line}" for line in ordered), ""])
