@@ -68,6 +68,13 @@ class Desk:
         """The backend's settings in the active mode, None when the mode does not name it."""
         return self.settings.active.backends.get(name)
 
+    def known(self, name: str) -> BackendSettings | None:
+        """Its settings in the active mode, else in another one: what leaves the mode is drained and
+        stopped by its own times.
+        """
+        others = (mode.backends.get(name) for mode in self.settings.modes.values())
+        return self.wanted(name) or next((one for one in others if one is not None), None)
+
     def unit(self, name: str) -> UnitObservation:
         """The unit, or ABSENT."""
         return self.seen.units.get(name, ABSENT)

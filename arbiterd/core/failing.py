@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from arbiterd.core import breaker, learn
 from arbiterd.core.desk import Desk
-from arbiterd.core.limits import RELEASE_SLOW_S
+from arbiterd.core.evidence import traffic
+from arbiterd.core.limits import DRAINED_GRACE_S, RELEASE_SLOW_S
 from arbiterd.core.release import released
 from arbiterd.core.state import After, BackendState, Sleep
 from arbiterd.engines import engine_of
@@ -68,6 +69,22 @@ def fail(desk: Desk, backend: BackendState, text: str, cause: Cause | None) -> N
     desk.enter(changed, Phase.STOPPING, text)
 
 
+def grace_after_drain(desk: Desk, backend: BackendState, *, busy: bool) -> float | None:
+    """Seconds from SIGTERM to SIGKILL of the whole cgroup, None: the engine's own drain and 15 s."""
+    # Ended for memory: its requests have had their time, a slow SIGTERM is time the card has not.
+    pressed = backend.cause is not None and backend.cause.cause is CauseClass.OVER_CAP
+    if pressed and backend.after in (After.BACKOFF, After.FAILED):
+        return 0.0
+    # A request that outlasts its drain at the door would have the engine's own drain on top, and
+    # vLLM 0.32 then stays until that client leaves. Idle, it stays for its --shutdown-timeout, and
+    # so do its bytes (facts/engines.md, 3.5).
+    known = desk.known(backend.name)
+    again = known is not None and engine_of(known.kind).drains_itself
+    if (busy or again) and traffic(desk, backend.name) is not None:
+        return DRAINED_GRACE_S
+    return None
+
+
 def give_back(
     desk: Desk, backend: BackendState, after: After, reason: str, grace_s: float | None = None
 ) -> None:
@@ -75,8 +92,8 @@ def give_back(
     if desk.unit(backend.name).frozen:  # a frozen unit may refuse its stop (facts/systemd.md)
         why = f"before its stop: {reason}"
         desk.act(ThawBackend(desk.next_id("act"), backend.name, desk.gpu_of(backend.name), why))
-    wanted = desk.wanted(backend.name)
-    grace = grace_s if grace_s is not None else (wanted.drain_timeout_s if wanted else 30.0) + 15.0
+    known = desk.known(backend.name)
+    grace = grace_s if grace_s is not None else (known.drain_timeout_s if known else 30.0) + 15.0
     action = StopBackend(
         desk.next_id("act"), backend.name, desk.gpu_of(backend.name), reason, grace
     )

@@ -13,7 +13,7 @@ from typing import assert_never
 from arbiterd.core import breaker, evidence, judge, learn, reclaim, sleeping, trying
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
-from arbiterd.core.failing import TROUBLE, bury, fail, give_back
+from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
 from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
 from arbiterd.core.limits import (
     BLOCKED_AFTER_S,
@@ -65,8 +65,8 @@ def runnable(desk: Desk, backend: BackendState) -> bool:
 
 def stop(desk: Desk, backend: BackendState, after: After, reason: str) -> None:
     """Drain first, then stop."""
-    wanted = desk.wanted(backend.name)
-    drain = wanted.drain_timeout_s if wanted else 30.0
+    known = desk.known(backend.name)
+    drain = known.drain_timeout_s if known else 30.0
     changed = replace(backend, after=after, deadline=desk.seen.now + drain, pending="")
     desk.enter(changed, Phase.DRAINING, reason)
 
@@ -268,6 +268,8 @@ def _watch_start(desk: Desk, backend: BackendState) -> None:
 def _ready(desk: Desk, backend: BackendState) -> None:
     if _ended(desk, backend) or not _still_wanted(desk, backend):
         return
+    if desk.unit(backend.name).state is UnitState.STOPPING:
+        return  # by a person's hand: its door is shut (views.not_accepting), its end is still to come
     wanted = desk.settings.active.backends[backend.name]
     held, spare = remember(desk, backend)
     backend = updated(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
@@ -331,10 +333,8 @@ def _draining(desk: Desk, backend: BackendState) -> None:
     if backend.after is After.SLEEPING:
         sleeping.fall(desk, backend)
         return
-    # Ended for memory: its requests have had their time, a slow SIGTERM is time the card has not.
-    pressed = backend.cause is not None and backend.cause.cause is CauseClass.OVER_CAP
-    hurry = pressed and backend.after in (After.BACKOFF, After.FAILED)
-    give_back(desk, backend, backend.after, backend.reason, grace_s=0.0 if hurry else None)
+    grace = grace_after_drain(desk, backend, busy=busy)
+    give_back(desk, backend, backend.after, backend.reason, grace_s=grace)
 
 
 def _resting(desk: Desk, backend: BackendState) -> None:

@@ -131,6 +131,9 @@ SWITCH_FAILURES: Final = (
     2  # one failed start may be a race with what was just stopped; two are none
 )
 
+# -- the end of a backend ------------------------------------------------------------------------
+DRAINED_GRACE_S: Final = 5.0  # after SIGTERM, for clients that have had drain_timeout at the door
+
 # -- doors ---------------------------------------------------------------------------------------
 ADOPTED_S: Final = 10.0  # its doors stay open so long after our restart, until it is heard from
 FAILBACK_S: Final = (

@@ -19,6 +19,7 @@ from arbiterd.core.reclaim import freed_of
 from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage
 from arbiterd.core.victim import recent
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
+from arbiterd.model.launch import UnitState
 from arbiterd.model.pressure import BrakesView, Holder, PressureView, ReclaimView
 from arbiterd.model.reading import Known
 
@@ -176,6 +177,8 @@ def not_accepting(desk: Desk, backend: BackendState) -> str:
     """Why no new work is let in, "" when it is."""
     if backend.phase is not Phase.READY:
         return backend.reason or backend.phase.value
+    if desk.unit(backend.name).state is UnitState.STOPPING:
+        return "its unit is being stopped"  # vLLM answers 500 to new work, and 200 on /health
     if not judge.accepting(backend.vitals):
         return backend.vitals.why
     return brakes.held(desk, backend.name)

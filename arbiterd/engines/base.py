@@ -177,6 +177,12 @@ class Engine(Protocol):
     def refuses_when_full(self) -> bool:
         """Whether a 429 means: its own pool is full, and it goes on (TensorFlow Serving)."""
 
+    @property
+    def drains_itself(self) -> bool:
+        """Whether it goes on after SIGTERM until its requests have ended (vLLM): once its door has
+        drained it, there is nothing left to wait for.
+        """
+
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Every flag of ours, or malformed command, in ``backend.command``."""
 

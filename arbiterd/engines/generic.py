@@ -55,6 +55,7 @@ class GenericEngine:
     trials = None
     door_host = ""
     refuses_when_full = False
+    drains_itself = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers, and a key that everybody can read: there are no flags of ours."""

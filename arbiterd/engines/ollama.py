@@ -88,6 +88,7 @@ class OllamaEngine:
     trials = None
     door_host = DOOR_HOST
     refuses_when_full = False
+    drains_itself = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers and shells: Ollama takes its limits by environment."""

@@ -92,6 +92,7 @@ class TensorflowServingEngine:
     trials = TensorflowTrials()
     door_host = ""
     refuses_when_full = True
+    drains_itself = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags; model_config_file is ours only when ``models`` gives the paths."""

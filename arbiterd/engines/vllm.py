@@ -25,7 +25,6 @@ OVERHEAD_DATACENTRE = 800 * MIB
 OVERHEAD_PER_RANK = 400 * MIB
 SPIKE_MIN = 256 * MIB
 SPIKE_FRACTION = 0.02
-ENGINE_QUEUE = 1024  # requests
 SLEEP_TIMEOUT_S = 120.0  # weights go through pinned host memory: tens of GB at a few GB/s
 QUEUE_LIMIT_SINCE = (0, 30)  # --max-num-queued-reqs: present in 0.30, absent in 0.28
 UUID_SINCE = (0, 25)  # a GPU uuid in CUDA_VISIBLE_DEVICES kills 0.21 (vllm #51677)
@@ -162,6 +161,7 @@ class VllmEngine:
     trials = None
     door_host = ""
     refuses_when_full = False
+    drains_itself = True
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags, shells, containers, and a command that names no model."""
@@ -178,11 +178,12 @@ class VllmEngine:
                 argv += ["--tensor-parallel-size", str(len(context.devices))]
         argv += ["--shutdown-timeout", str(round(backend.drain_timeout_s))]
         version = parse_version(context.version)
-        if version is None or version >= QUEUE_LIMIT_SINCE:
-            # Behind the gateway its door bounds the queue, live; the engine's bound is a net far below.
-            behind = context.port != backend.port
-            most = max(ENGINE_QUEUE, backend.max_in_flight) if behind else backend.max_queue
-            argv += ["--max-num-queued-reqs", str(max(1, most))]
+        behind_door = context.port != backend.port
+        if not behind_door and (version is None or version >= QUEUE_LIMIT_SINCE):
+            # It bounds all that is in flight, running requests included (facts/engines.md, 3.1). A
+            # door bounds both by itself, live; a second bound would only refuse what it lets in.
+            most = max(1, backend.max_in_flight + backend.max_queue)
+            argv += ["--max-num-queued-reqs", str(most)]
         if backend.vllm.max_model_len is not None:
             argv += ["--max-model-len", str(backend.vllm.max_model_len)]
         if backend.vllm.max_num_seqs is not None:

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from arbiterd.core.decide import decide
+from arbiterd.core.limits import DRAINED_GRACE_S
 from arbiterd.core.state import State
-from arbiterd.model.actions import Verb
+from arbiterd.model.actions import StopBackend, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
 from arbiterd.model.events import EventName
+from arbiterd.model.gateway import Traffic
 from arbiterd.model.launch import Exit
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import Mode
@@ -395,6 +397,61 @@ def test_drain_and_resume() -> None:
     world.ask(Verb.RESUME, "vllm")
     world.tick(2)
     assert world.view("vllm").accepting
+
+
+def _stopped_after(world: World, name: str) -> tuple[float, float]:
+    """(seconds of draining, grace of the stop) once a restart has been asked for."""
+    began = world.now
+    world.ask(Verb.RESTART, name)
+    for _ in range(400):
+        world.tick()
+        stops = [one for one in world.ordered if isinstance(one, StopBackend)]
+        if stops:
+            return world.now - began, stops[-1].grace_s
+    raise AssertionError("it was never stopped")
+
+
+def test_a_stream_that_outlasts_its_drain_at_the_door_ends_within_a_bound() -> None:
+    """drain_timeout at the door, then 5 s from SIGTERM to SIGKILL of the cgroup: vLLM would drain
+    once more and then wait for its client for ever.
+    """
+    world = World(only("vllm")).up()
+    world.traffic["vllm"] = Traffic(in_flight=1, limit=8, engine_up=True)
+    drained_s, grace_s = _stopped_after(world, "vllm")
+    assert 30.0 <= drained_s < 32.0
+    assert grace_s == DRAINED_GRACE_S
+
+
+def test_what_its_door_has_drained_does_not_drain_itself_once_more() -> None:
+    """An idle vLLM stays for its whole --shutdown-timeout after a SIGTERM (0.32), and so do its bytes."""
+    world = World(only("vllm")).up()
+    world.traffic["vllm"] = Traffic(in_flight=0, limit=8, engine_up=True)
+    drained_s, grace_s = _stopped_after(world, "vllm")
+    assert drained_s < 5.0
+    assert grace_s == DRAINED_GRACE_S
+
+
+def test_without_a_door_the_engine_gets_its_own_drain() -> None:
+    """New requests may still come: SIGTERM refuses them, what runs has drain_timeout."""
+    world = World(only("vllm")).up()
+    world.engines["vllm"].running = 1
+    _, grace_s = _stopped_after(world, "vllm")
+    assert grace_s == 45.0
+
+
+def test_a_unit_that_a_person_stops_takes_no_new_work_until_it_is_gone() -> None:
+    """vLLM answers 500 to new requests meanwhile and 200 on /health; it is not restarted for that."""
+    world = World(only("vllm")).up()
+    world.engines["vllm"].stopping_by_hand = True
+    world.engines["vllm"].canary_ok = False
+    world.tick(400)
+    assert not world.view("vllm").accepting
+    assert world.view("vllm").reason == "its unit is being stopped"
+    assert world.told(EventName.STUCK) == world.told(EventName.EXIT) == 0
+    del world.engines["vllm"]
+    world.until("vllm", Phase.STOPPED)
+    world.tick(100)
+    assert world.phase("vllm") is Phase.STOPPED
 
 
 def test_stop_all_holds_until_resume() -> None:

@@ -148,6 +148,7 @@ class Engine:
     words: tuple[str, ...] = ()
     ready_after: float = 0.0
     awake: int = 0
+    stopping_by_hand: bool = False
 
 
 @dataclass
@@ -259,9 +260,10 @@ class World:
         out = {}
         for name, engine in self.engines.items():
             pids = (engine.pid,) if engine.alive else engine.orphans
+            state = UnitState.STOPPING if engine.stopping_by_hand else UnitState.RUNNING
             out[name] = UnitObservation(
                 backend=name,
-                state=UnitState.RUNNING if engine.alive else UnitState.EXITED,
+                state=state if engine.alive else UnitState.EXITED,
                 since=self.now,
                 main=ProcessRef(engine.pid, 1),
                 pids=pids,

@@ -64,10 +64,14 @@ def test_vllm_before_0_25_is_given_an_index_and_no_queue_limit() -> None:
     spec = _spec(Kind.VLLM, CARD, version="0.21.0")
     assert spec.env["CUDA_VISIBLE_DEVICES"] == "1"
     assert "--max-num-queued-reqs" not in spec.argv
-    gated = _spec(Kind.VLLM, CARD, version="0.33.0")
-    assert _flag(gated, "--max-num-queued-reqs") == "1024", (
-        "behind the gateway its door is the bound"
-    )
+
+
+def test_vllm_bounds_its_requests_itself_only_where_no_door_does() -> None:
+    """--max-num-queued-reqs counts running requests as well: max_in_flight + max_queue."""
+    behind = _spec(Kind.VLLM, CARD, port=8000, max_in_flight=8, max_queue=32)
+    assert "--max-num-queued-reqs" not in behind.argv
+    bare = _spec(Kind.VLLM, CARD, port=18000, max_in_flight=8, max_queue=32)
+    assert _flag(bare, "--max-num-queued-reqs") == "40"
 
 
 def test_vllm_on_two_cards_is_tensor_parallel() -> None:
