@@ -26,7 +26,7 @@ _OWNED = (
     OwnedFlag("kv-cache-memory-bytes", "set memory in the mode"),
     OwnedFlag("enable-sleep-mode", "set sleep = true"),
     OwnedFlag("shutdown-timeout", "set drain_timeout"),
-    OwnedFlag("max-num-queued-reqs", "set max_queue"),
+    OwnedFlag("max-num-queued-reqs", "set max_in_flight and max_queue"),
 )
 _SECRETS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 _TLS = (

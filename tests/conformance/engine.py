@@ -181,7 +181,7 @@ class Servers:
             return engine.ready(port)
 
         try:
-            wait_until(up, 120, f"{engine.name} to serve")
+            wait_until(up, 400 if engine.real else 120, f"{engine.name} to serve")
         except BaseException:
             server.stop()
             raise

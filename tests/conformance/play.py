@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -209,6 +210,12 @@ class Player:
         except subprocess.TimeoutExpired:
             return {"server_exit": "still running"}
 
+    def _do_alive(self, _: Step) -> dict[str, Any]:
+        """Whether the server's process is there, and whether its port is open."""
+        with socket.socket() as one:
+            listens = one.connect_ex(("127.0.0.1", self._here.port)) == 0
+        return {"alive": self._here.alive, "listens": listens}
+
     def _do_orphans(self, step: Step) -> dict[str, Any]:
         """What the server left behind; where none is expected they get a moment to end."""
         living = [pid for pid in self._here.orphans if _alive(pid)]
@@ -247,7 +254,7 @@ class Player:
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) as process:
             try:
-                out, err = process.communicate(timeout=limit if stays else PATIENCE_S)
+                out, err = process.communicate(timeout=limit if stays else max(limit, PATIENCE_S))
                 status: int | str = process.returncode
             except subprocess.TimeoutExpired:
                 process.terminate()

@@ -195,25 +195,64 @@ def test_vllm_ends_with_zero_when_its_core_dies(bench: Bench) -> None:
 
 
 def test_vllm_refuses_when_its_queue_is_full(bench: Bench) -> None:
-    """--max-num-queued-reqs: 503 'currently busy', no Retry-After."""
+    """--max-num-queued-reqs bounds what is in flight. Streams that come in the same moment: those that
+    are not taken get 503, or 200 with the error as their only event before [DONE].
+    """
     bench.faults(token_s=0.2)
-    bench.vllm("--max-num-seqs", "1", "--max-num-queued-reqs", "1")
+    bench.vllm("--max-num-seqs", "4", "--max-num-queued-reqs", "2")
     bench.up("/health")
-    body = {"model": "M", "prompt": "x", "max_tokens": 8}
-    statuses: list[int] = []
+    body = {"model": "M", "prompt": "x", "max_tokens": 20, "stream": True}
+    replies: list[requests.Response] = []
     threads = [
-        threading.Thread(
-            target=lambda: statuses.append(bench.ask("/v1/completions", body).status_code)
-        )
-        for _ in range(5)
+        threading.Thread(target=lambda: replies.append(bench.ask("/v1/completions", body)))
+        for _ in range(9)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 503 in statuses
-    assert 200 in statuses
+    served = [one for one in replies if '"finish_reason":"length"' in one.text]
+    refused = [one for one in replies if one not in served]
+    assert (len(served), len(refused)) == (2, 7)
+    for one in refused:
+        assert "currently busy" in one.text
+        assert "Retry-After" not in one.headers
+        if one.status_code == 200:
+            assert one.text.count("data: ") == 2
+            assert one.text.endswith("data: [DONE]\n\n")
+    assert any(one.status_code == 200 for one in refused)
     assert bench.ask("/v1/completions", {"model": "other"}).status_code == 404
+
+
+def test_vllm_lists_its_lora_modules_with_their_parent(bench: Bench) -> None:
+    """After the served names; asked for, its own name answers, else the first served one."""
+    loras = ("--enable-lora", "--lora-modules", "sql=/srv/sql", '{"name": "b", "path": "/srv/b"}')
+    bench.vllm("--served-model-name", "one", "two", *loras)
+    bench.up("/health")
+    rows = bench.ask("/v1/models").json()["data"]
+    assert [(row["id"], row["root"], row["parent"]) for row in rows] == [
+        ("one", "M", None),
+        ("two", "M", None),
+        ("sql", "/srv/sql", "one"),
+        ("b", "/srv/b", "one"),
+    ]
+    answered = {
+        asked: bench.ask("/v1/completions", {"model": asked, "prompt": "x"}).json()["model"]
+        for asked in ("one", "two", "sql")
+    }
+    assert answered == {"one": "one", "two": "one", "sql": "sql"}
+
+
+def test_vllm_that_lingers_stays_idle_for_its_whole_shutdown_timeout(bench: Bench) -> None:
+    """As 0.32 on the CPU does; new work gets 500 meanwhile, /health says 200."""
+    bench.faults(lingers=True)
+    process = bench.vllm("--shutdown-timeout", "600")
+    bench.up("/health")
+    process.send_signal(signal.SIGTERM)
+    body = {"model": "M", "prompt": "x", "max_tokens": 1}
+    wait_until(lambda: bench.ask("/v1/completions", body).status_code == 500, 10)
+    assert bench.ask("/health").status_code == 200
+    assert process.poll() is None
 
 
 def test_vllm_streams_chat_as_events(bench: Bench) -> None:
@@ -228,7 +267,8 @@ def test_vllm_streams_chat_as_events(bench: Bench) -> None:
     }
     lines = [line for line in bench.ask("/v1/chat/completions", body).text.splitlines() if line]
     assert lines[-1] == "data: [DONE]"
-    assert json.loads(lines[0][6:])["choices"][0]["delta"]["content"]
+    assert json.loads(lines[0][6:])["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert json.loads(lines[1][6:])["choices"][0]["delta"]["content"]
     assert "vllm:generation_tokens_total" in bench.ask("/metrics").text
 
 

@@ -64,7 +64,8 @@ class Asked(threading.Thread):
 
 def _running(bench: Bench, count: int) -> bool:
     return (
-        f'num_requests_running{{model_name="M",engine="0"}} {count}\n' in bench.ask("/metrics").text
+        f'num_requests_running{{engine="0",model_name="M"}} {float(count)}\n'
+        in bench.ask("/metrics").text
     )
 
 
@@ -83,7 +84,8 @@ def test_development_routes_are_404_without_development_mode(bench: Bench, path:
 
 
 def test_sleep_frees_all_but_a_rest_and_wake_takes_it_again(bench: Bench) -> None:
-    """Paused first: 503 meanwhile. Health is 200 throughout; the metric tells; it computes again."""
+    """Paused first: 503 meanwhile (0.33). Health is 200 throughout; the metric tells; it computes again."""
+    bench.faults(version="0.33.0")
     _vllm(bench)
     before = _used(bench)
     assert bench.ask("/pause?mode=wait", {}).status_code == 200
@@ -95,7 +97,7 @@ def test_sleep_frees_all_but_a_rest_and_wake_takes_it_again(bench: Bench) -> Non
     refused = bench.ask("/v1/completions", ASK)
     assert refused.status_code == 503
     assert "Generation is paused. Please retry after it resumes." in refused.text
-    assert bench.ask("/wake_up", {}).json() == {"status": "awake"}
+    assert bench.ask("/wake_up", {}).json() == {"status": "awake", "tags": None}
     assert _used(bench) == before
     assert _metric(bench, "awake") == "1"
     assert bench.ask("/v1/completions", ASK).status_code == 200, "wake resumes what was paused"
@@ -107,7 +109,7 @@ def test_requests_to_a_sleeping_engine_hang_until_it_wakes(bench: Bench) -> None
     assert bench.ask("/sleep", {}).status_code == 200
     asked = Asked(bench, "/v1/completions", ASK)
     wait_until(
-        lambda: 'requests_waiting{model_name="M",engine="0"} 1' in bench.ask("/metrics").text
+        lambda: 'requests_waiting{engine="0",model_name="M"} 1.0' in bench.ask("/metrics").text
     )
     assert asked.reply is None
     assert bench.ask("/wake_up", {}).status_code == 200
@@ -117,7 +119,7 @@ def test_requests_to_a_sleeping_engine_hang_until_it_wakes(bench: Bench) -> None
 @pytest.mark.parametrize(("mode", "finish"), [("wait", "length"), ("abort", "abort")])
 def test_pause_awaits_or_aborts_what_runs(bench: Bench, mode: str, finish: str) -> None:
     """Abort: HTTP 200 and finish_reason 'abort', which a client takes for success."""
-    bench.faults(token_s=0.1)
+    bench.faults(token_s=0.1, version="0.33.0")
     _vllm(bench)
     asked = Asked(bench, "/v1/completions", {**ASK, "max_tokens": 12})
     wait_until(lambda: _running(bench, 1))
@@ -130,6 +132,18 @@ def test_pause_awaits_or_aborts_what_runs(bench: Bench, mode: str, finish: str) 
     assert bench.ask("/v1/completions", ASK).status_code == 200
 
 
+def test_requests_to_a_paused_0_32_hang_until_it_goes_on(bench: Bench) -> None:
+    """Seen on the real one; only 0.33 refuses them."""
+    _vllm(bench)
+    assert bench.ask("/pause?mode=wait", {}).status_code == 200
+    asked = Asked(bench, "/v1/completions", ASK)
+    waiting = 'waiting_by_reason{engine="0",model_name="M",reason="deferred"} 1.0'
+    wait_until(lambda: waiting in bench.ask("/metrics").text)
+    assert asked.reply is None
+    assert bench.ask("/resume", {}).status_code == 200
+    assert asked.done().status_code == 200
+
+
 def test_sleep_aborts_what_runs(bench: Bench) -> None:
     """Its default mode; a stream ends with the reason and [DONE]."""
     bench.faults(token_s=0.1)
@@ -138,7 +152,7 @@ def test_sleep_aborts_what_runs(bench: Bench) -> None:
     wait_until(lambda: _running(bench, 1))
     assert bench.ask("/sleep?level=1", {}).status_code == 200
     text = asked.done().text
-    assert '"finish_reason": "abort"' in text
+    assert '"finish_reason":"abort"' in text
     assert text.rstrip().endswith("data: [DONE]")
 
 

@@ -7,25 +7,33 @@ open only when every model is loaded; SIGTERM kills it at once, as the real one 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import re
 import resource
 import signal
 import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, NoReturn
 
-from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Handler, Server, say
+from arbiterd.engines.serving_flags import SWITCHES, VALUED
+from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Server, say
 from arbiterd.sim.engines.growth import Grower, leak
+from arbiterd.sim.engines.tensorflow_config import (
+    ModelConfig,
+    batching_problem,
+    metrics_path,
+    models_of,
+)
+from arbiterd.sim.engines.tensorflow_json import Invalid
 from arbiterd.sim.gpu import OutOfMemory
 from arbiterd.units import MIB
 
-_MODEL = re.compile(r'name:\s*"([^"]+)"\s+base_path:\s*"([^"]+)"')
-_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(?::(\w+)|(/metadata))?")
 _GROW_FIRST = 256 * MIB
 OOM_TEXT = (
     "OOM when allocating tensor with shape[64,1024,1024] and type float on "
@@ -38,15 +46,49 @@ _CRASHES = {  # what some do instead of a 429, then SIGABRT
 }
 
 
+def _signature(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A signature as /metadata tells it; ``inputs``: name to data type and shape (None: any rank)."""
+
+    def row(name: str, dtype: str, shape: list[int] | None) -> dict[str, Any]:
+        dims = [{"size": str(one), "name": ""} for one in shape or ()]
+        known = {"dim": dims, "unknown_rank": shape is None}
+        return {"dtype": dtype, "tensor_shape": known, "name": f"{name}:0"}
+
+    return {
+        "inputs": {name: row(name, one["dtype"], one["shape"]) for name, one in inputs.items()},
+        "outputs": {"y": row("y", "DT_FLOAT", [-1, 1])},
+        "method_name": "tensorflow/serving/predict",
+        "defaults": {},
+    }
+
+
+class Model:
+    """A served model: its versions (oldest first), labels, and the signatures of the newest.
+
+    It is half plus two, unless ``signature.json`` in its folder names other inputs:
+    ``{"NAME": {"dtype": "DT_FLOAT", "shape": [-1, 3]}}``.
+    """
+
+    def __init__(self, folder: Path, versions: list[int], labels: dict[str, int]) -> None:
+        self.versions, self.labels = versions, labels
+        inputs: dict[str, Any] = {"x": {"dtype": "DT_FLOAT", "shape": [-1, 1]}}
+        with suppress(OSError):
+            inputs = json.loads((folder / "signature.json").read_text())
+        self.signatures = {"serving_default": _signature(inputs)}
+
+
 class State:
     """Models and counters."""
+
+    oom_text = OOM_TEXT
 
     def __init__(self) -> None:
         self.faults = Faults()
         self.card = Card()
-        self.models: dict[str, str] = {}
-        self.requests = 0
+        self.models: dict[str, Model] = {}
+        self.counts: Counter[tuple[str, str]] = Counter()
         self.metrics_path = ""
+        self.cors = False
         self.lock = threading.Lock()
         self.pool: Grower | None = None  # with memory growth
 
@@ -55,98 +97,56 @@ class State:
         full = self.pool is not None and self.pool.full
         return self.faults.take("oom_next_request") or full
 
+    def servable(self, name: str, version: int | None, label: str | None) -> tuple[Model, int]:
+        """A model and the version that answers.
 
-class Rest(Handler):
-    """TensorFlow Serving's REST routes."""
+        Raises:
+            KeyError: there is none; the request as the real one writes it.
+            Invalid: there is no such label.
+        """
+        model = self.models.get(name)
+        if label is not None:
+            if model is None or label not in model.labels:
+                raise Invalid(f"Unrecognized servable version label: {label}")
+            version = model.labels[label]
+        if version is None:
+            if model is None:
+                raise KeyError(f"Latest({name})")
+            return model, model.versions[-1]
+        if model is None or version not in model.versions:
+            raise KeyError(f"Specific({name}, {version})")
+        return model, version
 
-    state: State
-    routes: ClassVar[dict[tuple[str, str], str]] = {}
+    def count(self, name: str, code: str) -> None:
+        """One request, by model and status: those for a status and refused ones as well."""
+        with self.lock:
+            self.counts[name, code] += 1
 
-    def other(self, path: str) -> None:
-        """Everything is matched by pattern, as there."""
-        if path != self.state.metrics_path:
-            with (
-                self.state.lock
-            ):  # status URLs and 400s count as well (model_servers/http_server.cc)
-                self.state.requests += 1
-        if self.state.metrics_path and path == self.state.metrics_path:
-            self._metrics()
-            return
-        if path == "/v1/models":
-            self.reply(400, {"error": "Missing model name in request."})
-            return
-        match = _PATH.fullmatch(path)
-        if match is None:
-            kind = "text/html"
-            self.reply(
-                400 if path.startswith("/v1/models/") else 404,
-                "<html><body>Not Found</body></html>",
-                kind,
-            )
-        elif match[4]:
-            self._metadata(match[1])
-        elif match[3]:
-            self._predict(match[1])
-        else:
-            self._status(match[1])
+    def metrics(self) -> str:
+        """The page (util/prometheus_exporter.cc)."""
+        name = ":tensorflow:serving:request_count"
+        with self.lock:
+            rows = [
+                f'{name}{{model_name="{model}",status="{code}"}} {count}\n'
+                for (model, code), count in sorted(self.counts.items())
+            ]
+        return "".join([f"# TYPE {name} counter\n", *rows])
 
-    def _status(self, name: str) -> None:
-        if name not in self.state.models:
-            self.reply(404, {"error": f"Could not find any versions of model {name}"})
-            return
-        status = {"error_code": "OK", "error_message": ""}
-        row = {"version": self.state.models[name], "state": "AVAILABLE", "status": status}
-        self.reply(200, {"model_version_status": [row]})
 
-    def _predict(self, name: str) -> None:
-        body = self.body()
-        faults = self.state.faults
-        if name not in self.state.models:
-            self.reply(404, {"error": f"Servable not found for request: Latest({name})"})
-            return
-        instances, inputs = body.get("instances"), body.get("inputs")
-        if not inputs and (not isinstance(instances, list) or not instances):
-            # refused before the session (util/json_tensor.cc)
-            self.reply(400, {"error": "Failed to process element: No values in 'instances'"})
-            return
-        faults.wait_while_hung()  # the session alone: status URLs go on
-        if self.state.refuses():
-            say(OOM_TEXT)
-            self.reply(429, {"error": OOM_TEXT})
-            return
-        time.sleep(float(faults.get("predict_s", 0.01)))
-        if inputs:
-            self.reply(200, {"outputs": [[0.1, 0.9]]})
-            return
-        self.reply(200, {"predictions": [[0.1, 0.9] for _ in instances or ()]})
-
-    def _metadata(self, name: str) -> None:
-        """One signature: x, float, any number of rows of four."""
-        if name not in self.state.models:
-            self.reply(404, {"error": f"Could not find any versions of model {name}"})
-            return
-        shape = {"dim": [{"size": "-1", "name": ""}, {"size": "4", "name": ""}]}
-        tensor = {
-            "dtype": "DT_FLOAT",
-            "tensor_shape": {**shape, "unknown_rank": False},
-            "name": "x:0",
-        }
-        one = {"inputs": {"x": tensor}, "outputs": {}, "method_name": "tensorflow/serving/predict"}
-        spec = {"name": name, "signature_name": "", "version": self.state.models[name]}
-        signatures = {"signature_def": {"serving_default": one}}
-        self.reply(200, {"model_spec": spec, "metadata": {"signature_def": signatures}})
-
-    def _metrics(self) -> None:
-        names = self.state.models
-        rows = "".join(
-            f':tensorflow:serving:request_count{{model_name="{name}",status="OK"}} {self.state.requests}\n'
-            for name in names
-        )
-        self.reply(200, f"# TYPE :tensorflow:serving:request_count counter\n{rows}", "text/plain")
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """The usage on stdout, and -1."""
+        del message
+        print(self.format_usage(), end="", flush=True)
+        sys.exit(255)
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tensorflow_model_server", allow_abbrev=False)
+    """Flags as TensorFlow's own parser takes them: ``--name=value``, ``--name`` for a switch. Another
+    word is told, with the usage, and serving goes on (model_servers/main.cc); a value that is none of
+    its flag's kind ends it.
+    """
+    parser = _Parser(prog="tensorflow_model_server", allow_abbrev=False)
     parser.add_argument("--port", type=int, default=8500)
     parser.add_argument("--rest_api_port", type=int, default=0)
     parser.add_argument("--per_process_gpu_memory_fraction", type=float, default=0.0)
@@ -156,31 +156,52 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model_base_path")
     parser.add_argument("--monitoring_config_file")
     parser.add_argument("--batching_parameters_file")
-    parser.add_argument("--enable_batching", default="false")
+    parser.add_argument("--enable_batching", nargs="?", const="true", default="false")
     parser.add_argument("--max_num_load_retries", type=int, default=5)
     parser.add_argument("--version", action="version", version="TensorFlow ModelServer: 2.19.1")
-    return parser.parse_args(argv)
+    parser.add_argument("--rest_api_enable_cors_support", nargs="?", const="true", default="false")
+    own = {action.dest for action in parser._actions}  # noqa: SLF001 - there is no other way to ask
+    for name in sorted((SWITCHES | VALUED) - own):
+        parser.add_argument(f"--{name}", nargs="?", const="true")
+    bare = {f"--{name}" for name in SWITCHES}
+    found, unknown = parser.parse_known_args([word for word in argv if "=" in word or word in bare])
+    unknown = [word for word in argv if "=" not in word and word not in bare] + unknown
+    if unknown:
+        print(f"unknown argument: {unknown[0]}\n{parser.format_usage()}", end="", flush=True)
+    return found
 
 
 def _load(state: State, options: argparse.Namespace) -> str:
     """Load every model; returns the error, "" when all are there."""
-    pairs: list[tuple[str, str]] = []
-    if options.model_config_file:
-        pairs = _MODEL.findall(Path(options.model_config_file).read_text())
-    elif options.model_base_path:
-        pairs = [(options.model_name, options.model_base_path)]
-    missing = []
-    for name, path in pairs:
-        folder = Path(path)
-        found = (
-            sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not options.model_config_file and not options.model_base_path:
+        return (
+            "INVALID_ARGUMENT: Both server_options.model_base_path and "
+            "server_options.model_config_file are empty!"
         )
-        if found:
-            state.models[name] = found[-1]
+    batching = str(options.enable_batching).lower() == "true"
+    if options.batching_parameters_file and not batching:
+        return (
+            "INVALID_ARGUMENT: server_options.batching_parameters_file is set without setting "
+            "server_options.enable_batching to true."
+        )
+    if options.batching_parameters_file:
+        path = options.batching_parameters_file
+        problem = batching_problem(Path(path).read_text(), path)
+        if problem:
+            return problem
+    wanted = [ModelConfig(options.model_name, options.model_base_path or "")]
+    if options.model_config_file:
+        wanted = models_of(Path(options.model_config_file).read_text())
+    missing = []
+    for one in wanted:
+        versions = one.versions()
+        if versions:
+            state.models[one.name] = Model(Path(one.path), versions, one.labels)
         else:
-            missing.append(f"{{Name: {name} Version: 1}} due to error: NOT_FOUND: {path}")
+            missing.append(f"{{Name: {one.name} Version: 1}} due to error: NOT_FOUND: {one.path}")
     if missing:
-        return f"{len(missing)} model(s) did not become available: {{{'; '.join(missing)}}}"
+        told = f"{len(missing)} model(s) did not become available: {{{'; '.join(missing)}}}"
+        return f"UNKNOWN: {told}"
     return ""
 
 
@@ -238,17 +259,18 @@ def _full(state: State, error: OutOfMemory) -> None:
 
 def main() -> int:
     """Serve until killed."""
+    from arbiterd.sim.engines.tensorflow_rest import Rest  # noqa: PLC0415 - it needs State
+
     options = _options(sys.argv[1:])
     state = Rest.state = State()
     state.faults.at_start()
     if options.monitoring_config_file:
-        text = Path(options.monitoring_config_file).read_text()
-        found = re.search(r'path:\s*"([^"]+)"', text)
-        state.metrics_path = found[1] if found else ""
+        state.metrics_path = metrics_path(Path(options.monitoring_config_file).read_text())
+    state.cors = options.rest_api_enable_cors_support == "true"
     error = _load(state, options)
     if error:
         say(error)
-        say(f"Failed to start server. Error: UNKNOWN: {error}")
+        say(f"Failed to start server. Error: {error}")
         return 255
     time.sleep(float(state.faults.get("load_s", 0.4)))
     _take_pool(state, options.per_process_gpu_memory_fraction)

@@ -17,6 +17,8 @@ from ovmsclient.tfs_compat.protos.tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from arbiterd.sim.engines.tensorflow_json import Invalid
+
 if TYPE_CHECKING:
     from arbiterd.sim.engines.tensorflow import State
 
@@ -31,17 +33,26 @@ class Predict(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: i
         """One row of output for each row of input."""
         name = request.model_spec.name
         faults = self._state.faults
-        if name not in self._state.models:
-            text = f"Servable not found for request: Latest({name})"
+        spec = request.model_spec
+        asked = spec.version.value if spec.HasField("version") else None
+        try:
+            _, version = self._state.servable(name, asked, spec.version_label or None)
+        except KeyError as error:
+            self._state.count(name, "NOT_FOUND")
+            text = f"Servable not found for request: {error.args[0]}"
             context.abort(grpc.StatusCode.NOT_FOUND, text)
+        except Invalid as error:
+            self._state.count(name, "INVALID_ARGUMENT")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         faults.wait_while_hung()
         if self._state.refuses():
+            self._state.count(name, "RESOURCE_EXHAUSTED")
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "OOM when allocating tensor")
         time.sleep(float(faults.get("predict_s", 0.01)))
-        with self._state.lock:
-            self._state.requests += 1
+        self._state.count(name, "OK")
         reply = predict_pb2.PredictResponse()
         reply.model_spec.name = name
+        reply.model_spec.version.value = version
         for key, tensor in request.inputs.items():
             reply.outputs[f"{key}_out"].CopyFrom(tensor)
         return reply
@@ -55,12 +66,25 @@ class Status(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
 
     def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service's own name
         """AVAILABLE for every model there is."""
-        name = request.model_spec.name
-        if name not in self._state.models:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {name}")
+        spec = request.model_spec
+        model = self._state.models.get(spec.name)
+        wanted = (
+            [spec.version.value]
+            if spec.HasField("version")
+            else model.versions[::-1]
+            if model
+            else []
+        )
+        if not model and not wanted:
+            told = f"Could not find any versions of model {spec.name}"
+            context.abort(grpc.StatusCode.NOT_FOUND, told)
         reply = get_model_status_pb2.GetModelStatusResponse()
-        row = reply.model_version_status.add()
-        row.version, row.state = int(self._state.models[name]), 30
+        for version in wanted:
+            if model is None or version not in model.versions:
+                told = f"Could not find version {version} of model {spec.name}"
+                context.abort(grpc.StatusCode.NOT_FOUND, told)
+            row = reply.model_version_status.add()
+            row.version, row.state = version, 30
         return reply
 
 

@@ -166,7 +166,8 @@ class Core:
                 if number in self.cancelled:
                     self.cancelled.discard(number)
                     break
-                self.link.send(id=number, token=f" {_WORDS[count % len(_WORDS)]}")
+                word, last = f" {_WORDS[count % len(_WORDS)]}", count + 1 == job["max_tokens"]
+                self.link.send(id=number, token=word, last=last)
             self.link.send(id=number, done=True)
 
     def _die(self, text: str) -> None:
@@ -181,7 +182,8 @@ class Core:
         of the whole device is compared: a neighbour that takes more meanwhile makes it fail, and then
         it is neither asleep nor usable.
         """
-        if self.away or not self.card.present:
+        # Without the flag its memory is not in the pool that can be given back.
+        if self.away or not self.card.present or not self.options.get("enable_sleep_mode"):
             self.link.send(id=number, done=True)
             return
         before, total = self.card.sizes()

@@ -1,39 +1,59 @@
 """The stand-in vLLM's development routes: pause, resume, sleep, wake (facts/engines.md, 3.3 and 3.4).
 
-Paused: new requests get 503. Asleep and not paused: they hang until it wakes, as with the real one.
+Paused: new requests hang until it goes on (0.32), or get 503 (0.33). Asleep and not paused they hang
+until it wakes.
 """
 
 from __future__ import annotations
 
-import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from arbiterd.sim.engines.common import Handler, say
+from arbiterd.sim.engines.vllm_answers import error
+from arbiterd.sim.engines.vllm_http import Left
 
 if TYPE_CHECKING:
     from arbiterd.sim.engines.vllm import State
 
 _STATES = ("awake", "weights_offloaded", "discard_all")
 _MODES = ("abort", "wait", "keep")
+_LOOK_S = 0.03  # how often a hanging request looks whether its client is still there
 PAUSED = "Generation is paused. Please retry after it resumes."
 
 
 class Pausing:
-    """Whether requests go on: ``level`` None while awake, else the level of its sleep."""
+    """Whether requests go on: ``level`` None while awake, else the level of its sleep. ``hangs``:
+    requests wait while paused, too.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hangs: bool) -> None:
         self.changed = threading.Condition()
         self.paused = False
         self.level: int | None = None
         self.active = self.hanging = 0
+        self._hangs = hangs
 
-    def enter(self) -> bool:
-        """A request begins: False when paused. Hangs while asleep."""
+    def _open(self) -> bool:
+        """Whether a request is not held here: it may run, or is to be refused."""
+        return (not self.paused and self.level is None) or (self.paused and not self._hangs)
+
+    def enter(self, left: Callable[[], bool]) -> bool:
+        """A request begins: False when it is to be refused.
+
+        Raises:
+            Left: its client has gone meanwhile.
+        """
         with self.changed:
             self.hanging += 1
-            self.changed.wait_for(lambda: self.paused or self.level is None)
-            self.hanging -= 1
+            try:
+                while not self._open():
+                    self.changed.wait(_LOOK_S)
+                    if left():
+                        raise Left
+            finally:
+                self.hanging -= 1
             self.active += not self.paused
             return not self.paused
 
@@ -59,36 +79,24 @@ class Pausing:
         with self.changed:
             self.changed.wait_for(lambda: not self.active)
 
-    def rows(self, model: str) -> list[tuple[str, str, int]]:
-        """vllm:engine_sleep_state, one row per state."""
+    def rows(self) -> list[tuple[str, str, str, float]]:
+        """vllm:engine_sleep_state, one row per state: name, type, further labels, value."""
         now = _STATES[self.level or 0]
-        return [
-            (
-                "engine_sleep_state",
-                f'{{model_name="{model}",engine="0",sleep_state="{one}"}}',
-                int(one == now),
-            )
-            for one in _STATES
-        ]
+        name = "engine_sleep_state"
+        return [(name, "gauge", f',sleep_state="{one}"', one == now) for one in _STATES]
 
 
 class SleepRoutes(Handler):
-    """Only with VLLM_SERVER_DEV_MODE=1, those of sleep only with --enable-sleep-mode; else 404."""
+    """Only with VLLM_SERVER_DEV_MODE=1, whatever --enable-sleep-mode says (recorded on 0.32)."""
 
     state: State
-
-    def _dev(self, *, sleeps: bool) -> bool:
-        on = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
-        on = on and (self.state.options.enable_sleep_mode or not sleeps)
-        if not on:
-            self.reply(404, {"detail": "Not Found"})
-        return bool(on)
 
     def _quiet(self) -> bool:
         """End or await what runs, by ``mode``; False when there is no such mode."""
         mode = self.query.get("mode", ["abort"])[0]
         if mode not in _MODES:
-            self.reply(422, {"detail": f"mode: Input should be 'abort', 'wait' or 'keep': {mode}"})
+            said = f"1 validation error:\n  mode: Input should be 'abort', 'wait' or 'keep': {mode}"
+            self.reply(400, error(said, "Bad Request", 400, "query.mode"))
             return False
         if mode == "abort":
             self.state.abort()
@@ -98,19 +106,17 @@ class SleepRoutes(Handler):
 
     def pause(self) -> None:
         """New requests are refused; those that run are aborted, awaited or left."""
-        if self._dev(sleeps=False):
-            self.state.pausing.tell(paused=True)
-            if self._quiet():
-                self.reply(200, {"status": "paused"})
+        self.state.pausing.tell(paused=True)
+        if self._quiet():
+            self.reply(200, {"status": "paused"})
 
     def resume(self) -> None:
-        if self._dev(sleeps=False):
-            self.state.pausing.tell(paused=False)
-            self.reply(200, {"status": "resumed"})
+        self.state.pausing.tell(paused=False)
+        self.reply(200, {"status": "resumed"})
 
     def sleep(self) -> None:
         """Level 0 pauses the scheduler only. A failure leaves it not marked asleep."""
-        if not self._dev(sleeps=True) or not self._quiet():
+        if not self._quiet():
             return
         level = int(self.query.get("level", ["1"])[0])
         if level:
@@ -123,13 +129,12 @@ class SleepRoutes(Handler):
             self.state.pausing.tell(level=level)
         else:
             self.state.pausing.tell(paused=True)
-        self.reply(200)
+        self.reply(200, {"status": "sleeping", "level": level})
 
     def wake(self) -> None:
         """Resumes what was paused, too. What is not asleep stays as it is."""
-        if not self._dev(sleeps=True):
-            return
-        number, out = self.state.ask(op="wake", tags=self.query.get("tags", []))
+        tags = self.query.get("tags")
+        number, out = self.state.ask(op="wake", tags=tags or [])
         found = out.get()
         self.state.end(number)
         if "dead" in found or "error" in found:
@@ -137,18 +142,12 @@ class SleepRoutes(Handler):
             return
         if found["awake"]:
             self.state.pausing.tell(paused=False, awake=True)
-        self.reply(200, {"status": "awake" if found["awake"] else "sleeping"})
+        self.reply(200, {"status": "awake" if found["awake"] else "sleeping", "tags": tags})
 
     def _failed(self, method: str, why: str) -> None:
         text = f"Call to {method} method failed: {why}"
         say(f"ERROR {text}")
-        self._error(500, text, "InternalServerError")
-
-    def _error(self, status: int, message: str, kind: str) -> None:
-        """In OpenAI's shape."""
-        error = {"message": message, "type": kind, "param": None, "code": status}
-        self.reply(status, {"error": error})
+        self.reply(500, error(text, "InternalServerError", 500))
 
     def is_sleeping(self) -> None:
-        if self._dev(sleeps=True):
-            self.reply(200, {"is_sleeping": self.state.pausing.level is not None})
+        self.reply(200, {"is_sleeping": self.state.pausing.level is not None})
