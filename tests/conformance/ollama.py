@@ -134,6 +134,9 @@ class Real(_Ollama):
             self._store = Path(tempfile.mkdtemp(prefix="conformance-ollama-"))
             self._make(self._store)
         env = super().environ({"OLLAMA_MODELS": "<dir>/models", **wanted}, port, home)
+        keys = self._store / ".ollama"  # else the first start tells of a new key
+        if "HOME" in env and not (home / ".ollama").exists():
+            shutil.copytree(keys, home / ".ollama")
         target = Path(env["OLLAMA_MODELS"])
         if (
             target.parent == home
