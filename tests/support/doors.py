@@ -185,12 +185,13 @@ class Doors:
     entries: dict[str, str] = field(default_factory=dict)
     wishes: dict[str, BackendWish] = field(default_factory=dict)
     failover: dict[tuple[str, str], str] = field(default_factory=dict)
+    extra: dict[str, int] = field(default_factory=dict)
 
     @property
     def ports(self) -> dict[str, int]:
-        """Public ones."""
+        """Public ones; ``extra``: what a test puts in front."""
         found = {n: b.port for n, b in self.settings.active.backends.items()}
-        return {**found, "llm": self.settings.gateway.llm_port}
+        return {**found, "llm": self.settings.gateway.llm_port, **self.extra}
 
     def start(self) -> None:
         """Engines, gate, HAProxy, and the word of a daemon that lets everything in."""
