@@ -27,6 +27,7 @@ from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.intake import Ending
 from arbiterd.inventory import Inventory
+from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
@@ -114,8 +115,10 @@ class Daemon:
         nvml.start()
         host = HostFactsSource(launcher.owner_of)
         host.refresh(settings)
-        self._gateway = startup.make_gateway(settings, self.waker.wake)
-        prober = Prober(self.waker.wake, self._gateway.paths.probe if self._gateway else None)
+        keys = Keyring()
+        self._gateway = startup.make_gateway(settings, self.waker.wake, keys)
+        door = self._gateway.paths.probe if self._gateway else None
+        prober = Prober(self.waker.wake, door, keys)
         executor = Executor(
             launcher, self._load_probe, self.waker.wake, dry_run=settings.arbiter.dry_run
         )

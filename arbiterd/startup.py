@@ -22,6 +22,7 @@ from arbiterd.act.launcher import Launcher
 from arbiterd.config import Loaded, load, runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
+from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
@@ -99,14 +100,16 @@ def make_launcher(settings: Settings, on_change: Callable[[], None]) -> Launcher
     return DirectLauncher(runtime, on_change)
 
 
-def make_gateway(settings: Settings, on_change: Callable[[], None]) -> GatewayParts | None:
+def make_gateway(
+    settings: Settings, on_change: Callable[[], None], keys: Keyring
+) -> GatewayParts | None:
     """The doors, None when the file switches them off."""
     if not settings.gateway.enabled:
         return None
     systemd = use_systemd(settings)
     where = paths(settings.arbiter.runtime_dir, systemd=systemd)
     services: Services = SystemdServices() if systemd else DirectServices(where)
-    keeper = GatewayKeeper(where, services, on_change, systemd=systemd)
+    keeper = GatewayKeeper(where, services, on_change, systemd=systemd, keys=keys)
     make_folder(where.files, 0o750, GROUP if systemd else "")
     log = GatewayLog(where.log, GROUP if systemd else "")
     return GatewayParts(keeper, log, LoadDesk(on_change), where)

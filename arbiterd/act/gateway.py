@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from arbiterd import ports, procfs
+from arbiterd.act.door_keys import DoorKeys
 from arbiterd.act.gateway_files import check, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.errors import LaunchError
@@ -26,6 +27,7 @@ from arbiterd.gateway.limits import split
 from arbiterd.gateway.paths import GROUP, Paths
 from arbiterd.gateway.reading import line_of, traffic_of
 from arbiterd.hostnames import HostNames
+from arbiterd.keyring import Keyring
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
@@ -47,7 +49,7 @@ class _Seen:
     layout: Layout | None = None
     settings: Settings | None = None
     config: str = ""
-    gate_settings: Settings | None = None
+    gated: Layout | None = None
     rendered: Layout | None = None
     live: dict[str, str] = field(default_factory=dict)
     refused: str = ""
@@ -65,8 +67,15 @@ class GatewayKeeper:
     """``order`` says what is wanted, ``latest`` what is. Both are the loop's and never wait."""
 
     def __init__(
-        self, where: Paths, services: Services, on_change: Callable[[], None], *, systemd: bool
+        self,
+        where: Paths,
+        services: Services,
+        on_change: Callable[[], None],
+        *,
+        systemd: bool,
+        keys: Keyring | None = None,
     ) -> None:
+        self._keys = DoorKeys(where, keys or Keyring(), shared=systemd)
         self._paths = where
         self._services = services
         self._on_change = on_change
@@ -139,19 +148,21 @@ class GatewayKeeper:
         seen = self._seen
         self._doors(settings, now)
         here = self._names.names()
-        if seen.settings is not settings or seen.layout is None or here != seen.here:
-            seen.layout = layout(settings, seen.taken, here)
+        keys = self._keys.of(settings, now)
+        made = seen.layout
+        if seen.settings is not settings or made is None or (here, keys) != (seen.here, made.keys):
+            made = seen.layout = layout(settings, seen.taken, here, keys)
             seen.settings, seen.here = settings, here
-        self._write_live(wish, seen.layout, settings)
-        self._write_gate(settings)
-        problem = self._write_config(seen.layout)
+        self._write_live(wish, made, settings)
+        self._write_gate(settings, made)
+        problem = self._write_config(made) or self._keys.problem
         gate_problem = self._keep_gate(now)
         try:
-            traffic = self._reconcile(wish, seen.layout, now)
+            traffic = self._reconcile(wish, made, now)
         except (runtime.GatewayGone, runtime.GatewayRefused) as error:
             gone = self._begin(str(error), now)
             return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
-        shut = {d.name for d in seen.layout.doors if f"door-{d.name}" not in seen.bound}
+        shut = {d.name for d in made.doors if f"door-{d.name}" not in seen.bound}
         return GatewayObservation(
             True, problem, gate_problem, traffic, dict(seen.taken), opening=frozenset(shut)
         )
@@ -214,11 +225,11 @@ class GatewayKeeper:
         verb = "set" if known else "add"
         return f"{verb} map {self._paths.live} {key} {runtime.escape(value)}"
 
-    def _write_gate(self, settings: Settings) -> None:
-        if self._seen.gate_settings is not settings:
-            text = json.dumps(gate_config(settings, self._paths), indent=1)
+    def _write_gate(self, settings: Settings, made: Layout) -> None:
+        if self._seen.gated is not made:
+            text = json.dumps(gate_config(settings, self._paths, made.keys.known), indent=1)
             put(self._paths.gate_config, text, shared=self._systemd)
-            self._seen.gate_settings = settings
+            self._seen.gated = made
 
     def _write_config(self, made: Layout) -> str:
         """A new configuration needs a reload; one that HAProxy refuses changes nothing."""
@@ -231,6 +242,7 @@ class GatewayKeeper:
             return seen.refused
         first = not seen.config and where.config.exists() and where.config.read_text() == text
         seen.config = text
+        self._keys.write()
         if first:
             return ""
         put(where.lua, render.lua(where), shared=self._systemd)

@@ -160,6 +160,8 @@ def _count_canary(vitals: Vitals, health: HealthObservation, now: float) -> Vita
     canary = health.canary
     if not isinstance(canary, Known) or canary.value.seq <= vitals.canary_seq:
         return vitals
+    if canary.value.verdict.ok and not canary.value.verdict.proves:
+        return replace(vitals, canary_seq=canary.value.seq)  # its counters are the evidence
     if canary.value.verdict.ok:
         why = vitals.why if vitals.bad else ""
         return replace(

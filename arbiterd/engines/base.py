@@ -7,7 +7,7 @@ can all use it. Adding an engine: one file here and its line in ``engines.ENGINE
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -214,6 +214,11 @@ class Engine(Protocol):
     def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
         """The smallest piece of real work on the first of these models, which are resident (it must
         never cause a load), None when there is none.
+        """
+
+    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
+        """The keys that it demands of its clients, from its command and its environment; () for none.
+        ``variables``: what ``env`` and env_file give it.
         """
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:

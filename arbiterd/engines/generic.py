@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import floor
 
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
@@ -118,10 +118,10 @@ class GenericEngine:
         return (HttpProbe("GET", backend.health or "/health"),)
 
     def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
-        """Any 2xx."""
+        """Any 2xx, and 401: it answers and wants a key."""
         del backend
         reply = replies[0]
-        if 200 <= reply.status < 300:
+        if 200 <= reply.status < 300 or reply.status == 401:
             return Verdict(ok=True)
         return Verdict(ok=False, detail=reply.error or f"HTTP {reply.status}")
 
@@ -129,6 +129,12 @@ class GenericEngine:
         """None: nothing is known of its work."""
         del backend, loaded
         return None
+
+    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
+        """--api-key, as llama.cpp, SGLang and others take it, else the one variable named *API_KEY."""
+        given = value_of(backend.command, "api-key")
+        named = [text for name, text in variables.items() if name.endswith("API_KEY") and text]
+        return (given,) if given else tuple(named) if len(named) == 1 else ()
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """Never asked."""

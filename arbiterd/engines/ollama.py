@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -189,6 +189,11 @@ class OllamaEngine:
             options["num_predict"] = 1
         body = {"model": model.name, "stream": False, "options": options, **asked}
         return HttpProbe("POST", path, json.dumps(body), self.canary_timeout_s)
+
+    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
+        """None: it knows no keys."""
+        del backend, variables
+        return ()
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """200, or its own queue-full answer, or a model that is only good for embeddings (400)."""

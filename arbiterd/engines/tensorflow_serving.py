@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import floor
 
@@ -221,6 +221,11 @@ class TensorflowServingEngine:
         """None without a trial: see ``trials``."""
         del backend, loaded
         return None
+
+    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
+        """None: it knows no keys."""
+        del backend, variables
+        return ()
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """Only a time-out counts against it: any answer, also "full", is an answer."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import floor
 
 from arbiterd.engines.base import Cause as CauseOf
 from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.metrics_text import sample_sum
-from arbiterd.engines.vllm_command import sized
+from arbiterd.engines.vllm_command import read, sized
 from arbiterd.engines.vllm_rules import check, named, served, spoken
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -237,10 +237,12 @@ class VllmEngine:
         return (HttpProbe("GET", "/health"),)
 
     def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
-        """200 is alive; 503 means the client has seen the engine die."""
+        """200 is alive, and so is 401: it answers and wants a key (a proxy or a later version may guard
+        /health, too). 503 means the client has seen the engine die.
+        """
         del backend
         reply = replies[0]
-        if reply.status == 200:
+        if reply.status in (200, 401):
             return Verdict(ok=True)
         detail = "its engine is dead (503)" if reply.status == 503 else _plain(reply)
         return Verdict(ok=False, detail=detail)
@@ -254,9 +256,17 @@ class VllmEngine:
         body = {"model": models[0], "prompt": "1", "max_tokens": 1, "temperature": 0}
         return HttpProbe("POST", "/v1/completions", json.dumps(body), self.canary_timeout_s)
 
+    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
+        """--api-key (several may follow), else VLLM_API_KEY (vllm/entrypoints/openai/api_server.py)."""
+        given = read(backend.command).values("api-key")
+        one = variables.get("VLLM_API_KEY", "")
+        return tuple(key for key in (given or (one,)) if key)
+
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """A token, or any refusal that is the engine's own (busy, paused), proves it thinks."""
         del backend
+        if reply.status == 401:  # the key is not known: told by its HTTP layer, not by its engine
+            return Verdict(ok=True, detail="it demands a key that is not known", proves=False)
         if reply.status in (200, 400, 404, 429):
             return Verdict(ok=True)
         if reply.status == 503 and ("busy" in reply.body or "paused" in reply.body):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiterd.gateway import guards, rules
+from arbiterd.gateway import guards, keys, rules
 from arbiterd.gateway.layout import Door, Layout
 from arbiterd.gateway.paths import Paths
 
@@ -60,10 +60,14 @@ def opening(
     return [*head, *(f"    {line}" for line in lines)]
 
 
-def bind(layout: Layout, door: Door) -> str:
-    """Address and port of a public door."""
+def bind(layout: Layout, door: Door, paths: Paths) -> str:
+    """Address and port of a public door, with TLS where there is a certificate."""
     host = f"[{layout.bind}]" if ":" in layout.bind else layout.bind
-    return f"{host}:{door.port}" + (" proto h2" if door.grpc else "")
+    address = f"{host}:{door.port}"
+    if layout.keys.certificate:
+        spoken = "h2" if door.grpc else "h2,http/1.1"
+        return f"{address} ssl crt {paths.files / keys.CERTIFICATE} alpn {spoken}"
+    return address + (" proto h2" if door.grpc else "")
 
 
 def text(head: list[str], lines: list[str], default: str) -> str:

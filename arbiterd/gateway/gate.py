@@ -26,6 +26,7 @@ from multidict import CIMultiDict
 
 from arbiterd.engines.ollama import LOAD_ROUTES
 from arbiterd.gateway import bodies, ends, incoming, live, probes
+from arbiterd.gateway.keys import ALL, KEYED
 from arbiterd.gateway.layout import LLM_DOOR, owner_of
 from arbiterd.gateway.lists import ONE, Lists
 from arbiterd.gateway.loads import Loads, Refused
@@ -48,6 +49,7 @@ _HOP = frozenset(
 )
 _LISTS = ("/api/tags", "/v1/models", "/api/ps")
 _RELOAD_S = 1.0
+_CODES = {401: "invalid_api_key", 404: "model_not_found", 503: "overloaded"}
 _WAITED_MS = 50  # shorter is not told: asking what is resident takes a moment, too
 
 
@@ -152,6 +154,7 @@ class Gate:
             return await self._relay(request, want, raw, told)  # here to be unpacked
         found = await incoming.parse(request, raw)
         name = self._target(found, door, want)
+        self._guard(request, found.model, door, name)
         home = (
             owner_of(self.config["models"], self.loads, found.model) if door == LLM_DOOR else door
         )
@@ -208,6 +211,15 @@ class Gate:
                 raise Refused(msg, retry_after_s=int(state.get(f"ra:{door}", "5") or 5))
         return name
 
+    def _guard(self, request: web.Request, model: str, door: str, name: str) -> None:
+        """A substitute must not open what a key guards: the client has shown the key of the backend
+        that it asked for, or HAProxy would not have said so.
+        """
+        home = owner_of(self.config["models"], model) if door == LLM_DOOR else door
+        if name != home and home in _locked(request, self.config["keyed"]):
+            msg = f"{home} is out, and its substitute answers only those who have the key of {home}"
+            raise Refused(msg, status=401)
+
     def _absent(self, name: str, more: str = "") -> Refused:
         """HAProxy came here because the engine did not answer, and nobody stands in for it."""
         wait = int(self.live().get(f"ra:{name}", "5") or 5)
@@ -218,7 +230,8 @@ class Gate:
         """A list of models, or what an engine knows by GET only."""
         path = request.path
         if path in _LISTS or path.startswith(ONE):
-            lists = Lists(self.config, self.inner, self.loads, self.live())
+            locked = _locked(request, self.config["keyed"])
+            lists = Lists(self.config, self.inner, self.loads, self.live(), locked)
             return web.json_response(await lists.answer(path, door, want))
         if not want and door in self.inner:
             raise self._absent(door)
@@ -276,6 +289,14 @@ async def _pass_on(
     return end is None or end.told()
 
 
+def _locked(request: web.Request, keyed: list[str]) -> frozenset[str]:
+    """Of the backends that demand a key, those whose key the client has not shown at the door. Where
+    the doors ask for a key of their own, it is enough (gateway/keys.py).
+    """
+    words = frozenset(request.headers.getall(KEYED, ()))
+    return frozenset() if ALL in words else frozenset(keyed) - words
+
+
 def _kept(headers: Any) -> dict[str, str]:
     return {
         k: v for k, v in headers.items() if k.lower() not in _HOP or k.lower() == "content-encoding"
@@ -287,7 +308,7 @@ def _error(request: web.Request, status: int, text: str, retry_after_s: int = 0)
     body: dict[str, Any] = {"error": text}
     if request.path.startswith("/v1/"):
         kind = "server_error" if status >= 500 else "invalid_request_error"
-        code = {503: "overloaded", 404: "model_not_found"}.get(status)
+        code = _CODES.get(status)
         body = {"error": {"message": text, "type": kind, "param": None, "code": code}}
     headers = {"Retry-After": str(max(1, min(120, retry_after_s or 5)))} if status >= 500 else {}
     return web.json_response(body, status=status, headers=headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from arbiterd.gateway.layout import is_llm, models
@@ -9,8 +10,8 @@ from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind, Settings
 
 
-def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
-    """The whole file."""
+def gate_config(settings: Settings, where: Paths, keyed: Collection[str] = ()) -> dict[str, Any]:
+    """The whole file. ``keyed``: backends that demand a key of their clients."""
     active = settings.active.backends
     return {
         "socket": str(where.gate),
@@ -18,6 +19,7 @@ def gate_config(settings: Settings, where: Paths) -> dict[str, Any]:
         "live": str(where.live),
         "max_body_bytes": settings.gateway.max_body_bytes,
         "created": int(settings.source.loaded_at),
+        "keyed": sorted(keyed),
         "models": models(settings),
         "failover": [
             {"model": r.model, "from": r.from_backend, "to": r.to_backend, "source": r.source}

@@ -9,6 +9,7 @@ from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.engines import engine_of, ollama_names
 from arbiterd.engines.base import Routes
 from arbiterd.gateway.hosts import Names, names_of
+from arbiterd.gateway.keys import Keys
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 
 LLM_DOOR = "llm"
@@ -63,13 +64,19 @@ class Layout:
     doors: tuple[Door, ...]
     backends: tuple[Behind, ...]
     names: Names = Names()
+    keys: Keys = Keys()
 
     def behind(self, name: str) -> Behind:
         """The backend of this name."""
         return next(one for one in self.backends if one.name == name)
 
 
-def layout(settings: Settings, without: Collection[str] = (), here: Collection[str] = ()) -> Layout:
+def layout(
+    settings: Settings,
+    without: Collection[str] = (),
+    here: Collection[str] = (),
+    keys: Keys | None = None,
+) -> Layout:
     """The doors of the active mode. ``without``: names of doors to leave out (their port is taken).
     ``here``: names of this machine.
     """
@@ -77,7 +84,9 @@ def layout(settings: Settings, without: Collection[str] = (), here: Collection[s
     backends = tuple(_behind(settings, one) for one in active.values())
     doors = [door for door in doors_of(settings) if door.name not in without]
     gateway, names = settings.gateway, names_of(settings, here)
-    return Layout(gateway.bind, gateway.trust_priority, tuple(doors), backends, names)
+    return Layout(
+        gateway.bind, gateway.trust_priority, tuple(doors), backends, names, keys or Keys()
+    )
 
 
 def doors_of(settings: Settings) -> tuple[Door, ...]:

@@ -19,7 +19,9 @@ Json = dict[str, Any]
 
 
 class Lists:
-    """Answers for one request. ``live``: the map that HAProxy has, too."""
+    """Answers for one request. ``live``: the map that HAProxy has, too. ``locked``: backends whose key
+    the client has not shown; they guard their lists.
+    """
 
     def __init__(
         self,
@@ -27,7 +29,9 @@ class Lists:
         inner: Mapping[str, aiohttp.ClientSession],
         loads: Mapping[str, Loads],
         live: Mapping[str, str],
+        locked: frozenset[str] = frozenset(),
     ) -> None:
+        self._locked = locked
         self._config = config
         self._inner = inner
         self._loads = loads
@@ -58,7 +62,7 @@ class Lists:
         if door == LLM_DOOR:
             out: dict[str, Json] = {}
             for model, owner in self._config["models"].items():
-                if model != ANY_MODEL:  # of the spellings of one name, the file's own
+                if model != ANY_MODEL and owner not in self._locked:  # of the spellings of one name, the file's own
                     out.setdefault(ollama_names.key(model), _row(model, owner, created))
             for name in self._loads:
                 if not self._config["backends"][name]["models"]:
@@ -67,6 +71,9 @@ class Lists:
                             key = ollama_names.key(str(row.get("id", "")))
                             out.setdefault(key, {**row, "owned_by": name})
             return list(out.values())
+        if want and want != door and door in self._locked:
+            msg = f"the list of {door} needs its key: Authorization: Bearer KEY"
+            raise Refused(msg, status=401)
         if want and want != door:  # failed over: what its substitute answers for
             names = [
                 k.removeprefix(f"fo:{door}:") for k in self._live if k.startswith(f"fo:{door}:")

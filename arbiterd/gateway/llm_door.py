@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiterd.gateway import frontend, routes, rules
+from arbiterd.gateway import frontend, key_rules, routes, rules
 from arbiterd.gateway.guards import ONE_MODEL
 from arbiterd.gateway.layout import Behind, Door, Layout
 from arbiterd.gateway.paths import Paths
@@ -18,6 +18,7 @@ def llm_door(layout: Layout, door: Door, paths: Paths) -> str:
     llms = [one for one in layout.backends if one.inner]
     uses = ["use_backend gate if { var(txn.sniff) -m found }"]
     lines = ["http-request set-header x-arbiter-door llm", *_let_through(llms), *_own(llms, paths)]
+    lines += key_rules.at_door(layout.keys, [one.name for one in llms], _API, paths)
     lines += [*rules.model(_API), *_pick(paths, spelt=any(one.gated for one in llms))]
     for one in llms:
         mine = f"{{ var(txn.b) -m str {one.name} }}"
@@ -41,7 +42,7 @@ def llm_door(layout: Layout, door: Door, paths: Paths) -> str:
         for one in llms
     ]
     head = frontend.opening(
-        layout, f"door-{door.name}", frontend.bind(layout, door), _API, paths,
+        layout, f"door-{door.name}", frontend.bind(layout, door, paths), _API, paths,
         llm=True, lists=True, named=True,
     )  # fmt: skip
     return frontend.text(head, [*lines, *uses], "")

@@ -7,7 +7,7 @@ live: docs/facts/gateway.md).
 
 from __future__ import annotations
 
-from arbiterd.gateway import frontend, probes, routes, rules
+from arbiterd.gateway import frontend, key_rules, probes, routes, rules
 from arbiterd.gateway.layout import LLM_DOOR, LLM_KINDS, Behind, Door, Layout
 from arbiterd.gateway.llm_door import llm_door
 from arbiterd.gateway.paths import GROUP, Paths
@@ -15,7 +15,7 @@ from arbiterd.gateway.paths import GROUP, Paths
 
 def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     """The whole file."""
-    parts = [_global(paths, systemd=systemd), _defaults(layout, paths)]
+    parts = [_global(layout, paths, systemd=systemd), _defaults(layout, paths)]
     for door in layout.doors:
         if door.name == LLM_DOOR:
             parts.append(llm_door(layout, door, paths))
@@ -26,7 +26,9 @@ def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     for one in layout.backends:
         if one.inner:
             parts.append(_inner(layout, one, paths, systemd=systemd))
-        parts += [*_backends(one, paths), *routes.aside_backends(one), rules.refusal(one, paths)]
+        sent = key_rules.towards(layout.keys, one.name, paths)
+        parts += [*_backends(one, paths, sent), *routes.aside_backends(one, sent)]
+        parts.append(rules.refusal(one, paths))
         if one.grpc_port:
             parts.append(rules.refusal(one, paths, grpc=True))
     parts.append(_gate(layout, paths))
@@ -34,7 +36,7 @@ def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     return "\n".join(parts)
 
 
-def _global(paths: Paths, *, systemd: bool) -> str:
+def _global(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     group = f" group {GROUP}" if systemd else ""
     return f"""\
 # Rendered by gpu-arbiter; edits are overwritten.
@@ -44,6 +46,8 @@ global
     stats timeout 30s
     maxconn {rules.MAX_CONNECTIONS}
     nbthread 1
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+    # keys and certificate: {layout.keys.digest or "none"}
     tune.bufsize {rules.BUFFER_BYTES}
     tune.lua.session-timeout 0
     lua-load {paths.lua}
@@ -84,6 +88,7 @@ def _door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
         *rules.about(one.name, paths),
         *routes.allowed(one),
         *routes.health(one, paths),
+        *key_rules.at_door(layout.keys, [one.name], one.routes.api, paths, "!METH_OPTIONS"),
         *routes.forbid(one, door.name),
         *routes.options(one.routes),
         *routes.aside(one, paths),
@@ -102,7 +107,7 @@ def _door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     if one.inner and not one.gated:
         lines += routes.by_gate(one)
     head = frontend.opening(
-        layout, f"door-{door.name}", frontend.bind(layout, door), one.routes.api, paths,
+        layout, f"door-{door.name}", frontend.bind(layout, door, paths), one.routes.api, paths,
         llm=one.inner, lists=one.kind in LLM_KINDS, named=one.gated,
     )  # fmt: skip
     return frontend.text(head, lines, rules.backend_of(one.name))
@@ -127,13 +132,14 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     )
     # a `return` with an empty body carries no content type of its own, and Go's client wants one
     typed = "http-after-response set-header content-type application/grpc if { status 200 }"
-    lines = [*rules.about(one.name, paths), denied, *rules.admit(one, paths, grpc=True), typed]
-    bind = frontend.bind(layout, door)
+    asked = key_rules.at_grpc_door(layout.keys, paths)
+    lines = [*rules.about(one.name, paths), *asked, denied, *rules.admit(one, paths, grpc=True), typed]
+    bind = frontend.bind(layout, door, paths)
     head = frontend.opening(layout, f"door-{door.name}", bind, "plain", paths, llm=False)
     return frontend.text(head, lines, rules.backend_of(one.name, grpc=True))
 
 
-def _backends(one: Behind, paths: Paths) -> list[str]:
+def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
     """The engine itself: one server, one counter."""
     check = "check inter 500ms fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
     # uvicorn closes idle connections after 5 s: a kept one would race with the next request
@@ -147,7 +153,7 @@ def _backends(one: Behind, paths: Paths) -> list[str]:
         f"    timeout connect {rules.CONNECT_MS if one.standin else rules.PATIENT_MS}ms",
         "    http-request del-header x-arbiter- -m beg" if not one.standin else "",
         "    retries 0" if not one.standin else "",
-        *(f"    {line}" for line in (*routes.own_host(one), *routes.served_by(one.name))),
+        *(f"    {line}" for line in (*sent, *routes.own_host(one), *routes.served_by(one.name))),
         f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check}{pool}",
     ]
     if one.standin:

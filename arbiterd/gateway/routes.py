@@ -154,12 +154,12 @@ def aside(one: Behind, paths: Paths) -> list[str]:
     return lines
 
 
-def aside_backends(one: Behind) -> list[str]:
+def aside_backends(one: Behind, sent: list[str]) -> list[str]:
     """The engine once more, outside of its slots. Without maintenance: a drained engine tells its
-    metrics.
+    metrics. ``sent``: lines about the headers that it is sent.
     """
     out = []
-    served = "".join(f"    {line}\n" for line in served_by(one.name))
+    served = "".join(f"    {line}\n" for line in (*sent, *served_by(one.name)))
     if one.metrics:
         out.append(
             f"backend aside-{one.name}\n    timeout server 10s\n    timeout connect 1s\n{served}"

@@ -32,11 +32,15 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An engine's judgement of a reply. ``degraded``: serving, but not as asked (CPU fallback)."""
+    """An engine's judgement of a reply. ``degraded``: serving, but not as asked (CPU fallback).
+    ``proves``: False for an answer that came from before the engine itself, such as a 401 of its HTTP
+    layer: nothing is wrong, and nothing is known of its work.
+    """
 
     ok: bool
     detail: str = ""
     degraded: str = ""
+    proves: bool = True
 
 
 @dataclass(frozen=True, slots=True)

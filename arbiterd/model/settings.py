@@ -57,6 +57,8 @@ class GatewaySettings:
     hosts: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 1024 * 1024
+    key_file: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ def door(settings: Settings, backend: BackendSettings, asked_host: str) -> str:
     """
     host = settings.gateway.advertise or asked_host or "127.0.0.1"
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{shown}:{backend.port}"
+    scheme = "https" if settings.gateway.certificate else "http"
+    return f"{scheme}://{shown}:{backend.port}"
 
 
 def incident(one: Incident) -> dict[str, object]:

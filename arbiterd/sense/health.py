@@ -17,6 +17,7 @@ from typing import TypeVar
 import urllib3
 
 from arbiterd.engines import engine_of
+from arbiterd.keyring import Keyring
 from arbiterd.model.health import (
     HealthObservation,
     HttpProbe,
@@ -68,7 +69,10 @@ class Prober:
     the second probe, None without doors.
     """
 
-    def __init__(self, on_change: Callable[[], None], door: Path | None = None) -> None:
+    def __init__(
+        self, on_change: Callable[[], None], door: Path | None = None, keys: Keyring | None = None
+    ) -> None:
+        self._keys = keys or Keyring()
         self._on_change = on_change
         self._door = door
         self._lock = threading.Lock()
@@ -177,7 +181,7 @@ class Prober:
     def _alive(self, target: _Target, via: urllib3.PoolManager) -> bool:
         engine = engine_of(target.backend.kind)
         probes = engine.ready_probes(target.backend)
-        as_door = _as_door(engine.door_host, target.order.url)
+        as_door = _as_door(engine.door_host, target.order.url) | self._keys.bearer(target.backend)
         replies = [ask(via, target.order.url, probe, as_door) for probe in probes]
         verdict = engine.judge_ready(target.backend, replies)
         latency = max((reply.latency_ms for reply in replies), default=0.0)
@@ -192,7 +196,7 @@ class Prober:
         engine = engine_of(target.backend.kind)
         progress = engine.progress_probe(target.backend)
         if progress is not None:
-            reply = ask(via, target.order.url, progress)
+            reply = ask(via, target.order.url, progress, self._keys.bearer(target.backend))
             read = engine.read_progress(reply)
             target.progress = _reading(read, reply)
         if engine.loaded_probe(target.backend) is not None:
@@ -207,7 +211,7 @@ class Prober:
         began = time.monotonic()
         if probe is None:
             return Unknown("it lists no models", began)
-        reply = ask(via, target.order.url, probe)
+        reply = ask(via, target.order.url, probe, self._keys.bearer(target.backend))
         models = engine.read_loaded(reply, time.time())
         if models is None:
             return Unknown(_plain(reply), began)
@@ -243,7 +247,8 @@ class Prober:
                 probe = engine.canary(target.backend, loaded)
                 if probe is None or target.stop:
                     return
-                reply = ask(via, target.order.url, _within(probe, engine.canary_timeout_s))
+                timed = _within(probe, engine.canary_timeout_s)
+                reply = ask(via, target.order.url, timed, self._keys.bearer(target.backend))
                 verdict = engine.judge_canary(target.backend, reply)
                 result = ProbeResult(next(self._seq), verdict, reply.latency_ms)
                 target.canary = Known(result, time.monotonic())

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from arbiterd.act.door_keys import DoorKeys
 from arbiterd.gateway import live, render, runtime
 from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.paths import paths
+from arbiterd.keyring import Keyring
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Failover, Kind, Settings
 from tests.core.world import backend, settings
@@ -94,6 +96,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.server.gate.wait(30)
+        key = self.server.key
+        if key and path.startswith("/v1/") and low.get("authorization") != f"Bearer {key}":
+            raw = b'{"error":"Unauthorized"}'  # as vLLM
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+            return
         if path in self.server.streams:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
@@ -120,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Engine(ThreadingHTTPServer):
-    """Answers 200 to everything. ``gate``: cleared, it holds every answer back."""
+    """Answers 200 to everything. ``gate``: cleared, it holds every answer back. ``key``: what it
+    demands below /v1, "" for nothing.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
@@ -133,6 +145,7 @@ class Engine(ThreadingHTTPServer):
         self.gate.set()
         self.answers: dict[str, Any] = {}
         self.streams: set[str] = set()
+        self.key = ""
         super().__init__(("127.0.0.1", port), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -197,11 +210,14 @@ class Doors:
         """Engines, gate, HAProxy, and the word of a daemon that lets everything in."""
         where = paths(str(self.home), systemd=False)
         where.files.mkdir(parents=True)
-        self.layout = layout(self.settings, here=self.here)
+        keys = DoorKeys(where, Keyring(), shared=False)
+        known = keys.of(self.settings, 0.0)
+        keys.write()
+        self.layout = layout(self.settings, here=self.here, keys=known)
         where.config.write_text(render.render(self.layout, where, systemd=False))
         where.lua.write_text(render.lua(where))
         (where.files / "empty").write_text("")
-        where.gate_config.write_text(json.dumps(gate_config(self.settings, where)))
+        where.gate_config.write_text(json.dumps(gate_config(self.settings, where, known.known)))
         self.where = where
         for name, one in self.settings.active.backends.items():
             self.engines[name] = Engine(name, one.engine_port)

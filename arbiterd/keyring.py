@@ -1,0 +1,69 @@
+"""Keys: what an engine demands, and what the doors demand. Read from files, held nowhere else.
+
+A key never becomes a part of settings, observations or decisions: those are published, journalled and
+recorded. Who needs one asks here, by the backend's settings.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbiterd import env_text
+from arbiterd.engines import engine_of
+from arbiterd.model.settings import BackendSettings
+
+_MAX_BYTES = 1024 * 1024  # a file of keys; /dev/zero by mistake must not fill the memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    stamp: tuple[int, int, int]
+    text: str
+
+
+class Keyring:
+    """Reads each file again when it has changed. Every method may be called by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, _Read] = {}
+
+    def engine(self, backend: BackendSettings) -> tuple[str, ...]:
+        """The keys that this engine takes, the first one to send; () when it demands none, or none
+        that can be known (a file that cannot be read, a key it makes up itself).
+        """
+        variables: Mapping[str, str] = backend.env
+        if backend.env_file:
+            variables = {**env_text.parse(self._text(backend.env_file)), **backend.env}
+        return engine_of(backend.kind).keys(backend, variables)
+
+    def bearer(self, backend: BackendSettings) -> dict[str, str]:
+        """The header that opens this engine, {} when no key is known."""
+        keys = self.engine(backend)
+        return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+    def doors(self, path: str) -> tuple[str, ...]:
+        """The keys of ``[gateway] key_file``: one a line; blank lines and comments (#) are left out."""
+        lines = (line.strip() for line in self._text(path).splitlines())
+        return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+    def _text(self, path: str) -> str:
+        """The file, "" when it cannot be read: then nobody has the key, and the doors stay shut."""
+        try:
+            info = os.stat(path)
+            stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
+            with self._lock:
+                known = self._files.get(path)
+            if known is not None and known.stamp == stamp:
+                return known.text
+            with Path(path).open(encoding="utf-8", errors="replace") as file:
+                text = file.read(_MAX_BYTES)
+        except OSError:
+            return ""
+        with self._lock:
+            self._files[path] = _Read(stamp, text)
+        return text
