@@ -20,10 +20,6 @@ def _no_password() -> str:
     return ""
 
 
-def _bad(error: Exception) -> bool:
-    return not isinstance(error, OSError) or isinstance(error, ssl.SSLError)
-
-
 class DoorKeys:
     """One gateway's. ``problem``: why the doors let nobody in, "" when they do."""
 
@@ -67,7 +63,9 @@ class DoorKeys:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password=_no_password)
             return Path(path).read_text(encoding="ascii"), ""
         except (OSError, ValueError) as error:  # SSLError is an OSError
-            why = "not a certificate with its private key" if _bad(error) else error.strerror
+            why = "no certificate with its private key is in it"
+            if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+                why = str(error.strerror)
             kept = self._files.get(keys.CERTIFICATE, "") or self._kept()
             return kept, f"cannot read the certificate {path}: {why}"
 

@@ -22,9 +22,11 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.state import BackendState, DoorState
 from arbiterd.core.views import not_accepting, retry_after_s
+from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, Traffic
+from arbiterd.model.reading import Known
 from arbiterd.model.settings import BackendSettings
 
 _SOON = (Phase.WAITING, Phase.STARTING, Phase.STOPPING, Phase.DRAINING, Phase.READY)
@@ -49,7 +51,21 @@ def wish(desk: Desk) -> GatewayWish:
         door = _door(desk, backend, wanted, whys[name], substituted=substituted, others=bool(able))
         made[name] = _wish(desk, backend, wanted, whys[name], door)
     desk.doors = {name: one for name, one in desk.doors.items() if name in active}
-    return GatewayWish(made, failover)
+    return GatewayWish(made, failover, _adapters(desk))
+
+
+def _adapters(desk: Desk) -> dict[str, str]:
+    """Models that engines tell of and that no settings name: adapters loaded at run time."""
+    out: dict[str, str] = {}
+    for name, wanted in desk.settings.active.backends.items():
+        health = desk.seen.health.get(name)
+        told = health.served if health else None
+        if isinstance(told, Known):
+            known = engine_of(wanted.kind).served_models(wanted)
+            for model in told.value:
+                if model not in known:
+                    out.setdefault(model, name)
+    return out
 
 
 def _door(

@@ -238,6 +238,14 @@ class Engine(Protocol):
     def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
         """Read resident models, None when the reply has none. ``wall`` is epoch seconds."""
 
+    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """Where the engine lists the models that it answers to, adapters included; None: settings
+        tell all of them.
+        """
+
+    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
+        """Read that list, None when the reply has none."""
+
     def warm_model(self, backend: BackendSettings) -> str:
         """The model to load after ready and keep warm, "" for none."""
 

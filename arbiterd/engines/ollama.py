@@ -236,6 +236,16 @@ class OllamaEngine:
         except (ValueError, KeyError, TypeError):
             return None
 
+    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """None: settings tell all of them."""
+        del backend
+        return None
+
+    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
+        """Not asked."""
+        del reply
+        return None
+
     def warm_model(self, backend: BackendSettings) -> str:
         """The first of the allow-list."""
         return backend.models[0] if backend.models else ""

@@ -254,6 +254,16 @@ class TensorflowServingEngine:
         del reply, wall
         return None
 
+    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """None: settings tell all of them."""
+        del backend
+        return None
+
+    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
+        """Not asked."""
+        del reply
+        return None
+
     def warm_model(self, backend: BackendSettings) -> str:
         """None."""
         del backend

@@ -309,6 +309,21 @@ class VllmEngine:
         del reply, wall
         return None
 
+    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """/v1/models: LoRA adapters come and go at run time (/v1/load_lora_adapter)."""
+        del backend
+        return HttpProbe("GET", "/v1/models")
+
+    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
+        """The ids, in vLLM's order."""
+        if reply.status != 200:
+            return None
+        try:
+            rows = json.loads(reply.body)["data"]
+            return tuple(str(row["id"]) for row in rows)
+        except (ValueError, KeyError, TypeError):
+            return None
+
     def warm_model(self, backend: BackendSettings) -> str:
         """None: the model is loaded at start."""
         del backend

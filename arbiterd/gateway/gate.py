@@ -27,7 +27,7 @@ from multidict import CIMultiDict
 from arbiterd.engines.ollama import LOAD_ROUTES
 from arbiterd.gateway import bodies, ends, incoming, live, probes
 from arbiterd.gateway.keys import ALL, KEYED
-from arbiterd.gateway.layout import LLM_DOOR, owner_of
+from arbiterd.gateway.layout import owner_of
 from arbiterd.gateway.lists import ONE, Lists
 from arbiterd.gateway.loads import Loads, Refused
 
@@ -154,10 +154,8 @@ class Gate:
             return await self._relay(request, want, raw, told)  # here to be unpacked
         found = await incoming.parse(request, raw)
         name = self._target(found, door, want)
-        self._guard(request, found.model, door, name)
-        home = (
-            owner_of(self.config["models"], self.loads, found.model) if door == LLM_DOOR else door
-        )
+        home = request.headers.get("x-arbiter-home", "") or self._home(found.model, door)
+        self._guard(request, home, name)
         if name != home:
             why = self.live().get(f"why:{home}", "") or "it does not answer"
             told.why = f"failover from {home}: {why.removeprefix(f'{home}: ')}"
@@ -186,8 +184,7 @@ class Gate:
             if not model:
                 msg = "the body names no model"
                 raise Refused(msg, status=400)
-            own = door if door in self.config["backends"] else ""
-            name = own or owner_of(self.config["models"], self.loads, model)
+            name = self._home(model, door)
         if name not in self.config["backends"]:
             msg = f"no backend has the model {model!r}"
             raise Refused(msg, status=404)
@@ -211,11 +208,21 @@ class Gate:
                 raise Refused(msg, retry_after_s=int(state.get(f"ra:{door}", "5") or 5))
         return name
 
-    def _guard(self, request: web.Request, model: str, door: str, name: str) -> None:
+    def _home(self, model: str, door: str) -> str:
+        """The backend whose model this is: the door's own; at the unified door the model's owner, of
+        several the first that takes work, or an adapter's, which the engine has told.
+        """
+        if door in self.config["backends"]:
+            return door
+        live = self.live()
+        many = self.config["several"].get(model, ())
+        up = next((name for name in many if live.get(f"st:{name}") == "up"), "")
+        return up or live.get(f"m:{model}", "") or owner_of(self.config["models"], self.loads, model)
+
+    def _guard(self, request: web.Request, home: str, name: str) -> None:
         """A substitute must not open what a key guards: the client has shown the key of the backend
         that it asked for, or HAProxy would not have said so.
         """
-        home = owner_of(self.config["models"], model) if door == LLM_DOOR else door
         if name != home and home in _locked(request, self.config["keyed"]):
             msg = f"{home} is out, and its substitute answers only those who have the key of {home}"
             raise Refused(msg, status=401)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from arbiterd.gateway.layout import is_llm, models
+from arbiterd.gateway.layout import is_llm, owners
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind, Settings
 
@@ -13,6 +13,7 @@ from arbiterd.model.settings import Kind, Settings
 def gate_config(settings: Settings, where: Paths, keyed: Collection[str] = ()) -> dict[str, Any]:
     """The whole file. ``keyed``: backends that demand a key of their clients."""
     active = settings.active.backends
+    every = owners(settings)
     return {
         "socket": str(where.gate),
         "loads": str(where.loads),
@@ -20,7 +21,8 @@ def gate_config(settings: Settings, where: Paths, keyed: Collection[str] = ()) -
         "max_body_bytes": settings.gateway.max_body_bytes,
         "created": int(settings.source.loaded_at),
         "keyed": sorted(keyed),
-        "models": models(settings),
+        "models": {model: names[0] for model, names in every.items()},
+        "several": {model: names for model, names in every.items() if len(names) > 1},
         "failover": [
             {"model": r.model, "from": r.from_backend, "to": r.to_backend, "source": r.source}
             for r in settings.failover

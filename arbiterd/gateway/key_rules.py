@@ -15,7 +15,7 @@ def at_door(keys: Keys, names: Sequence[str], api: str, paths: Paths, free: str 
     """
     lines: list[str] = []
     if keys.asked:
-        lines = [
+        return [
             f"acl with-key http_auth_bearer -m str -f {paths.files / DOORS}",
             f"acl with-key req.hdr(x-api-key) -m str -f {paths.files / DOORS}",
             *refuse(
@@ -24,7 +24,6 @@ def at_door(keys: Keys, names: Sequence[str], api: str, paths: Paths, free: str 
             ),
             f"http-request set-header {KEYED} {ALL}",
         ]  # fmt: skip
-        return lines
     for name in names:
         if name in keys.known:
             file = paths.files / of_backend(name)
@@ -39,12 +38,15 @@ def at_grpc_door(keys: Keys, paths: Paths) -> list[str]:
     """The same for gRPC: UNAUTHENTICATED."""
     if not keys.asked:
         return []
+    denied = (
+        "http-request return status 200 hdr grpc-status 16 "
+        f'hdr grpc-message "a key is needed: authorization: Bearer KEY" file {paths.files / "empty"} '
+        "unless with-key"
+    )
     return [
         f"acl with-key http_auth_bearer -m str -f {paths.files / DOORS}",
         f"acl with-key req.hdr(x-api-key) -m str -f {paths.files / DOORS}",
-        "http-request return status 200 hdr grpc-status 16 "
-        f'hdr grpc-message "a key is needed: authorization: Bearer KEY" file {paths.files / "empty"} '
-        "unless with-key",
+        denied,
     ]
 
 

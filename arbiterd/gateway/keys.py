@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
 DOORS, ENGINES, CERTIFICATE = "keys", "engine-keys.map", "door.pem"
 KEYED = "x-arbiter-keyed"  # tells the gate whose key the client has shown; ALL: the door's own
 ALL = "*"

@@ -57,7 +57,9 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Everything a rendered configuration depends on, besides its paths."""
+    """Everything a rendered configuration depends on, besides its paths. ``sharing``: LLM backends
+    that serve a model which another one serves, too.
+    """
 
     bind: str
     trust_priority: bool
@@ -65,6 +67,7 @@ class Layout:
     backends: tuple[Behind, ...]
     names: Names = Names()
     keys: Keys = Keys()
+    sharing: tuple[str, ...] = ()
 
     def behind(self, name: str) -> Behind:
         """The backend of this name."""
@@ -84,8 +87,15 @@ def layout(
     backends = tuple(_behind(settings, one) for one in active.values())
     doors = [door for door in doors_of(settings) if door.name not in without]
     gateway, names = settings.gateway, names_of(settings, here)
+    several = {name for names in owners(settings).values() if len(names) > 1 for name in names}
     return Layout(
-        gateway.bind, gateway.trust_priority, tuple(doors), backends, names, keys or Keys()
+        bind=gateway.bind,
+        trust_priority=gateway.trust_priority,
+        doors=tuple(doors),
+        backends=backends,
+        names=names,
+        keys=keys or Keys(),
+        sharing=tuple(name for name in active if name in several),
     )
 
 
@@ -137,21 +147,29 @@ def models(settings: Settings) -> dict[str, str]:
 
     The first backend of the file that has a name keeps it; a name that failover adds comes last.
     """
-    out: dict[str, str] = {}
+    return {model: names[0] for model, names in owners(settings).items()}
+
+
+def owners(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Model name → every backend that serves it, in the order of the file. Where there are several,
+    the unified port takes the one with the most free slots. A backend that has a model by failover
+    only is its owner where it has no other.
+    """
+    out: dict[str, tuple[str, ...]] = {}
     active = settings.active.backends
     for one in active.values():
         if one.kind is Kind.TENSORFLOW:
             continue
         names = engine_of(one.kind).served_models(one)
         for name in names:
-            out.setdefault(name, one.name)
+            out[name] = (*out.get(name, ()), one.name)
         if one.kind is Kind.OLLAMA and not names:
-            out.setdefault(ANY_MODEL, one.name)
+            out.setdefault(ANY_MODEL, (one.name,))
     for rule in settings.failover:
         if rule.to_backend in active:
-            out.setdefault(rule.model, rule.to_backend)
+            out.setdefault(rule.model, (rule.to_backend,))
             if rule.source:
-                out.setdefault(rule.source, rule.to_backend)
+                out.setdefault(rule.source, (rule.to_backend,))
     return out
 
 

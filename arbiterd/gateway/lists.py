@@ -62,7 +62,13 @@ class Lists:
         if door == LLM_DOOR:
             out: dict[str, Json] = {}
             for model, owner in self._config["models"].items():
-                if model != ANY_MODEL and owner not in self._locked:  # of the spellings of one name, the file's own
+                if (
+                    model != ANY_MODEL and owner not in self._locked
+                ):  # of the spellings of one name, the file's own
+                    out.setdefault(ollama_names.key(model), _row(model, owner, created))
+            for key, owner in self._live.items():  # adapters that an engine has told of
+                model = key.removeprefix("m:")
+                if model != key and owner not in self._loads and owner not in self._locked:
                     out.setdefault(ollama_names.key(model), _row(model, owner, created))
             for name in self._loads:
                 if not self._config["backends"][name]["models"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from arbiterd.gateway.layout import Layout, models, spelled
+from arbiterd.gateway.layout import Layout, models, owners, spelled
 from arbiterd.model.gateway import GatewayWish
 from arbiterd.model.settings import Kind, Settings
 
@@ -49,6 +49,12 @@ def live(wish: GatewayWish, layout: Layout, settings: Settings) -> dict[str, str
     ollamas = [one.name for one in layout.backends if one.kind is Kind.OLLAMA]
     for model, backend in spelled(models(settings), ollamas).items():
         out[f"m:{model}"] = backend
+    for model, names in owners(settings).items():
+        if len(names) > 1:
+            for word in spelled({model: names[0]}, ollamas):
+                out[f"mn:{word}"] = f",{','.join(names)},"
+    for model, backend in wish.adapters.items():
+        out.setdefault(f"m:{model}", backend)
     return {key: value for key, value in out.items() if " " not in key and value}
 
 

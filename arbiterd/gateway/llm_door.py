@@ -19,7 +19,7 @@ def llm_door(layout: Layout, door: Door, paths: Paths) -> str:
     uses = ["use_backend gate if { var(txn.sniff) -m found }"]
     lines = ["http-request set-header x-arbiter-door llm", *_let_through(llms), *_own(llms, paths)]
     lines += key_rules.at_door(layout.keys, [one.name for one in llms], _API, paths)
-    lines += [*rules.model(_API), *_pick(paths, spelt=any(one.gated for one in llms))]
+    lines += [*rules.model(_API), *_pick(layout, paths, spelt=any(one.gated for one in llms))]
     for one in llms:
         mine = f"{{ var(txn.b) -m str {one.name} }}"
         if one.kind is not Kind.OLLAMA:
@@ -36,6 +36,9 @@ def llm_door(layout: Layout, door: Door, paths: Paths) -> str:
                 f"http-request set-header x-arbiter-want {one.name} if {through} !{{ var(txn.why) -m str failover }}"
             )
             lines.append(f"use_backend gate if {through} !{{ var(txn.why) -m str failover shed }}")
+    lines.append(
+        "http-request set-header x-arbiter-home %[var(txn.b)] if { var(txn.why) -m str failover }"
+    )
     uses.append("use_backend gate if { var(txn.why) -m str failover }")
     uses += [
         f"use_backend {rules.backend_of(one.name)} if {{ var(txn.b) -m str {one.name} }}"
@@ -94,12 +97,43 @@ def _own(llms: list[Behind], paths: Paths) -> list[str]:
     ]  # fmt: skip
 
 
-def _pick(paths: Paths, *, spelt: bool) -> list[str]:
+def _freest(layout: Layout, paths: Paths) -> list[str]:
+    """Of several backends that serve the model, the one with the most free slots; where none takes
+    work, the first of the file keeps it. Each has a limit and a queue of its own.
+    """
+    if not layout.sharing:
+        return []
+    live = paths.live
+    lines = [
+        f"http-request set-var(txn.many) str(mn:),concat(,txn.model),map({live}) if {{ var(txn.model) -m found }}",
+        "http-request set-var(txn.best) int(-1000000) if { var(txn.many) -m found }",
+    ]
+    better = "{ var(txn.free) -m found } { var(txn.free),sub(txn.best) gt 0 }"
+    for name in layout.sharing:
+        one = layout.behind(name)
+        here = rules.backend_of(name)
+        can = (
+            f"{{ var(txn.many) -m sub ,{name}, }} {{ str(st:{name}),map({live},shed) -m str up }} "
+            f"{{ srv_is_up({here}/engine) }}"
+        )
+        lines += [
+            "http-request unset-var(txn.free) if { var(txn.many) -m found }",
+            f"http-request set-var(txn.taken) srv_conn({here}/engine) if {can}",
+            f"http-request set-var(txn.taken) queue({here}),add(txn.taken) if {can}",
+            f"http-request set-var(txn.free) str(lim:{here}),map({live},{one.max_in_flight}),sub(txn.taken) if {can}",
+            f"http-request set-var(txn.b) str({name}) if {better}",
+            f"http-request set-var(txn.best) var(txn.free) if {better}",
+        ]
+    return lines
+
+
+def _pick(layout: Layout, paths: Paths, *, spelt: bool) -> list[str]:
     """txn.b: the backend; txn.sniff: the gate finds it out."""
     live, model = paths.live, "{ var(txn.model) -m found }"
     sniff, backend = "{ var(txn.sniff) -m found }", "{ var(txn.b) -m found }"
     lines = [
         f"http-request set-var(txn.b) str(m:),concat(,txn.model),map({live}) if {model}",
+        *_freest(layout, paths),
         f"http-request set-var(txn.b) str(m:*),map({live}) if {model} !{backend}",
         f"http-request set-var(txn.sniff) int(1) if !{model} {{ var(txn.big) -m found }}",
         f"http-request set-var(txn.sniff) int(1) if !{model} {{ var(txn.form) -m found }}",

@@ -133,7 +133,13 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     # a `return` with an empty body carries no content type of its own, and Go's client wants one
     typed = "http-after-response set-header content-type application/grpc if { status 200 }"
     asked = key_rules.at_grpc_door(layout.keys, paths)
-    lines = [*rules.about(one.name, paths), *asked, denied, *rules.admit(one, paths, grpc=True), typed]
+    lines = [
+        *rules.about(one.name, paths),
+        *asked,
+        denied,
+        *rules.admit(one, paths, grpc=True),
+        typed,
+    ]
     bind = frontend.bind(layout, door, paths)
     head = frontend.opening(layout, f"door-{door.name}", bind, "plain", paths, llm=False)
     return frontend.text(head, lines, rules.backend_of(one.name, grpc=True))

@@ -46,10 +46,14 @@ class BackendWish:
 
 @dataclass(frozen=True, slots=True)
 class GatewayWish:
-    """The whole of it. ``failover``: (from, model) → the backend that can stand in for it now."""
+    """The whole of it. ``failover``: (from, model) → the backend that can stand in for it now.
+    ``adapters``: model → backend, for names that only the engine itself tells (LoRA at run time); they
+    have no substitute.
+    """
 
     backends: Mapping[str, BackendWish] = field(default_factory=dict)
     failover: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

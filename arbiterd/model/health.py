@@ -107,6 +107,7 @@ class HealthObservation:
     sent only when idle; ``progress`` its counters; ``loaded`` resident models (Ollama only).
     ``door``: the health URL once more, on a client's way (HAProxy, the load gate); None: no doors.
     ``trial``: the last canary that was tried.
+    ``served``: names of models that the engine lists itself, adapters included; None: not asked.
     """
 
     backend: str
@@ -116,6 +117,7 @@ class HealthObservation:
     loaded: Reading[tuple[LoadedModel, ...]]
     door: Reading[ProbeResult] | None = None
     trial: Trial | None = None
+    served: Reading[tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

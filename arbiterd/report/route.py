@@ -48,7 +48,8 @@ class Answer:
 def by_model(published: Published, model: str, asked_host: str) -> Answer:
     """Who answers for this model."""
     backends = published.settings.active.backends
-    owners = [name for name, one in backends.items() if _serves(one, model)]
+    told = published.decision.gateway.adapters.get(model)
+    owners = [name for name, one in backends.items() if name == told or _serves(one, model)]
     rules = [
         rule
         for rule in published.settings.failover
@@ -92,7 +93,7 @@ def _choose(
     views = published.decision.backends
     doors = published.decision.gateway
     away = {n for n, one in doors.backends.items() if one.admit is Admit.AWAY}
-    for name in owners:
+    for name in _freest_first(published, owners):
         view = views.get(name)
         if view is not None and view.accepting and (name not in away or not model):
             return _yes(published, view, _model_for(published, name, model), "", "", asked_host)
@@ -107,6 +108,20 @@ def _choose(
             name_there = rule.source or rule.model
             return _yes(published, target, name_there, text, "failover", asked_host)
     return _degrade(published, owners, why, asked_host)
+
+
+def _freest_first(published: Published, owners: list[str]) -> list[str]:
+    """As the unified door chooses: by free slots, the file's order among equals."""
+    backends, views = published.settings.active.backends, published.decision.backends
+
+    def free(name: str) -> int:
+        view, one = views.get(name), backends.get(name)
+        if view is None or one is None:
+            return 0
+        most = one.max_in_flight if view.throttled is None else view.throttled
+        return most - view.in_flight - view.queued
+
+    return sorted(owners, key=lambda name: -free(name))
 
 
 def _degrade(published: Published, owners: list[str], why: str, asked_host: str) -> Answer:

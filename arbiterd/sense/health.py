@@ -37,6 +37,7 @@ from arbiterd.sense.turns import Turns
 FAST_S, SLOW_S = 0.25, 1.0
 COUNTERS_S = 2.0  # a third of the time after which standing still is judged
 STALE_S = 10.0
+SERVED_S = 10.0  # how long an adapter may be loaded before the unified door knows it
 DOOR_S, DOOR_AGAIN_S = 2.0, 0.5  # a client's way: while it is open, and while it is not
 _DOOR_HEADER = "x-arbiter-probe"  # gateway/probes.py reads it
 _NOT_YET = "not probed yet"
@@ -62,6 +63,8 @@ class _Target:
     tried: str = ""
     trial: Trial | None = None
     bodies: dict[str, str] = field(default_factory=dict)
+    served: Reading[tuple[str, ...]] | None = None
+    served_at: float = 0.0
 
 
 class Prober:
@@ -131,6 +134,7 @@ class Prober:
                     loaded=_young(target.loaded, now),
                     door=target.door,
                     trial=target.trial,
+                    served=target.served,
                 )
                 for name, target in self._targets.items()
             }
@@ -199,6 +203,7 @@ class Prober:
             reply = ask(via, target.order.url, progress, self._keys.bearer(target.backend))
             read = engine.read_progress(reply)
             target.progress = _reading(read, reply)
+        self._served(target, via)
         if engine.loaded_probe(target.backend) is not None:
             target.loaded = self._loaded(target, via)
 
@@ -235,6 +240,20 @@ class Prober:
             ok, detail = tried(via, target.backend, target.order.url, model, target.bodies)
         target.trial = Trial(model, ok, detail, time.monotonic())
         self._on_change()
+
+    def _served(self, target: _Target, via: urllib3.PoolManager) -> None:
+        """Names change rarely; a list that was read stays until another one is."""
+        engine = engine_of(target.backend.kind)
+        probe = engine.served_probe(target.backend)
+        now = time.monotonic()
+        if probe is None or (target.served is not None and now - target.served_at < SERVED_S):
+            return
+        target.served_at = now
+        names = engine.read_served(
+            ask(via, target.order.url, probe, self._keys.bearer(target.backend))
+        )
+        if names is not None:
+            target.served = Known(names, now)
 
     def _canary(self, target: _Target) -> None:
         engine = engine_of(target.backend.kind)

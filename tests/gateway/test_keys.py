@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -37,7 +38,7 @@ def keyed(given: Settings, **change: object) -> Settings:
 
 
 @contextmanager
-def keyed_doors(**gateway: object) -> Iterator[Doors]:
+def keyed_doors(**gateway: Any) -> Iterator[Doors]:
     """vLLM demands sk-engine; Ollama stands in for it."""
     with doors(keyed(made(**gateway), env={"VLLM_API_KEY": "sk-engine"})) as one:
         one.engines["ollama"].answers.update(OLLAMA_ANSWERS)
@@ -76,7 +77,9 @@ def test_without_a_key_of_the_file_every_door_answers_401(
     """In the shape of the API; the engine hears nothing."""
     before = [len(engine.seen) for engine in asked.engines.values()]
     method = "GET" if path == "/api/tags" else "POST"
-    reply = asked.ask(door, path, method=method, headers=headers, body=b"{}" if method == "POST" else b"")
+    reply = asked.ask(
+        door, path, method=method, headers=headers, body=b"{}" if method == "POST" else b""
+    )
     assert reply.status == 401
     assert reply.headers["www-authenticate"] == "Bearer"
     assert isinstance(reply.json["error"], shape)
@@ -92,7 +95,10 @@ def test_with_a_key_of_the_file_every_door_opens(asked: Doors, headers: dict[str
     assert asked.post("llm", CHAT, BODY, headers=headers).status == 200
     chat = {"model": OLLAMA_MODEL, "messages": []}
     assert asked.post("ollama", "/api/chat", chat, headers=headers).status == 200
-    assert asked.post("tensorflow", "/v1/models/m:predict", {"instances": [1]}, headers=headers).status == 200
+    assert (
+        asked.post("tensorflow", "/v1/models/m:predict", {"instances": [1]}, headers=headers).status
+        == 200
+    )
     for name in ("ollama", "tensorflow"):
         assert not {"authorization", "x-api-key"} & asked.engines[name].seen[-1].headers.keys()
     listed = asked.ask("llm", "/v1/models", headers=headers).json["data"]

@@ -199,6 +199,7 @@ class Doors:
     wishes: dict[str, BackendWish] = field(default_factory=dict)
     failover: dict[tuple[str, str], str] = field(default_factory=dict)
     extra: dict[str, int] = field(default_factory=dict)
+    adapters: dict[str, str] = field(default_factory=dict)
 
     @property
     def ports(self) -> dict[str, int]:
@@ -260,7 +261,7 @@ class Doors:
 
     def tell(self) -> None:
         """The map, as the keeper writes and tells it."""
-        made = live.live(GatewayWish(self.wishes, self.failover), self.layout, self.settings)
+        made = live.live(GatewayWish(self.wishes, self.failover, self.adapters), self.layout, self.settings)
         made |= {k: v for k, v in self.entries.items() if k.startswith("pid:")}
         old, self.entries = self.entries, made
         self.where.live.write_text(live.text(made))
