@@ -25,6 +25,12 @@ class _Read:
     text: str
 
 
+def keys_in(text: str) -> tuple[str, ...]:
+    """The keys of a file: one a line; blank lines and comments (#) are left out."""
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
 class Keyring:
     """Reads each file again when it has changed. Every method may be called by any thread."""
 
@@ -47,9 +53,8 @@ class Keyring:
         return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
 
     def doors(self, path: str) -> tuple[str, ...]:
-        """The keys of ``[gateway] key_file``: one a line; blank lines and comments (#) are left out."""
-        lines = (line.strip() for line in self._text(path).splitlines())
-        return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+        """The keys of ``[gateway] key_file``, () when it cannot be read."""
+        return keys_in(self._text(path))
 
     def _text(self, path: str) -> str:
         """The file, "" when it cannot be read: then nobody has the key, and the doors stay shut."""

@@ -21,6 +21,7 @@ from arbiterd.containers import any_alive
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
+from arbiterd.gateway.layout import owners
 from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Verdict
 from arbiterd.sense.containers import image_problem, proxied_port
@@ -67,6 +68,7 @@ def check(
         _say_models(models)
         if loaded is not None:
             _say_batching(loaded.settings)
+            _say_replicas(loaded.settings)
         if not errors:
             count = f", {len(problems)} warning(s)" if problems else ""
             print(f"{path}: good{count}")
@@ -86,6 +88,17 @@ def _say_batching(settings: Settings) -> None:
     for name, one in settings.active.backends.items():
         if one.tensorflow.batching is not None:
             print(f"note: {name}: batching: {memory(one.tensorflow.batching)}")
+
+
+def _say_replicas(settings: Settings) -> None:
+    """Models that several backends serve, and how one of them is chosen."""
+    for model, names in owners(settings).items():
+        if len(names) > 1:
+            several = " and ".join((", ".join(names[:-1]), names[-1]))
+            port = settings.gateway.llm_port
+            print(
+                f"note: {model} is served by {several}: port {port} takes the one with the most free slots"
+            )
 
 
 def _host(loaded: Loaded, daemon: Client) -> tuple[tuple[Problem, ...], tuple[ModelFit, ...]]:

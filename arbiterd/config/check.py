@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Mapping
 
 from arbiterd.config.containers import check_container
+from arbiterd.config.doors import check_doors
 from arbiterd.config.environment import check_environment
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.config.schema import FailoverTable, FileSettings
@@ -34,30 +34,7 @@ def check_file(settings: FileSettings, report: Report) -> None:
         )
     if settings.modes and settings.mode not in settings.modes and not report.broken("mode"):
         report.nearest(("mode",), settings.mode, tuple(settings.modes), "mode")
-    if settings.gateway.certificate:
-        _check_certificate(settings.gateway.certificate, report)
-
-
-def _check_certificate(path: str, report: Report) -> None:
-    """HAProxy wants chain and key in one PEM file, and starts no door at all without them."""
-    at = ("gateway", "certificate")
-    right = "name a PEM file with the certificate, its chain and its private key"
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password=_no_password)
-    except PermissionError:
-        report.add(at, f"{path} may not be read by you", "check as root", "warning")
-    except ssl.SSLError as error:
-        why = (error.reason or "no PEM in it").replace("_", " ").lower()
-        report.add(at, f"{path} cannot be used: {why}", right)
-    except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or "its key has a password"
-        report.add(at, f"{path} cannot be used: {why}", right)
-
-
-def _no_password() -> str:
-    """Never ask the terminal."""
-    msg = "its key has a password"
-    raise ValueError(msg)
+    check_doors(settings, report)
 
 
 def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None:

@@ -216,6 +216,7 @@ def _settings(
             trust_priority=gateway.trust_priority,
             request_timeout_s=gateway.request_timeout,
             certificate=gateway.certificate,
+            key_file=gateway.key_file,
             hosts=tuple(gateway.hosts),
             cors=tuple(gateway.cors),
             max_body_bytes=gateway.max_body,

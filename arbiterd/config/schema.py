@@ -178,6 +178,7 @@ class GatewayTable(_Table):
     trust_priority: bool = False
     request_timeout: Duration = 900.0
     certificate: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
+    key_file: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
     hosts: HostNames = []
     cors: Origins = []
     max_body: Annotated[Size, Field(ge=1024)] = 64 * 1024**2

@@ -217,7 +217,9 @@ class Gate:
         live = self.live()
         many = self.config["several"].get(model, ())
         up = next((name for name in many if live.get(f"st:{name}") == "up"), "")
-        return up or live.get(f"m:{model}", "") or owner_of(self.config["models"], self.loads, model)
+        return (
+            up or live.get(f"m:{model}", "") or owner_of(self.config["models"], self.loads, model)
+        )
 
     def _guard(self, request: web.Request, home: str, name: str) -> None:
         """A substitute must not open what a key guards: the client has shown the key of the backend

@@ -42,7 +42,8 @@ class ArbiterSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, "" for none.
+    """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, ``key_file``: the
+    keys that they ask for, one a line; "" for none.
     ``hosts``: further names that the doors answer to; ``cors``: origins of pages that may use them;
     ``max_body_bytes``: of a body that has to be read to route it.
     """
@@ -54,11 +55,10 @@ class GatewaySettings:
     trust_priority: bool = False
     request_timeout_s: float = 900.0
     certificate: str = ""
+    key_file: str = ""
     hosts: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 1024 * 1024
-    key_file: str = ""
-    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,9 @@ def test_the_freest_backend_is_chosen(pair: Doors) -> None:
             one.start()
             threads.append(one)
             wait_until(
-                lambda count=count: sum(len(pair.engines[n].seen) - before[n] for n in TWO) == count,  # type: ignore[misc]
+                lambda count=count: (
+                    sum(len(pair.engines[n].seen) - before[n] for n in TWO) == count
+                ),  # type: ignore[misc]
                 30,
                 "the request to be in an engine",
             )

@@ -261,7 +261,9 @@ class Doors:
 
     def tell(self) -> None:
         """The map, as the keeper writes and tells it."""
-        made = live.live(GatewayWish(self.wishes, self.failover, self.adapters), self.layout, self.settings)
+        made = live.live(
+            GatewayWish(self.wishes, self.failover, self.adapters), self.layout, self.settings
+        )
         made |= {k: v for k, v in self.entries.items() if k.startswith("pid:")}
         old, self.entries = self.entries, made
         self.where.live.write_text(live.text(made))

@@ -1,0 +1,62 @@
+"""The files that ``[gateway]`` names: certificate and keys of the doors."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from pathlib import Path
+
+from arbiterd.config.parse import Report
+from arbiterd.config.schema import FileSettings
+from arbiterd.keyring import keys_in
+
+
+def check_doors(settings: FileSettings, report: Report) -> None:
+    """Certificate and keys, as far as the one who checks may read them."""
+    if settings.gateway.certificate:
+        _check_certificate(settings.gateway.certificate, report)
+    if settings.gateway.key_file:
+        _check_keys(settings.gateway.key_file, report)
+
+
+def _check_keys(path: str, report: Report) -> None:
+    """A file without a key shuts every door; one that others may read opens them."""
+    at = ("gateway", "key_file")
+    right = f"write one key a line into it, and: chmod 600 {path}"
+    try:
+        keys = keys_in(Path(path).read_text(encoding="utf-8"))
+        mode = Path(path).stat().st_mode
+    except PermissionError:
+        report.add(at, f"{path} may not be read by you: not looked at", "check as root", "warning")
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        report.add(at, f"{path} cannot be read: {why}", right)
+        return
+    if not keys:
+        report.add(at, f"{path} holds no key: every client would get 401", right)
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        wrong = f"{path} can be read by every user of this host"
+        report.add(at, wrong, f"chmod 600 {path}", "warning")
+
+
+def _check_certificate(path: str, report: Report) -> None:
+    """HAProxy wants chain and key in one PEM file, and starts no door at all without them."""
+    at = ("gateway", "certificate")
+    right = "name a PEM file with the certificate, its chain and its private key"
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password=_no_password)
+    except PermissionError:
+        report.add(at, f"{path} may not be read by you", "check as root", "warning")
+    except ssl.SSLError as error:
+        why = (error.reason or "no PEM in it").replace("_", " ").lower()
+        report.add(at, f"{path} cannot be used: {why}", right)
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or "its key has a password"
+        report.add(at, f"{path} cannot be used: {why}", right)
+
+
+def _no_password() -> str:
+    """Never ask the terminal."""
+    msg = "its key has a password"
+    raise ValueError(msg)
