@@ -123,8 +123,12 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def member(body: Body, name: str) -> Any:
-    """The member that Go puts into this field, None when it has none or null."""
-    values = [value for key, value in body.pairs if fold(key) == name and value is not None]
+    """The member that Go puts into this field, None when it has none or null. A later null leaves a
+    field as it is, but empties a pointer, as keep_alive is one (api/types.go; encoding/json).
+    """
+    values = [value for key, value in body.pairs if fold(key) == name]
+    if name != "keep_alive":
+        values = [value for value in values if value is not None]
     return values[-1] if values else None
 
 

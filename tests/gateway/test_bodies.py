@@ -241,3 +241,12 @@ def test_nothing_that_starts_the_runner_anew_gets_through(path: str) -> None:
         "num_ctx": 8192,
         "num_gpu": -1,
     }
+
+
+def test_a_later_null_takes_keep_alive_back() -> None:
+    """Go empties a pointer for null: what was asked before does not count, in clamp and unload alike."""
+    body = parse(b'{"model":"llama3.2:1b","keep_alive":0,"KEEP_ALIVE":null}')
+    assert unload(body, "/api/generate") is Unload.NO
+    assert json.loads(clamped(body, CLAMP, v1=False))["keep_alive"] == "600s"
+    body = parse(b'{"model":"llama3.2:1b","keep_alive":null,"keep_alive":0}')
+    assert unload(body, "/api/generate") is Unload.BARE
