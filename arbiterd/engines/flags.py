@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from arbiterd.engines.base import CommandProblem
+
+# A variable's or flag's name whose value nobody may read: HF_TOKEN, --api-key, OPENAI_API_KEY; not
+# TOKENIZERS_PARALLELISM, --tokenizer, --ssl-keyfile.
+SECRET = re.compile(
+    r"(?:KEYS?|TOKEN|AUTH)(?![A-Za-z])|SECRET|PASSW|PASSPHRASE|AUTHORI", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)

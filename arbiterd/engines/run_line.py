@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import dropwhile
 
 from arbiterd.engines.base import CommandProblem
-from arbiterd.engines.flags import quoted, toml_list
+from arbiterd.engines.flags import SECRET, quoted, toml_list
 from arbiterd.engines.image import volume
 
 # Flags of `docker run` and `podman run` without a value; every other one takes the next word.
@@ -80,7 +80,6 @@ _OURS = frozenset(
     ]
 )
 _PORTS = {"8000": "port", "8501": "port", "11434": "port", "8500": "grpc_port"}
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -166,7 +165,7 @@ def _take(form: _Form, name: str, value: str) -> None:
     match name:
         case "env":
             key, given, text = value.partition("=")
-            if not given or _SECRET.search(key):
+            if not given or SECRET.search(key):
                 form.hidden.append(key)
             else:
                 form.env[key] = text

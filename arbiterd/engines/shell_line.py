@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from arbiterd.engines.base import CommandProblem
-from arbiterd.engines.flags import quoted, toml_list
+from arbiterd.engines.flags import SECRET, quoted, toml_list
 
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ash", "ksh", "fish"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY", re.IGNORECASE)
 _ENDS = frozenset({"&&", ";", "||", "&", "|", "\n"})
 Clean = Callable[[tuple[str, ...]], tuple[str, ...]]
 
@@ -125,7 +124,7 @@ def _take(found: _Script, words: list[str], *, last: bool) -> None:
 
 
 def _variable(found: _Script, name: str, text: str) -> None:
-    if _SECRET.search(name):
+    if SECRET.search(name):
         found.hidden.append(name)
     elif "$" in text or "`" in text:
         found.left_out.append(f"{name}={text}")

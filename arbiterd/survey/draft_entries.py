@@ -21,6 +21,7 @@ from arbiterd.survey.facts import (
     Venv,
     engine_of_unit,
 )
+from arbiterd.survey.secrets import shown
 from arbiterd.units import format_size
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-3B-Instruct"
@@ -81,7 +82,8 @@ def _vllm(survey: Survey, *, images_run: bool) -> Entry | None:
     venv = _best_venv(survey)
     image = _image(survey, "vllm")
     program = venv.program if venv is not None else survey.program("vllm")
-    run = next((one for one in survey.vllm_runs if _readable(one.argv)), None)
+    runs = sorted(survey.vllm_runs, key=lambda one: not _readable(one.argv))
+    run = runs[0] if runs else None  # one that cannot be read is a comment, never a guessed model
     if program:
         if run is not None:
             said = from_command((program, *run.argv[1:]), Kind.VLLM)
@@ -130,13 +132,14 @@ def _of_unit(survey: Survey, unit: UnitFacts, kind: Kind, *more: str) -> Entry:
     said = from_unit(unit, kind)
     notes = [f"from {unit.name}", *more, *_not_carried(said)]
     notes += [
-        f"{other.name} runs this engine, too, and is not carried over: {' '.join(other.command)}"
+        f"{other.name} runs this engine, too, and is not carried over: {' '.join(shown(other.command))}"
         for other in survey.units
         if other.name != unit.name and engine_of_unit(other) == engine_of_unit(unit)
     ]
-    body = ", ".join((f"command = {words(said.command)}", *_keys(said.keys)))
+    command = shown(said.command) if said.why_not else said.command  # a comment needs no secret
+    body = ", ".join((f"command = {words(command)}", *_keys(said.keys)))
     why_not = f"{unit.name} cannot be carried over: {said.why_not}" if said.why_not else ""
-    return Entry(body, tuple(notes), why_not)
+    return Entry(body, shown(notes), *shown([why_not]))
 
 
 def _not_carried(said: Carried) -> list[str]:

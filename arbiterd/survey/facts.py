@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from arbiterd.config.vllm_config import ConfigFile
 from arbiterd.model.devices import Device
 
 EngineName = Literal["vllm", "ollama", "tensorflow"]
 OURS = "gpu-arbiter"
+# What starts an engine, anywhere in a command: behind conda, uv, numactl, env, in a script, an image.
+_STARTS = re.compile(
+    r"(?P<ollama>(?:^|[\s/])ollama (?:serve|start)\b|ollama/ollama\b)"
+    r"|(?P<vllm>(?:^|[\s/])vllm serve\b|\bvllm\.entrypoints\.|\bvllm/vllm)"
+    r"|(?P<tensorflow>(?:^|[\s/])tensorflow_model_server|\btensorflow/serving\b)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +28,7 @@ class UnitFacts:
     ``environment_files``: (path, optional). ``missing``: variables of the command whose values could
     not be read; ``secret``: those that stay as they are written. ``directives``: what the texts of
     unit and drop-ins set in [Service], as written: names for people, never values to act on.
+    ``in_files``: the variables that the environment files set. ``config``: a vLLM's ``--config`` file.
     """
 
     name: str
@@ -37,6 +46,8 @@ class UnitFacts:
     missing: tuple[str, ...] = ()
     secret: tuple[str, ...] = ()
     directives: tuple[tuple[str, str], ...] = ()
+    in_files: frozenset[str] = frozenset()
+    config: ConfigFile | None = None
 
     @property
     def there(self) -> bool:
@@ -201,7 +212,7 @@ def engine_of_unit(unit: UnitFacts) -> EngineName | None:
     found = _engine_of_command(unit)
     if found is not None:
         return found
-    named = unit.name.lower()
+    named = re.sub(r"[-_.]", "", unit.name.lower())
     if "ollama" in named:
         return "ollama"
     if "vllm" in named:
@@ -210,15 +221,13 @@ def engine_of_unit(unit: UnitFacts) -> EngineName | None:
 
 
 def _engine_of_command(unit: UnitFacts) -> EngineName | None:
-    program = unit.command[0].rsplit("/", 1)[-1] if unit.command else ""
-    words = " ".join(unit.command)
-    if program == "ollama" or "ollama/ollama" in words:
-        return "ollama"
-    if program == "vllm" or "vllm.entrypoints" in words or "vllm/vllm" in words:
-        return "vllm"
-    if program.startswith("tensorflow_model_server") or "tensorflow/serving" in words:
-        return "tensorflow"
-    return None
+    return starts_engine(" ".join(unit.command))
+
+
+def starts_engine(text: str) -> EngineName | None:
+    """Which engine a command line, or a unit's text, starts."""
+    found = _STARTS.search(text)
+    return cast("EngineName", found.lastgroup) if found else None
 
 
 @dataclass(frozen=True, slots=True)

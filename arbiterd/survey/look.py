@@ -69,6 +69,10 @@ def _units(named: Iterable[str], unseen: list[str]) -> tuple[UnitFacts, ...]:
         return ()
     source = Units()
     try:
+        unseen += [
+            f"{name}: a template without an instance; write its entry, or start an instance first"
+            for name in source.templates()
+        ]
         return source.of_engines(named)
     except LaunchError as error:
         unseen.append(f"systemd's units: {error}")

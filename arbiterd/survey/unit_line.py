@@ -11,9 +11,10 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from arbiterd.engines.flags import SECRET
+
 _BRACED = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$\$")
 _WORD = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|AUTH", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

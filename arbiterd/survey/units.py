@@ -16,12 +16,15 @@ from jeepney import DBusAddress
 
 from arbiterd import env_text
 from arbiterd.act.systemd_bus import NAME, PATH, SERVICE, UNIT, Bus
+from arbiterd.config.vllm_config import config_of
 from arbiterd.errors import LaunchError
+from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.survey import unit_line
-from arbiterd.survey.facts import OURS, UnitFacts, UserUnit, engine_of_unit
+from arbiterd.survey.facts import OURS, UnitFacts, UserUnit, engine_of_unit, starts_engine
 
 PATTERNS = ("*ollama*.service", "*vllm*.service", "*tensorflow*.service", "*tf*serving*.service")
 _MANAGER = DBusAddress(PATH, NAME, f"{NAME}.Manager")
+_FOLDERS = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 
 
@@ -49,7 +52,7 @@ class Units:
         pairs = [str(one).partition("=") for one in service.get("Environment", [])]
         environment = tuple((key, value) for key, _, value in pairs)
         files = tuple((str(p), bool(o)) for p, o in service.get("EnvironmentFiles", []))
-        line = _expanded([str(word) for word in execs[0][1]], environment, files, service)
+        line, in_files = _expanded([str(word) for word in execs[0][1]], environment, files, service)
         fragment = str(unit.get("FragmentPath", ""))
         drop_ins = tuple(str(one) for one in unit.get("DropInPaths", []))
         return UnitFacts(
@@ -68,6 +71,8 @@ class Units:
             missing=line.missing,
             secret=line.secret,
             directives=unit_line.directives(_texts((fragment, *drop_ins))),
+            in_files=in_files,
+            config=config_of(BackendSettings("x", Kind.VLLM, line.words, 1, 1)),
         )
 
     def of_engines(self, named: Iterable[str] = ()) -> tuple[UnitFacts, ...]:
@@ -77,6 +82,7 @@ class Units:
         files = self._bus.call(_MANAGER, "ListUnitFilesByPatterns", "asas", ([], list(PATTERNS)))[0]
         names = {os.path.basename(str(path)) for path, _ in files}
         names |= {one for one in named if one.endswith(".service")}
+        names |= set(_by_text(_FOLDERS))
         for pattern in PATTERNS:
             names |= {name for name, _ in self._bus.list_units(pattern)}
         found: dict[str, UnitFacts] = {}
@@ -89,6 +95,17 @@ class Units:
                     found[unit.name] = unit
         return tuple(found.values())
 
+    def templates(self) -> tuple[str, ...]:
+        """Engines' templates (``vllm@.service``) of which no instance is loaded."""
+        files = self._bus.call(_MANAGER, "ListUnitFilesByPatterns", "asas", ([], list(PATTERNS)))[0]
+        names = {os.path.basename(str(path)) for path, _ in files}
+        idle = [one for one in sorted(names) if one.endswith("@.service") and OURS not in one]
+        return tuple(
+            one
+            for one in idle
+            if not self._bus.list_units(f"{one.removesuffix('.service')}*.service")
+        )
+
     def _all(self, path: str, interface: str) -> dict[str, Any]:
         address = DBusAddress(path, NAME, _PROPERTIES)
         rows = self._bus.call(address, "GetAll", "s", (interface,))[0]
@@ -100,20 +117,33 @@ def _expanded(
     environment: tuple[tuple[str, str], ...],
     files: tuple[tuple[str, bool], ...],
     service: dict[str, Any],
-) -> unit_line.Expanded:
-    """The command with its variables: files win over Environment=, as for systemd."""
-    flags = (service.get("ExecStartEx") or [("", [], [])])[0][2]
-    if "no-env-expand" in flags:  # ExecStart=:/path ...
-        return unit_line.Expanded(tuple(words))
-    env, complete = dict(environment), True
-    for path, _ in files:
+) -> tuple[unit_line.Expanded, frozenset[str]]:
+    """(the command with its variables, what the files set): files win over Environment=, as for
+    systemd.
+    """
+    said: dict[str, str] = {}
+    complete = True
+    for path, optional in files:
         try:
-            env |= env_text.parse(Path(path).read_text(errors="replace"))
+            said |= env_text.parse(Path(path).read_text(errors="replace"))
         except FileNotFoundError:
-            continue  # then nothing of it is set
+            complete = complete and optional  # else systemd would refuse the start
         except OSError:
             complete = False
-    return unit_line.expanded(words, env, complete=complete)
+    flags = (service.get("ExecStartEx") or [("", [], [])])[0][2]
+    if "no-env-expand" in flags:  # ExecStart=:/path ...
+        return unit_line.Expanded(tuple(words)), frozenset(said)
+    env = dict(environment) | said
+    return unit_line.expanded(words, env, complete=complete), frozenset(said)
+
+
+def _by_text(folders: Iterable[str]) -> Iterator[str]:
+    """Units of any name whose text starts an engine; what they really start is asked of systemd."""
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.service")):
+            with suppress(OSError):
+                if starts_engine(path.read_text(errors="replace")):
+                    yield path.name
 
 
 def _texts(paths: Iterable[str]) -> Iterator[str]:

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from arbiterd.config import check_devices, load
+from arbiterd.config.vllm_config import config_of
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.survey.carried import _BYPASS
 from arbiterd.survey.draft import draft
 from arbiterd.survey.draft_entries import DEFAULT_MODEL
-from arbiterd.survey.facts import CachedModel, Survey, UnitFacts, Venv
+from arbiterd.survey.facts import CachedModel, Survey, UnitFacts, Venv, VllmRun, engine_of_unit
 from tests.survey.test_draft import RTX
 
 VLLM = UnitFacts(
@@ -96,7 +99,7 @@ def test_a_published_vllm_unit_keeps_all_that_has_a_key(tmp_path: Path) -> None:
         "--api-key: a secret; env_file is the place",
         "CUDA_VISIBLE_DEVICES=1: write gpu = 1 in the mode",
         "HF_TOKEN: a secret; env_file is the place",
-        "PATH=/opt/vllm/bin:/usr/bin: the PATH of every engine counts",
+        f"PATH=/opt/vllm/bin:/usr/bin: {_BYPASS}",
         "Group=llm",
         "WorkingDirectory=/srv/llm",
         "ExecStartPre=/usr/bin/sleep ...",
@@ -217,3 +220,148 @@ def test_tensorflow_and_ollama_units_too(tmp_path: Path) -> None:
     }
     assert "not carried over: OLLAMA_NUM_PARALLEL=4: write parallel = 4" in text
     assert "`arbiterctl takeover ollama` disables it" in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (
+            "/usr/bin/docker",
+            "run",
+            "-e",
+            "HF_TOKEN=hush",
+            "vllm/vllm-openai",
+            "--model",
+            "org/unit",
+        ),
+        ("/bin/bash", "-lc", "export HF_TOKEN=hush && vllm serve org/unit --api-key hush"),
+        ("/bin/bash", "-lc", "curl http://me:hush@proxy && vllm serve org/unit"),
+        ("/usr/bin/env", "HF_TOKEN=hush", "/opt/vllm/bin/vllm", "serve", "org/unit"),
+        ("/opt/vllm/bin/vllm", "serve", "org/unit", "--api-key", "hush", "--hf-token=hush"),
+        ("/opt/run.sh", "--api-key=hush", "--hf-token", "hush"),
+    ],
+)
+def test_no_secret_of_a_unit_is_printed(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """In an entry, in a comment, as a second unit; a proxy's password is one, too."""
+    env = (("HTTPS_PROXY", "http://me:hush@proxy:3128"), ("TOKENIZERS_PARALLELISM", "false"))
+    unit = replace(VLLM, command=command, secret=(), environment=env)
+    assert "hush" not in _made(tmp_path, unit)[0]
+    text, backends = _made(tmp_path, VLLM, replace(unit, name="b.service", active="inactive"))
+    assert "hush" not in text
+    assert "b.service runs this engine, too" in text or "run.sh" in command[0]
+    assert "vllm" in backends
+
+
+def test_variables_of_env_in_front_of_the_program_are_keys(tmp_path: Path) -> None:
+    """`/usr/bin/env A=b vllm serve`: owned ones and secrets are judged as those of Environment=."""
+    command = (
+        *(
+            "/usr/bin/env",
+            "VLLM_USE_V1=1",
+            "CUDA_VISIBLE_DEVICES=1",
+            "TOKENIZERS_PARALLELISM=false",
+        ),
+        *("/opt/vllm/bin/vllm", "serve", "org/unit"),
+    )
+    text, backends = _made(tmp_path, UnitFacts("vllm.service", active="active", command=command))
+    assert backends["vllm"] == {
+        "command": ["/opt/vllm/bin/vllm", "serve", "org/unit"],
+        "user": "root",
+        "env": {"VLLM_USE_V1": "1", "TOKENIZERS_PARALLELISM": "false"},
+    }
+    assert "CUDA_VISIBLE_DEVICES=1: write gpu = 1 in the mode" in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("/opt/ollama/start.sh",),
+        ("/usr/bin/ollama_exporter", "--port", "9000"),
+        ("/usr/bin/sg", "render", "-c", "/usr/bin/ollama serve"),
+        ("/usr/bin/ollama", "run", "llama3"),
+    ],
+)
+def test_an_ollama_unit_that_may_start_anything_is_a_comment(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """A script, an exporter, a client of Ollama: none is a server to start in its place."""
+    text, backends = _made(tmp_path, UnitFacts("ollama.service", active="active", command=command))
+    assert "ollama" not in backends
+    assert "ollama.service cannot be carried over: its command is not seen to start Ollama" in text
+
+
+def test_vllms_own_config_file_is_read(tmp_path: Path) -> None:
+    """Its model counts; a key of the arbiter's in it, or a file that cannot be read, is said."""
+    path = tmp_path / "vllm.yaml"
+    path.write_text("model: org/unit\nmax-model-len: 4096\n")
+    command = ("/opt/vllm/bin/vllm", "serve", "--config", str(path))
+
+    def made() -> tuple[str, dict[str, object]]:
+        config = config_of(BackendSettings("x", Kind.VLLM, command, 1, 1))
+        unit = UnitFacts("vllm.service", active="active", command=command, config=config)
+        return _made(tmp_path, unit)
+
+    assert made()[1]["vllm"] == {"command": list(command), "user": "root"}
+    path.write_text("model: org/unit\nport: 8005\n")
+    text, backends = made()
+    assert "vllm" not in backends
+    assert f"take port (line 2) out of {path}: set port" in text
+    path.unlink()
+    assert f"--config {path}: cannot be read: No such file or directory" in made()[0]
+
+
+def test_a_variable_that_a_file_sets_too_is_left_to_the_file(tmp_path: Path) -> None:
+    """As under systemd, where EnvironmentFile= wins; an entry's `env` would win over its env_file."""
+    unit = replace(VLLM, in_files=frozenset({"HF_HOME"}))
+    text, backends = _made(tmp_path, unit)
+    assert backends["vllm"]["env"] == {"HTTPS_PROXY": "http://proxy:3128"}  # type: ignore[index]
+    assert "HF_HOME of Environment=: the value in /etc/vllm.env counts" in text
+
+
+def test_tensorflows_image_and_batching_are_said(tmp_path: Path) -> None:
+    """The `image` line to write; the key that takes the batching file."""
+    docker = UnitFacts(
+        "tf-serving.service",
+        active="active",
+        command=(
+            *("/usr/bin/docker", "run", "-v", "/srv/half:/models/half", "-e", "MODEL_NAME=half"),
+            "tensorflow/serving:2",
+        ),
+    )
+    assert 'image = "tensorflow/serving:2"' in _made(tmp_path, docker)[0]
+    plain = replace(
+        docker,
+        command=(
+            *("/usr/bin/tensorflow_model_server", "--model_base_path=/srv/m"),
+            *("--enable_batching=true", "--batching_parameters_file=/etc/batch.txt"),
+        ),
+    )
+    text = _made(tmp_path, plain)[0]
+    assert '--batching_parameters_file=/etc/batch.txt: write batching = "/etc/batch.txt"' in text
+
+
+def test_a_vllm_process_that_cannot_be_read_is_a_comment(tmp_path: Path) -> None:
+    """Seen at work without a unit, its model in a file: no other model stands in its place."""
+    run = VllmRun(("vllm", "serve", "--config", "model.yaml"), "pid 7")
+    text = draft(replace(BESIDE, vllm_runs=(run,)), images_run=False).text
+    assert "# vllm: as pid 7 runs it" in text
+    assert "# vllm       = { command = " in text
+    assert "org/cached" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "engine"),
+    [
+        ("tf-serving.service", ("/opt/start.sh",), "tensorflow"),
+        ("tf_serving.service", ("/opt/start.sh",), "tensorflow"),
+        ("llm.service", ("/home/a/uv", "run", "vllm", "serve", "org/m"), "vllm"),
+        ("llm.service", ("/bin/bash", "-lc", "exec vllm serve org/m"), "vllm"),
+        ("chat.service", ("/bin/sh", "-c", "/usr/bin/ollama serve"), "ollama"),
+        ("open-webui.service", ("/usr/bin/open-webui", "serve"), None),
+    ],
+)
+def test_an_engine_is_known_behind_a_wrapper(
+    name: str, command: tuple[str, ...], engine: str | None
+) -> None:
+    """By what its command starts, whatever the unit is called; else by its name."""
+    assert engine_of_unit(UnitFacts(name, command=command)) == engine
