@@ -28,8 +28,15 @@ class Case:
 
     @property
     def timed(self) -> bool:
-        """Whether its outcome depends on the clock, so that a machine that was late may spoil it."""
-        return any(step.get("do") in {"sleep", "ps"} for step in self.steps)
+        """Whether its outcome depends on the clock, so that a machine that was late may spoil it: it
+        waits a fixed time, or compares the seconds that a model has left.
+        """
+        return any(step.get("do") == "sleep" or _counts_seconds(step) for step in self.steps)
+
+
+def _counts_seconds(step: Step) -> bool:
+    rows = step["expect"].get("ps", ()) if step.get("do") == "ps" else ()
+    return any(isinstance(row["left_s"], int) for row in rows if isinstance(row, Mapping))
 
 
 def load(engine: str) -> list[Case]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.cases import FOLDER, load
+from tests.conformance.cases import FOLDER, Case, load
 from tests.conformance.compare import ANY_ORDER, MORE, differences, seen_answer
 from tests.conformance.play import _left_s, _without
+from tests.conformance.suite import summary
 from tests.conformance.wire import Answer, request, text
 
 ENGINES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -100,6 +101,28 @@ def test_the_bytes_of_a_request_are_those_the_step_names() -> None:
     assert b"Content-Length" not in head
     assert body == b'4\r\n{"a"\r\n4\r\n: 1}\r\n0\r\n\r\n'
     assert text({"x": [{"repeat": "ab", "characters": 5}]}) == {"x": ["ababa"]}
+
+
+def test_only_cases_of_the_clock_are_played_again() -> None:
+    """A fixed wait, or seconds left; a list that is compared by names is no such case."""
+
+    def timed(*steps: dict[str, Any]) -> bool:
+        return Case("x", "x", "x", steps).timed
+
+    assert timed({"do": "sleep", "s": 1})
+    assert timed({"do": "ps", "expect": {"ps": [{"name": "a", "left_s": 60}]}})
+    assert not timed({"do": "ps", "expect": {"ps": [{"name": "a", "left_s": "about 292 years"}]}})
+    assert not timed({"do": "ps", "expect": {"ps": []}}, {"expect": {"status": 200}})
+
+
+def test_a_case_that_was_played_again_is_listed_with_what_differed() -> None:
+    """The count of passed cases alone would hide it."""
+    said = [("conformance", "x, stand-in"), ("conformance again", "late: step 3: expected 1")]
+    report = pytest.TestReport("a", ("f", 1, "a"), {}, "passed", None, "call", user_properties=said)
+    assert summary([report]) == [
+        "conformance: x, stand-in: 1 of 1 cases pass, 1 played again",
+        "  again: late: step 3: expected 1",
+    ]
 
 
 def test_a_deviation_leaves_out_what_it_names_only() -> None:
