@@ -178,6 +178,7 @@ class Demo:
       undo: Ctrl-C in that terminal
     {sim} lose 0         # the card falls off the bus
       undo: {sim} restore 0
+            for name in tensorflow vllm ollama; do {ctl} --config {self.config} restart $name; done   # it is back empty
     {ctl} --config {self.config} mode B      # or edit the line `mode` and run: {ctl} --config {self.config} reload
       undo: {ctl} --config {self.config} mode A
 
