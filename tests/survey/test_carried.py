@@ -354,7 +354,7 @@ def test_a_vllm_process_that_cannot_be_read_is_a_comment(tmp_path: Path) -> None
     [
         ("tf-serving.service", ("/opt/start.sh",), "tensorflow"),
         ("tf_serving.service", ("/opt/start.sh",), "tensorflow"),
-        ("llm.service", ("/home/a/uv", "run", "vllm", "serve", "org/m"), "vllm"),
+        ("llm.service", ("/opt/bin/uv", "run", "vllm", "serve", "org/m"), "vllm"),
         ("llm.service", ("/bin/bash", "-lc", "exec vllm serve org/m"), "vllm"),
         ("chat.service", ("/bin/sh", "-c", "/usr/bin/ollama serve"), "ollama"),
         ("open-webui.service", ("/usr/bin/open-webui", "serve"), None),
