@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from arbiterd import ports, procfs
 from arbiterd.act.door_keys import DoorKeys
+from arbiterd.act.gate_question import GateQuestion
 from arbiterd.act.gateway_files import check, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.errors import LaunchError
@@ -87,6 +88,7 @@ class GatewayKeeper:
         self._latest = GatewayObservation(enabled=True, problem="not looked at yet")
         self._seen = _Seen()
         self._names = HostNames()
+        self._gate = GateQuestion(where.gate)
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
     def start(self) -> None:
@@ -282,19 +284,20 @@ class GatewayKeeper:
     def _keep_gate(self, now: float) -> str:
         """The load gate answers on its socket, or is started."""
         seen = self._seen
-        if now - seen.gate_at < GATE_EVERY_S:
+        if now - seen.gate_at < GATE_EVERY_S and not self._gate.out:
             return self._latest.gate_problem
         seen.gate_at = now
         if seen.layout is None or not any(one.inner for one in seen.layout.backends):
             return ""
-        try:
-            said = runtime.ask(self._paths.gate, "GET /livez HTTP/1.0\r\n\r")
-        except runtime.GatewayGone as gone:
+        said = self._gate.asked()
+        if said is None:  # hung, perhaps; known when its time is over
+            return self._latest.gate_problem
+        if isinstance(said, runtime.GatewayGone):
             try:
                 self._services.start(GATE)
             except LaunchError as error:
                 return str(error)
-            return f"{gone}; being started"
+            return f"{said}; being started"
         return "" if " 200 " in said[:20] else f"the load gate says {said[:40]!r}"
 
     # -- what is, against what is wanted ------------------------------------------------------

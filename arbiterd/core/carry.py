@@ -67,6 +67,8 @@ def _backend(one: BackendState) -> BackendState:
         spare_then=spare,
         gone_at=one.gone_at,
         warm_done=one.warm_done,
+        warm_away_until=one.warm_away_until,
+        client_load_at=one.client_load_at,
         sleep=one.sleep,
         canaries=one.canaries if one.canaries.done else Canaries(),
         ooms=one.ooms,
@@ -107,6 +109,8 @@ def remembered(old: BackendState, fresh: BackendState) -> BackendState:
         cause=old.cause,
         ooms=old.ooms,
         warm_done=old.warm_done,
+        warm_away_until=old.warm_away_until,
+        client_load_at=old.client_load_at,
     )
 
 

@@ -107,13 +107,6 @@ def _answer(desk: Desk, ask: LoadAsk) -> LoadAnswer:
     if backend.phase is not Phase.READY or desk.seen.stopping:
         why = f"{ask.backend} is {backend.phase.value}"
         return LoadAnswer(ask.id, LoadVerdict.WAIT, why, retry_after_s(desk, backend))
-    others = [one.name for one in _resident(desk, ask) if not _its_own(ask, one)]
-    if not ask.evicts and len(others) >= wanted.ollama.max_loaded_models:
-        why = (
-            f"{ask.model} is not resident, and a request with keep_alive 0 evicts nothing "
-            f"({', '.join(others)}): send it without keep_alive 0"
-        )
-        return LoadAnswer(ask.id, LoadVerdict.REFUSE, why, 10)
     placement = desk.placements[ask.backend]
     over = _over_cap(desk, ask, placement.cap_bytes)
     if placement.devices and over:
@@ -150,7 +143,7 @@ def _kept(desk: Desk, ask: LoadAsk) -> list[LoadedModel]:
     wanted = desk.settings.active.backends[ask.backend]
     others = [one for one in _resident(desk, ask) if not _its_own(ask, one)]
     others.sort(key=lambda one: -one.vram_bytes)
-    return others[: max(0, wanted.ollama.max_loaded_models - 1)] if ask.evicts else others
+    return others[: max(0, wanted.ollama.max_loaded_models - 1)]
 
 
 def _over_cap(desk: Desk, ask: LoadAsk, cap: int) -> str:

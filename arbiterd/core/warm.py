@@ -39,7 +39,8 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
     if health is None or not isinstance(health.loaded, Known):
         return
     names = _names(desk, backend.name, model)
-    here = next((one for one in health.loaded.value if is_listed(one.name, names)), None)
+    loaded = health.loaded.value
+    here = next((m for m in loaded if any(is_listed(n, names) for n in (m.name, *m.also))), None)
     if desk.seen.now < backend.warm_away_until:
         return  # a client sent it away
     # A load below /v1 comes with Ollama's own keep-alive: ask again before it runs out.
@@ -48,7 +49,7 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
         if not backend.warm_done or backend.warm_failures:
             desk.put(replace(backend, warm_done=True, warm_failures=0))
         return
-    crowded = len(health.loaded.value) >= wanted.ollama.max_loaded_models
+    crowded = len(loaded) >= wanted.ollama.max_loaded_models
     if here is None and crowded:
         return  # a client's model has its place: no tug-of-war, it comes back when that one leaves
     if desk.seen.now < backend.warm_not_before or _blocked(desk, backend):

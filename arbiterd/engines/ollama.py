@@ -256,8 +256,9 @@ class OllamaEngine:
         return HttpProbe("POST", "/api/show", json.dumps({"model": model}), ABOUT_TIMEOUT_S)
 
     def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
-        """Whether it is for embeddings only."""
-        return replace(model, embeds=_about(reply.body).embeds)
+        """Whether it is for embeddings only, and whose runner it can share."""
+        found = _about(reply.body)
+        return replace(model, embeds=found.embeds, runner=found.runner)
 
     def load_probe(
         self,

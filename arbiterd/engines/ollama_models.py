@@ -66,6 +66,12 @@ class About:
         return {"num_ctx": self.num_ctx(context_length), "num_gpu": self.num_gpu}
 
     @property
+    def runner(self) -> str:
+        """Equal for all models that share a runner and never start it anew; "" when not known."""
+        own = (self.weights, self.modelfile_ctx, self.num_gpu, self.rest)
+        return repr(own) if self.weights else ""
+
+    @property
     def load_path(self) -> str:
         """The route that loads it: an embedding model answers 400 to /api/generate."""
         return "/api/embed" if self.embeds else "/api/generate"

@@ -24,7 +24,7 @@ class Arbiter:
     async def grant(self, ask: dict[str, Any], hold_s: float) -> None:
         """Return when the load may begin. The daemon answers by long poll; away, it is asked again.
 
-        ``ask``: id, model, predicted_bytes, shares, evicts, resident.
+        ``ask``: id, model, predicted_bytes, shares, resident.
 
         Raises:
             Refused: no, or not within ``hold_s``.

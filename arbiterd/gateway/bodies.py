@@ -248,6 +248,8 @@ def go_seconds(value: object) -> float | None:
     if text in ("0", "+0", "-0"):
         return 0.0  # the one number that needs no unit
     sign, text = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if not text:
+        return None  # Go: invalid duration
     total, number = 0.0, ""
     while text:
         if text[0].isdigit() or text[0] == ".":

@@ -68,7 +68,8 @@ def origin_rules(names: Names, api: str) -> list[str]:
         f"if METH_OPTIONS {hidden}"
     )
     return [
-        "http-request set-var(txn.o) req.fhdr(origin),lower if { req.fhdr(origin) -m found }",
+        # an empty one is none, as for the engine
+        "http-request set-var(txn.o) req.fhdr(origin),lower if { req.fhdr(origin) -m len gt 0 }",
         "acl page var(txn.o) -m found",
         "acl web var(txn.o) -m beg http:// https://",
         "acl same-origin var(txn.o),field(3,/),strcmp(txn.host) eq 0",

@@ -49,7 +49,7 @@ class Loads:
         self._resident: tuple[Resident, ...] = ()
         self._looked_at = -1e9
         self._looking: asyncio.Task[None] | None = None
-        self._under_way: dict[tuple[str, int, bool], asyncio.Task[None]] = {}
+        self._under_way: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._requests: Counter[tuple[str, int]] = Counter()  # admitted and not answered yet
         self._leaving: set[str] = set()  # runners that leave when their last request has ended
         self._contexts: dict[tuple[str, int], int] = {}  # what /api/ps said after our own load
@@ -137,7 +137,7 @@ class Loads:
             return
         bodies.clamped(body, self._clamp(known, model), v1=v1, path=path)  # bad: before any load
         ends = unload is bodies.Unload.AFTER
-        await self._admit(known, model, evicts=not ends)
+        await self._admit(known, model, loads=not ends)
         run = self._run(known)
         self._requests[run] += 1
         try:
@@ -217,47 +217,40 @@ class Loads:
             )
             raise Refused(msg, status=400)
 
-    async def _admit(self, known: Known, model: str, *, evicts: bool) -> None:
-        """Return when the model is resident; hold the load until it fits, within a bound."""
+    async def _admit(self, known: Known, model: str, *, loads: bool) -> None:
+        """Return when the model is resident; hold the load until it fits, within a bound. ``loads``:
+        this request may load it; one that wants no model to stay may not.
+
+        Raises:
+            Refused: it is not resident and may not be loaded, or not within ``queue_timeout``.
+
+        """
         run = self._run(known)
-        key = (*run, evicts)
-        task = self._under_way.get((*run, True)) or self._under_way.get(key)
+        task = self._under_way.get(run)
         if task is None and (self._requests[run] > 0 or await self._is_resident(known)):
             return
         if self._held >= self._config["max_queue"]:
             msg = f"{self._name}: {self._held} requests wait for a load already"
             raise Refused(msg)
-        task = task or self._under_way.get(key)
-        if task is None and not evicts:
-            self._has_room(known, model)
+        task = self._under_way.get(run)
+        if task is None and not loads:
+            text = (
+                f"{model} is not resident, and a request with keep_alive 0 loads nothing: send it "
+                "without keep_alive 0"
+            )
+            raise Refused(text, retry_after_s=10)
         if task is None:
-            task = asyncio.create_task(self._load(known, model, evicts=evicts))
-            self._under_way[key] = task
-            task.add_done_callback(lambda done: self._loaded(key, done))
+            task = asyncio.create_task(self._load(known, model))
+            self._under_way[run] = task
+            task.add_done_callback(lambda done: self._loaded(run, done))
         self._held += 1
         try:
             await asyncio.shield(task)
         finally:
             self._held -= 1
 
-    def _has_room(self, known: Known, model: str) -> None:
-        """For a request that wants no model to stay: it takes nobody's place.
-
-        Raises:
-            Refused: one would have to go.
-
-        """
-        others = {r.known.runner: r.known.name for r in self._resident}
-        others.pop(known.runner, None)
-        if len(others) + len(self._under_way) >= self._config.get("max_loaded_models", 1):
-            text = (
-                f"{model} is not resident, and a request with keep_alive 0 evicts nothing "
-                f"({', '.join(others.values()) or 'another is loading'}): send it without keep_alive 0"
-            )
-            raise Refused(text, retry_after_s=10)
-
-    def _loaded(self, key: tuple[str, int, bool], done: asyncio.Task[None]) -> None:
-        self._under_way.pop(key, None)
+    def _loaded(self, run: tuple[str, int], done: asyncio.Task[None]) -> None:
+        self._under_way.pop(run, None)
         if not done.cancelled():
             done.exception()  # every waiter has had it, or nobody waits any more
 
@@ -301,7 +294,7 @@ class Loads:
             self._looked_at = began
 
     # -- loading -------------------------------------------------------------------------------
-    async def _load(self, known: Known, model: str, *, evicts: bool) -> None:
+    async def _load(self, known: Known, model: str) -> None:
         """Ask, wait, load, report."""
         shape, slots = known.shape, self._config["parallel"]
         run = self._run(known)
@@ -311,7 +304,6 @@ class Loads:
             "model": model,
             "predicted_bytes": fit.predicted_bytes(shape, run[1], slots, self.device_bytes),
             "shares": [r.known.name for r in self._resident if r.known.runner == known.runner],
-            "evicts": evicts,
             "resident": [[r.known.name, r.vram_bytes] for r in self._resident],
         }
         try:

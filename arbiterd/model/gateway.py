@@ -132,8 +132,8 @@ class GatewayObservation:
 @dataclass(frozen=True, slots=True)
 class LoadAsk:
     """The load gate asks for room. ``since``: monotonic seconds of the first asking. ``shares``: names
-    of resident models whose runner it takes over. ``evicts``: another model may leave for it.
-    ``resident``: (name, bytes on the device) of what was resident then, None when not told.
+    of resident models whose runner it takes over. ``resident``: (name, bytes on the device) of what was
+    resident then, None when not told.
     """
 
     id: str
@@ -142,7 +142,6 @@ class LoadAsk:
     predicted_bytes: int
     since: float
     shares: tuple[str, ...] = ()
-    evicts: bool = True
     resident: tuple[tuple[str, int], ...] | None = None
 
 

@@ -89,7 +89,8 @@ class LoadedModel:
     """A model resident in an engine (Ollama's /api/ps). ``vram_bytes`` < ``size_bytes``: split.
 
     ``expires_in_s``: below 0 while requests overlap. ``context``: its tokens of context, 0 when not
-    told. ``embeds``: it is good for embeddings only.
+    told. ``embeds``: it is good for embeddings only. ``runner``: equal for all models that its runner
+    serves as it is, "" when not known; ``also``: the warm model's name where it is one of them.
     """
 
     name: str
@@ -99,6 +100,8 @@ class LoadedModel:
     digest: str = ""
     context: int = 0
     embeds: bool = False
+    runner: str = ""
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import urllib3
 
 from arbiterd.engines import engine_of
+from arbiterd.engines.ollama_names import is_listed
 from arbiterd.keyring import Keyring
 from arbiterd.model.health import (
     HealthObservation,
@@ -220,7 +221,20 @@ class Prober:
         models = engine.read_loaded(reply, time.time())
         if models is None:
             return Unknown(_plain(reply), began)
-        return Known(tuple(self._told(target, via, one) for one in models), began)
+        told = tuple(self._told(target, via, one) for one in models)
+        return Known(self._with_warm(target, via, told), began)
+
+    def _with_warm(
+        self, target: _Target, via: urllib3.PoolManager, loaded: tuple[LoadedModel, ...]
+    ) -> tuple[LoadedModel, ...]:
+        """Another name of the warm model's file may be listed in its place: a runner has one name."""
+        warm = engine_of(target.backend.kind).warm_model(target.backend)
+        if not warm or not loaded or is_listed(warm, [one.name for one in loaded]):
+            return loaded
+        mine = self._told(target, via, LoadedModel(warm, 0, 0)).runner
+        return tuple(
+            replace(one, also=(warm,)) if mine and one.runner == mine else one for one in loaded
+        )
 
     def _told(self, target: _Target, via: urllib3.PoolManager, model: LoadedModel) -> LoadedModel:
         """With what the engine tells of it elsewhere, asked once."""

@@ -75,8 +75,8 @@ class LoadDesk:
         app.router.add_post("/v1/loads/done", self.done)
 
     async def ask(self, request: web.Request) -> web.Response:
-        """{id, backend, model, predicted_bytes, wait_s, shares, evicts, resident} → {verdict,
-        reason, retry_after_s}.
+        """{id, backend, model, predicted_bytes, wait_s, shares, resident} → {verdict, reason,
+        retry_after_s}.
         """
         try:
             given = await request.json()
@@ -87,7 +87,6 @@ class LoadDesk:
                 int(given["predicted_bytes"]),
                 time.monotonic(),
                 tuple(str(one) for one in given.get("shares") or ()),
-                bool(given.get("evicts", True)),
                 _rows(given.get("resident")),
             )
             wait_s = min(WAIT_MAX_S, max(0.0, float(given.get("wait_s", 10))))

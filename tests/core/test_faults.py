@@ -13,6 +13,7 @@ from arbiterd.model.actions import UnloadModel, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import XidEvent
 from arbiterd.model.events import EventName
+from arbiterd.model.gateway import LoadUndone
 from arbiterd.model.launch import Exit
 from arbiterd.units import GIB, MIB
 from tests.core.test_ladder import GPU, _sleeper, grow_until_critical
@@ -156,3 +157,18 @@ def test_back_off_breaker_drain_and_the_bound_survive() -> None:
     assert world.phase("vllm") is Phase.FAILED
     assert world.phase("ollama") is Phase.DRAINING
     assert world.state.devices[GPU].disruptive == times
+
+
+def test_a_warm_model_that_a_client_has_unloaded_stays_out_over_a_restart() -> None:
+    """Its 5 minutes go on, and so do the 30 s after a client's load."""
+    world = World(settings()).up()
+    world.undones.append(LoadUndone("ollama", "qwen2.5:3b"))
+    world.engines["ollama"].loaded = ()
+    world.tick(round(60 / 0.25))
+    before = len(world.loads)
+    _restart(world)
+    world.tick(round(230 / 0.25))
+    assert world.phase("ollama") is Phase.READY
+    assert len(world.loads) == before
+    world.tick(round(15 / 0.25))
+    assert len(world.loads) == before + 1

@@ -113,30 +113,20 @@ def test_a_model_never_competes_with_itself() -> None:
     assert world.ask_load("QWEN2.5:3b", 2 * GIB).verdict is LoadVerdict.GRANT
     alias = World(settings()).up()
     alias.engines["ollama"].loaded = ("tuned:latest",)
-    shared = alias.ask_load("qwen2.5:3b", 2 * GIB, shares=("tuned:latest",), evicts=False)
+    shared = alias.ask_load("qwen2.5:3b", 2 * GIB, shares=("tuned:latest",))
     assert shared.verdict is LoadVerdict.GRANT
-
-
-def test_keep_alive_0_evicts_nothing() -> None:
-    """A request that wants no model to stay takes nobody's place; with a free one it is let in."""
-    world = World(settings()).up()
-    answer = world.ask_load("llama3.2:1b", GIB, evicts=False)
-    assert answer.verdict is LoadVerdict.REFUSE
-    assert "keep_alive 0 evicts nothing (qwen2.5:3b)" in answer.reason
-    world.engines["ollama"].loaded = ()
-    world.undones.append(LoadUndone("ollama", "qwen2.5:3b"))
-    assert world.ask_load("llama3.2:1b", GIB, evicts=False).verdict is LoadVerdict.GRANT
 
 
 def test_what_the_gate_has_just_seen_counts_more_than_an_old_list() -> None:
     """The daemon lists every 2 s: what has left since takes no place and no bytes any more."""
-    world = World(settings()).up()
-    world.engines["ollama"].loaded = ("qwen2.5:3b",)
+    world = World(two_models()).up()
+    world.engines["ollama"].loaded = ("qwen2.5:3b", "llama3.2:1b")
     world.list_age_s = 2.0
-    ask = LoadAsk("load-1", "ollama", "llama3.2:1b", GIB, world.now, evicts=False, resident=())
+    ask = LoadAsk("load-1", "ollama", "other", 3 * GIB, world.now, resident=())
     world.asks.append(ask)
     assert [one.verdict for one in world.tick().loads] == [LoadVerdict.GRANT]
-    full = replace(ask, id="load-2", resident=(("qwen2.5:3b", 2 * GIB),), since=world.now)
+    rows = (("qwen2.5:3b", 2 * GIB), ("llama3.2:1b", 2 * GIB))
+    full = replace(ask, id="load-2", resident=rows, since=world.now)
     world.dones.append(LoadDone("load-1", "ollama"))
     world.asks.append(full)
     assert [one.verdict for one in world.tick().loads] == [LoadVerdict.REFUSE]
@@ -175,6 +165,21 @@ def test_a_warm_model_that_was_unloaded_is_wanted_again_once_it_is_asked_for() -
     world.dones.append(LoadDone(answer.id, "ollama"))
     before = len(world.loads)
     world.tick(round(40 / 0.25))
+    assert len(world.loads) == before + 1
+
+
+def test_the_warm_model_is_resident_under_another_name_of_its_file() -> None:
+    """A runner has one name in the list: nothing is loaded for the other one, not every 30 s either."""
+    world = World(two_models()).up()
+    world.engines["ollama"].loaded, world.engines["ollama"].also = (
+        ("tuned:latest",),
+        ("qwen2.5:3b",),
+    )
+    before = len(world.loads)
+    world.tick(round(70 / 0.25))
+    assert len(world.loads) == before
+    world.engines["ollama"].also = ()
+    world.tick(2)
     assert len(world.loads) == before + 1
 
 

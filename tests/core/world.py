@@ -145,6 +145,7 @@ class Engine:
     work: float = 0.0
     canary_ok: bool = True
     loaded: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     ready_after: float = 0.0
     awake: int = 0
@@ -292,7 +293,9 @@ class World:
                 canary = Known(
                     ProbeResult(self.seq, Verdict(engine.canary_ok, "timeout"), 5.0), self.now
                 )
-            models = tuple(LoadedModel(m, 2 * GIB, 2 * GIB) for m in engine.loaded)
+            models = tuple(
+                LoadedModel(m, 2 * GIB, 2 * GIB, also=engine.also) for m in engine.loaded
+            )
             out[probe.backend] = HealthObservation(
                 backend=probe.backend,
                 alive=Known(alive, self.now),
@@ -487,14 +490,12 @@ class World:
         size: int,
         name: str = "ollama",
         shares: tuple[str, ...] = (),
-        *,
-        evicts: bool = True,
     ) -> LoadAnswer:
         """The load gate asks; the answer of one tick. A question that waits stays."""
         ask = next((a for a in self.asks if a.model == model), None)
         if ask is None:
             number = f"load-{model}-{self.seq}"
-            ask = LoadAsk(number, name, model, size, self.now, shares, evicts)
+            ask = LoadAsk(number, name, model, size, self.now, shares)
             self.asks.append(ask)
         self.tick()
         assert self.decision is not None

@@ -207,3 +207,19 @@ def test_a_refusal_of_the_health_url_is_not_ready(kind: Kind, status: int) -> No
     one = backend(kind.value, kind)
     replies = [HttpReply(status, "", 1.0) for _ in engine_of(kind).ready_probes(one)]
     assert not engine_of(kind).judge_ready(one, replies).ok
+
+
+def test_two_names_of_one_file_share_a_runner_unless_their_modelfiles_ask_for_another() -> None:
+    """Sampling does not count; a file that is not told is nobody's."""
+    engine = engine_of(Kind.OLLAMA)
+
+    def runner(parameters: str, file: str = "FROM /blobs/sha256-1\n") -> str:
+        about = json.dumps({"modelfile": file, "parameters": parameters})
+        reply = HttpReply(200, about, 1.0)
+        return engine.read_about(LoadedModel("m", 1, 1), reply).runner
+
+    assert runner("temperature 0.5") == runner("top_k 3") != ""
+    for other in ("num_ctx 128", "num_batch 64", "num_gpu 3"):
+        assert runner(other) != runner("")
+    assert runner("", "FROM /blobs/sha256-2\n") != runner("")
+    assert runner("", "") == ""

@@ -142,7 +142,7 @@ def test_what_is_no_body_is_refused_in_a_sentence(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("asked", "answer"),
     [(None, "600s"), (-1, "600s"), (1e-12, 0), ("5m", "300s"), ("24h", "600s"), ("1m30s", "90s"), (60, "60s"),
-     ("-1s", "600s"), (-2.5, "600s"), ("-1h", "600s"), ("soon", "600s"), (True, "600s"), ("0.5s", "1s")],
+     ("-1s", "600s"), (-2.5, "600s"), ("-1h", "600s"), ("soon", "600s"), ("", "600s"), ("-", "600s"), ("+", "600s"), (True, "600s"), ("0.5s", "1s")],
 )  # fmt: skip
 def test_keep_alive_is_at_most_the_configured_time(asked: object, answer: int | str) -> None:
     """Negative is the most, too; the warm model stays for ever unless it is sent away."""

@@ -196,6 +196,13 @@ def test_a_strange_origin_is_403_by_every_method(loopback: Doors, door: str, ori
     assert len(loopback.engines["ollama"].seen) == before
 
 
+def test_an_empty_origin_is_none(loopback: Doors) -> None:
+    """As for Ollama (gin-contrib/cors): answered, and nobody is allowed to read it."""
+    for door in ("ollama", "llm"):
+        reply = loopback.ask(door, "/api/tags", host="10.0.0.1", headers={"Origin": ""})
+        assert (reply.status, reply.headers.get("access-control-allow-origin")) == (200, None)
+
+
 def test_a_page_of_the_door_itself_needs_no_permission(loopback: Doors) -> None:
     """Origin equal to Host, as in gin-contrib/cors; another port of the same host is told so."""
     for host in ("10.0.0.5:11434", "llm.example.com", "x.local"):

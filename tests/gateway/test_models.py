@@ -22,6 +22,12 @@ ROUTES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/v1/completions", {"prompt": "x", "max_tokens": 1}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
 )
+PROMPTS: dict[str, dict[str, Any]] = {
+    "/api/generate": {"prompt": "x"},
+    "/api/chat": {"messages": [{"role": "user", "content": "x"}]},
+    "/api/embed": {"input": "x"},
+    "/api/embeddings": {"prompt": "x"},
+}
 ANEW = (
     {"num_ctx": 512}, {"num_batch": 64}, {"num_gpu": 0}, {"num_gpu": 5}, {"main_gpu": 1}, {"num_thread": 1},
     {"use_mmap": True}, {"draft_num_predict": 7},
@@ -130,9 +136,11 @@ def test_keep_alive_0_loads_nothing_and_evicts_nothing(warm: Host) -> None:
     assert (chat.status_code, chat.json()["done_reason"]) == (200, "unload")
     embed = post(warm, "/api/embed", {"model": OTHER, "input": [], "keep_alive": 0})
     assert (embed.status_code, embed.json()["embeddings"]) == (200, [])
-    asked = post(warm, "/api/generate", {"model": OTHER, "prompt": "x", "keep_alive": 0})
-    assert asked.status_code == 503
-    assert "keep_alive 0 evicts nothing" in asked.json()["error"]
+    for path, more in PROMPTS.items():
+        asked = post(warm, path, {"model": OTHER, "keep_alive": 0, **more})
+        assert asked.status_code == 503
+        assert int(asked.headers["Retry-After"]) > 0
+        assert "keep_alive 0 loads nothing" in asked.json()["error"]
     assert resident(warm) == [WARM]
     assert runners(warm) == before
     assert leases(warm) == granted
@@ -147,9 +155,10 @@ def test_the_warm_model_can_be_sent_away_and_comes_back_when_asked_for(warm: Hos
     warm.wait(lambda: not resident(warm), "the unload")
     told = [e["MESSAGE"] for e in warm.events("load_held", "ollama")]
     assert any("a client has unloaded it" in one for one in told)
-    again = post(warm, "/api/generate", {**body, "keep_alive": 0})  # nobody's place is taken
-    assert again.status_code == 200
-    warm.wait(lambda: not resident(warm), "the unload")
+    granted = leases(warm)
+    again = post(warm, "/api/generate", {**body, "keep_alive": 0})  # also where a place is free
+    assert (again.status_code, "loads nothing" in again.json()["error"]) == (503, True)
+    assert (resident(warm), leases(warm)) == ([], granted)
     assert post(warm, "/v1/completions", {"model": WARM, "prompt": "x", "max_tokens": 1}).ok
     assert resident(warm) == [WARM]
 

@@ -1,0 +1,41 @@
+"""Whether the load gate answers, asked in a thread: a hung one must not hold up HAProxy's counters."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from arbiterd.gateway.runtime import GatewayGone, ask
+
+WAIT_S = 0.05  # one that is well answers within it; a hung one costs its caller no more a turn
+
+
+class GateQuestion:
+    """One question at a time. ``out``: it has been asked and nobody has taken the answer."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._thread: threading.Thread | None = None
+        self._said: str | GatewayGone = ""
+
+    @property
+    def out(self) -> bool:
+        """Whether a question is under way."""
+        return self._thread is not None
+
+    def asked(self) -> str | GatewayGone | None:
+        """Its answer, asked for now unless a question is under way; None while there is none yet."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._ask, name="gate-question", daemon=True)
+            self._thread.start()
+        self._thread.join(WAIT_S)
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        return self._said
+
+    def _ask(self) -> None:
+        try:
+            self._said = ask(self._socket, "GET /livez HTTP/1.0\r\n\r")
+        except GatewayGone as gone:
+            self._said = gone
