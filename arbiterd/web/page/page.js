@@ -19,6 +19,10 @@ function size(bytes) {
   const gib = bytes / 2 ** 30;
   return gib >= 1 ? `${gib.toFixed(2)} GiB` : `${Math.round(bytes / 2 ** 20)} MiB`;
 }
+// A daemon of another version may not send a field: that is unknown, and the rest is shown.
+function said(value) {
+  return value === null || value === undefined ? "unknown" : String(value);
+}
 function hue(name) {
   if (name in grey) return grey[name];
   if (!names.includes(name)) names.push(name);
@@ -27,22 +31,23 @@ function hue(name) {
 function gpu(one) {
   const box = el("div", undefined, "gpu");
   const head = el("h3", `GPU ${one.index} · ${one.name}`);
-  const free = one.memory.free === null ? "free unknown" : `${size(one.memory.free)} free`;
-  const state = el("span", `${one.state} · ${free} of ${size(one.memory.total - one.memory.reserved)} · pressure `);
-  state.append(el("b", one.pressure, bands[one.pressure] || "wait"));
+  const { free = null, total = null, reserved = 0 } = one.memory ?? {};
+  const capacity = total === null ? null : total - reserved;
+  const band = one.pressure ?? "unknown";
+  const state = el("span", `${said(one.state)} · ${free === null ? "free unknown" : `${size(free)} free`} of ${size(capacity)} · pressure `);
+  state.append(el("b", band, bands[band] || "wait"));
   head.append(state);
   const bar = el("div", undefined, "bar");
   const legend = el("ul", undefined, "legend");
-  const capacity = one.memory.total - one.memory.reserved;
-  for (const row of one.ledger) {
+  for (const row of one.ledger ?? []) {
     const wide = Math.max(row.cap || 0, row.used || 0);
     const item = el("li");
-    const unknown = "used" in row && row.used === null;
+    const unknown = row.holder !== "headroom" && (row.used ?? null) === null;
     item.style.setProperty("--hue", hue(row.holder));
     item.append(el("i"), row.holder === "headroom" ? `headroom ${size(row.cap)}`
       : row.cap ? `${row.holder} ${size(row.used)} of ${size(row.cap)}` : `${row.holder} ${size(row.used)}`);
     legend.append(item);
-    if (wide <= 0) continue;
+    if (wide <= 0 || !capacity) continue;
     const cap = el("div", undefined, row.cap && row.used > row.cap ? "cap over" : "cap");
     cap.title = item.textContent;
     cap.style.setProperty("--hue", hue(row.holder));
@@ -60,10 +65,10 @@ function gpu(one) {
 }
 // What presses is said at once; the whole arithmetic and the candidates are one click away.
 function ladder(one) {
-  const { reason, why, reclaim, braked, loads_held, fault } = one.ladder;
+  const { reason, why = [], reclaim, braked = {}, loads_held, fault } = one.ladder;
   const urgent = [];
   if (one.pressure !== "calm") urgent.push(reason);
-  if (one.time_to_full_s !== null) urgent.push(`full in ${one.time_to_full_s.toFixed(1)} s`);
+  if (typeof one.time_to_full_s === "number") urgent.push(`full in ${one.time_to_full_s.toFixed(1)} s`);
   if (reclaim) urgent.push(reclaim.text);
   if (loads_held) urgent.push(`no model may be loaded: ${loads_held}`);
   for (const [name, text] of Object.entries(braked)) urgent.push(`${name} is braked: ${text}`);
@@ -92,11 +97,11 @@ function backend(one) {
   const phase = ["ready"].includes(one.phase) ? "yes" : ["failed"].includes(one.phase) ? "no" : "wait";
   const name = el("td");
   if (one.url) { const link = el("a", one.name); link.href = one.url; name.append(link); } else name.textContent = one.name;
-  row.append(name, el("td", one.phase, phase),
-    el("td", one.accepting ? "yes" : `no, ask again in ${one.retry_after_s} s`, takes),
-    el("td", one.gpu.length ? `${size(one.used_bytes)} / ${size(one.cap_bytes)}` : "CPU"),
-    el("td", one.throttled === null ? String(one.in_flight) : `${one.in_flight} of at most ${one.throttled}`),
-    el("td", String(one.restarts)), el("td", one.reason));
+  row.append(name, el("td", said(one.phase), phase),
+    el("td", one.accepting ? "yes" : `no, ask again in ${said(one.retry_after_s)} s`, takes),
+    el("td", one.gpu && !one.gpu.length ? "CPU" : `${size(one.used_bytes)} / ${size(one.cap_bytes)}`),
+    el("td", typeof one.throttled === "number" ? `${said(one.in_flight)} of at most ${one.throttled}` : said(one.in_flight)),
+    el("td", said(one.restarts)), el("td", one.reason ?? ""));
   return row;
 }
 function incident(one) {
@@ -120,21 +125,40 @@ async function ask(path) {
   if (!reply.ok) throw new Error(`${path} answers ${reply.status}`);
   return reply.json();
 }
+// One part that cannot be drawn leaves the others standing, and says so in its place.
+function part(id, draw) {
+  try {
+    draw();
+  } catch (error) {
+    $(id).textContent = `cannot be shown: ${error.message}`;
+  }
+}
+function rows(id, all, draw, none) {
+  part(id, () => $(id).replaceChildren(...(all.length || !none ? all.map(draw) : [none])));
+}
+function header(status) {
+  const { loop = {}, config = {} } = status;
+  $("head").textContent = `mode ${said(status.mode)} (${said(status.sharing)}) · ${said(config.path)} · tick ${said(loop.tick)}, ${said(loop.last_tick_ms)} ms`;
+  const notes = [...(status.notes ?? []), ...(status.config_refused ?? []).map((text) => `refused: ${text}`)];
+  if (loop.blind) notes.unshift(`blind: ${loop.nvml || "a GPU cannot be read"}`);
+  if (status.config_pending) notes.unshift("the file was edited, not applied: systemctl reload gpu-arbiter");
+  $("notes").textContent = notes.join(" · ");
+}
 async function show() {
   try {
-    const [status, incidents, learned] = await Promise.all(
-      ["v1/status", "v1/incidents?limit=12", "v1/caps"].map(ask));
-    $("head").textContent = `mode ${status.mode} (${status.sharing}) · ${status.config.path} · tick ${status.loop.tick}, ${status.loop.last_tick_ms} ms`;
-    const notes = [...status.notes, ...status.config_refused.map((text) => `refused: ${text}`)];
-    if (status.loop.blind) notes.unshift(`blind: ${status.loop.nvml || "a GPU cannot be read"}`);
-    if (status.config_pending) notes.unshift("the file was edited, not applied: systemctl reload gpu-arbiter");
-    $("notes").textContent = notes.join(" · ");
-    $("gpus").replaceChildren(...status.gpus.map(gpu));
-    $("backends").replaceChildren(...status.backends.map(backend));
-    $("learned").hidden = !learned.caps.length;
-    $("caps").replaceChildren(...learned.caps.map(cap));
-    $("incidents").replaceChildren(...(incidents.incidents.length ? incidents.incidents.map(incident) : [el("li", "none")]));
-    document.title = `gpu-arbiter: ${status.backends.filter((one) => one.accepting).length}/${status.backends.length} ready`;
+    const [status, incidents, learned] = await Promise.all([
+      ask("v1/status"),
+      ask("v1/incidents?limit=12").catch((error) => ({ error })),
+      ask("v1/caps").catch(() => ({ caps: [] })),
+    ]);
+    const backends = status.backends ?? [];
+    part("head", () => header(status));
+    rows("gpus", status.gpus ?? [], gpu);
+    rows("backends", backends, backend);
+    $("learned").hidden = !(learned.caps ?? []).length;
+    rows("caps", learned.caps ?? [], cap);
+    rows("incidents", incidents.incidents ?? [], incident, el("li", incidents.error ? "cannot be read" : "none"));
+    document.title = `gpu-arbiter: ${backends.filter((one) => one.accepting).length}/${backends.length} ready`;
     heard = new Date();
     document.body.classList.remove("dead");
     $("dead").hidden = true;
