@@ -101,8 +101,7 @@ def handover(
 
 def _env_files(files: Mapping[str, str], env_path: str) -> tuple[str, str, list[Replaced]]:
     """(env_file, text of a copy, what is left out). One file without any variable of ours is named
-    as it is; else a copy: systemd lets a file win over Environment=, so OLLAMA_HOST in it would move
-    the engine away from its port.
+    as it is; else a copy: every launch overrides them, and a file that says otherwise misleads.
     """
     hidden: dict[str, Replaced] = {}
     kept: list[str] = []

@@ -88,3 +88,25 @@ def test_one_problem_is_one_line_whatever_is_in_a_key(tmp_path: Path) -> None:
     assert "a\\nb" in done.stderr
     assert f"{path}:2:" in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_models_of_several_backends_are_named_with_how_one_is_chosen(tmp_path: Path) -> None:
+    """Two vLLMs with one model: their names and the door that chooses; a model of one's own is no note."""
+    path = tmp_path / "f.toml"
+    one = (
+        '[backends.{name}]\nkind = "vllm"\ncommand = ["vllm", "serve", "{model}"]\nport = {port}\n'
+    )
+    names = (("a", "org/M"), ("b", "org/M"), ("c", "org/N"))
+    modes = "".join(f'{name} = {{ gpu = "cpu" }}\n' for name, _ in names)
+    path.write_text(
+        f'mode = "A"\n[arbiter]\nlauncher = "direct"\nruntime_dir = "{tmp_path}/run"\n'
+        f'state_dir = "{tmp_path}/state"\nlisten = "127.0.0.1:{free_port()}"\n'
+        "[gateway]\nllm_port = 8080\n"
+        + "".join(one.format(name=n, model=m, port=free_port()) for n, m in names)
+        + f"[modes.A]\n{modes}"
+    )
+    done = _ctl("check", str(path))
+    said = [line for line in done.stdout.splitlines() if "free slots" in line]
+    assert said == [
+        "note: org/M is served by a and b: port 8080 takes the one with the most free slots"
+    ], done.stdout + done.stderr

@@ -223,3 +223,18 @@ def test_two_names_of_one_file_share_a_runner_unless_their_modelfiles_ask_for_an
         assert runner(other) != runner("")
     assert runner("", "FROM /blobs/sha256-2\n") != runner("")
     assert runner("", "") == ""
+
+
+@pytest.mark.parametrize("kind", [Kind.VLLM, Kind.GENERIC])
+def test_a_health_url_that_asks_for_a_key_is_life(kind: Kind) -> None:
+    """401: it answers. A 403 or a 500 is not that."""
+    engine, one = engine_of(kind), backend("x", kind)
+    assert engine.judge_ready(one, [HttpReply(401, "", 1.0)]).ok
+    assert not engine.judge_ready(one, [HttpReply(403, "", 1.0)]).ok
+    assert not engine.judge_ready(one, [HttpReply(500, "", 1.0)]).ok
+
+
+def test_a_canary_refused_for_its_key_proves_nothing() -> None:
+    """vLLM's HTTP layer has said 401, whatever its engine does: neither for nor against it."""
+    found = engine_of(Kind.VLLM).judge_canary(backend("x", Kind.VLLM), HttpReply(401, "", 1.0))
+    assert (found.ok, found.proves) == (True, False)
