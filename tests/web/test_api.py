@@ -121,7 +121,7 @@ def test_the_ledger_adds_up_in_the_status(site: Site) -> None:
 
 
 def test_urls_are_those_the_asker_can_reach(site: Site) -> None:
-    """The address the request came in on, or gateway.advertise."""
+    """The address the request came in on, or gateway.advertise; https where the doors speak TLS."""
     _, _, body = site.get("/v1/backends/vllm")
     assert body["url"] == "http://127.0.0.1:8000"
     published = site.holder.get()
@@ -131,6 +131,9 @@ def test_urls_are_those_the_asker_can_reach(site: Site) -> None:
     )
     site.holder.put(replace(published, settings=told))
     assert site.get("/v1/backends/vllm")[2]["url"] == "http://gpu30.lan:8000"
+    spoken = replace(told, gateway=replace(told.gateway, certificate="/etc/door.pem"))
+    site.holder.put(replace(published, settings=spoken))
+    assert site.get("/v1/backends/vllm")[2]["url"] == "https://gpu30.lan:8000"
 
 
 def test_the_page_and_its_files_are_served_with_a_policy(site: Site) -> None:
