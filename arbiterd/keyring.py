@@ -7,6 +7,7 @@ recorded. Who needs one asks here, by the backend's settings.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from pathlib import Path
 
 from arbiterd import env_text
 from arbiterd.engines import engine_of
+from arbiterd.engines.shell_line import assignments
 from arbiterd.model.settings import BackendSettings
 
+# what an HTTP header can carry; a line's end would also break the files of keys, one a line
+_SENT = re.compile(r"[ -~\u00a0-\u00ff]+")
 _MAX_BYTES = 1024 * 1024  # a file of keys; /dev/zero by mistake must not fill the memory
 
 
@@ -32,11 +36,15 @@ def keys_in(text: str) -> tuple[str, ...]:
 
 
 class Keyring:
-    """Reads each file again when it has changed. Every method may be called by any thread."""
+    """Reads each file again when it has changed. Every method may be called by any thread.
+
+    ``refusing``: backends whose last answer to the arbiter was 401, with the key it knows or without one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, _Read] = {}
+        self.refusing: frozenset[str] = frozenset()
 
     def engine(self, backend: BackendSettings) -> tuple[str, ...]:
         """The keys that this engine takes, the first one to send; () when it demands none, or none
@@ -45,7 +53,17 @@ class Keyring:
         variables: Mapping[str, str] = backend.env
         if backend.env_file:
             variables = {**env_text.parse(self._text(backend.env_file)), **backend.env}
-        return engine_of(backend.kind).keys(backend, variables)
+        variables = {**variables, **assignments(backend.command)}
+        found = engine_of(backend.kind).keys(backend, variables)
+        return tuple(key for key in found if _SENT.fullmatch(key))
+
+    def heard(self, name: str, status: int) -> None:
+        """An engine's answer to a request that its key guards; the daemon's probes tell it."""
+        with self._lock:
+            if status == 401:
+                self.refusing |= {name}
+            elif status == 200:
+                self.refusing -= {name}
 
     def bearer(self, backend: BackendSettings) -> dict[str, str]:
         """The header that opens this engine, {} when no key is known."""

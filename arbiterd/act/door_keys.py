@@ -44,7 +44,7 @@ class DoorKeys:
         doors = self._ring.doors(gateway.key_file) if gateway.key_file else None
         engines = {one.name: self._ring.engine(one) for one in settings.active.backends.values()}
         pem, missing = self._certificate(gateway.certificate)
-        self._keys, self._files = keys.made(doors, engines, pem)
+        self._keys, self._files = keys.made(doors, engines, pem, self._ring.refusing)
         self.problem = missing
         if doors == ():
             self.problem = f"{gateway.key_file} has no key or cannot be read: every client gets 401"

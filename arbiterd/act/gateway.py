@@ -229,7 +229,7 @@ class GatewayKeeper:
 
     def _write_gate(self, settings: Settings, made: Layout) -> None:
         if self._seen.gated is not made:
-            text = json.dumps(gate_config(settings, self._paths, made.keys.known), indent=1)
+            text = json.dumps(gate_config(settings, self._paths, made.keys.guarded), indent=1)
             put(self._paths.gate_config, text, shared=self._systemd)
             self._seen.gated = made
 

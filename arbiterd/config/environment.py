@@ -7,6 +7,7 @@ from pathlib import Path
 from arbiterd import env_text
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.owned_env import owned
+from arbiterd.engines.shell_line import assignments
 from arbiterd.model.settings import BackendSettings
 
 
@@ -23,6 +24,11 @@ def check_environment(backend: BackendSettings, at: KeyPath, report: Report) -> 
         elif not env_text.usable(name, text):
             wrong = f"{name} holds a control character: systemd leaves it out"
             report.add(path, wrong, "take it out", "warning")
+    for name, text in assignments(backend.command).items():
+        if name in decided and not report.broken(*at, "command"):
+            wrong = f"{name} is set by the arbiter, and env in the command would override it"
+            right = f"take {name}=... out of the command; {decided[name].instead(text)}"
+            report.add((*at, "command"), wrong, right)
     if backend.env_file:
         _check_file(backend, (*at, "env_file"), report)
 

@@ -15,6 +15,7 @@ from arbiterd.units import parse_size
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-/]+")
+_NUMBERS = re.compile(r"\s*[0-9]+(\s*,\s*[0-9]+)*\s*")
 _FORMS = 'an index (0), "GPU-<uuid>", "MIG-<uuid>", a list of these, or "cpu"'
 
 
@@ -84,7 +85,9 @@ def _gpus(given: object, at: KeyPath, report: Report) -> tuple[GpuRef, ...]:
     for one in many:
         ref = _gpu(one)
         if ref is None:
-            hint = f"write gpu = {one}" if isinstance(one, str) and one.isdigit() else ""
+            hint = ""
+            if isinstance(one, str) and _NUMBERS.fullmatch(one):
+                hint = f"write gpu = {one.strip() if one.strip().isdigit() else f'[{one.strip()}]'}"
             report.add(path, f"{one!r} names no GPU", hint or f"write {_FORMS}")
         elif ref in out:
             report.add(path, f"{one!r} is named twice", "name each GPU once")

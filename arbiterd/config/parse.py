@@ -114,6 +114,12 @@ class Report:
             self.add(path, f"{_short(given)} is not accepted", "write true or false")
         elif kind == "string_type":
             self.add(path, f"{_short(given)} is not accepted", f'write "{_plain(given)}"')
+        elif kind in ("dict_type", "model_type", "mapping_type"):
+            self.add(path, f"{_short(given)} is not accepted", _table_line(path))
+        elif kind == "list_type":
+            self.add(
+                path, f"{_short(given)} is not accepted", f"write [[{path[-1]}]] above its keys"
+            )
         else:
             message = detail["msg"].removeprefix("Input should be ")
             self.add(path, f"{_short(given)} is not accepted", f"write {message}")
@@ -149,8 +155,17 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _table_line(path: KeyPath) -> str:
+    """How a table is written."""
+    if path in (("backends",), ("modes",)):
+        return _EXAMPLES[path[0]]
+    return f"write it as a table: [{'.'.join(path)}]"
+
+
 def _plain(value: object) -> str:
-    """A number or a switch as the text that was meant."""
+    """A number, a switch or a lone text in brackets as the text that was meant."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else "TEXT"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from arbiterd.engines import owned_env
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.ollama_models import BY_FIT, About, about
@@ -92,7 +93,9 @@ class OllamaEngine:
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers and shells: Ollama takes its limits by environment."""
-        problem = container_problem(backend.command) or shell_problem(backend.command, tuple)
+        problem = container_problem(backend.command) or shell_problem(
+            backend.command, tuple, owned_env.owned(backend)
+        )
         return (problem,) if problem else ()
 
     def launch(self, context: LaunchContext) -> LaunchSpec:

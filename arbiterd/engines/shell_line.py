@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from arbiterd.engines.base import CommandProblem
 from arbiterd.engines.flags import SECRET, quoted, toml_list
+from arbiterd.engines.owned_env import OwnedVariable
 
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ash", "ksh", "fish"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
@@ -31,6 +32,21 @@ class _Script:
     left_out: list[str] = field(default_factory=list)
 
 
+def assignments(command: Sequence[str]) -> dict[str, str]:
+    """The variables that ``env NAME=VALUE ... PROGRAM`` gives its program, {} for another command."""
+    out: dict[str, str] = {}
+    if command and command[0].rsplit("/", 1)[-1] == "env":
+        words = iter(command[1:])
+        for word in words:
+            if word in ("-u", "-C", "--unset", "--chdir"):
+                next(words, None)
+            elif match := _ASSIGNMENT.fullmatch(word):
+                out[match[1]] = match[2]
+            elif not word.startswith("-"):
+                break
+    return out
+
+
 def script_of(command: Sequence[str]) -> str | None:
     """The script handed to a shell, None when the command is no such thing."""
     words = list(command)
@@ -40,16 +56,25 @@ def script_of(command: Sequence[str]) -> str | None:
             words.pop(0)
     if not words or words[0].rsplit("/", 1)[-1] not in _SHELLS:
         return None
+    option = ""
     for at, word in enumerate(words[1:], 1):
-        if not word.startswith("-"):
+        if option in ("-o", "+o", "-O", "+O", "--rcfile", "--init-file"):
+            option = ""  # this word is its value
+            continue
+        option = word
+        if word[:1] not in ("-", "+"):
             return None
         if re.fullmatch(r"-[a-zA-Z]*c[a-zA-Z]*", word):
             return words[at + 1] if at + 1 < len(words) else ""
     return None
 
 
-def shell_problem(command: Sequence[str], clean: Clean) -> CommandProblem | None:
-    """The problem with the form to write; ``clean`` takes out what the arbiter sets itself."""
+def shell_problem(
+    command: Sequence[str], clean: Clean, owned: Mapping[str, OwnedVariable] | None = None
+) -> CommandProblem | None:
+    """The problem with the form to write; ``clean`` takes out what the arbiter sets itself, ``owned``
+    has the variables that it sets.
+    """
     script = script_of(command)
     if script is None:
         return None
@@ -62,11 +87,15 @@ def shell_problem(command: Sequence[str], clean: Clean) -> CommandProblem | None
         return CommandProblem(wrong, 'write command = ["/FULL/PATH/OF/PROGRAM", "ARGUMENT", ...]')
     corrected = clean(found.command)
     right = f"write command = {toml_list(corrected)}"
-    if found.env:
-        pairs = ", ".join(f"{name} = {quoted(text)}" for name, text in found.env.items())
+    ours = owned or {}
+    env = {name: text for name, text in found.env.items() if name not in ours}
+    if env:
+        pairs = ", ".join(f"{name} = {quoted(text)}" for name, text in env.items())
         right += f", env = {{ {pairs} }}"
     if found.hidden:
         right += f"; put {', '.join(found.hidden)} into env_file"
+    for name in (one for one in found.env if one in ours):
+        right += f"; for {name}: {ours[name].instead(found.env[name])}"
     if found.left_out:
         right += f"; there is no key for {', '.join(found.left_out)}"
     return CommandProblem(wrong, right, corrected)
@@ -75,16 +104,20 @@ def shell_problem(command: Sequence[str], clean: Clean) -> CommandProblem | None
 def _read(script: str) -> _Script:
     found = _Script()
     commands = _commands(script)
-    for at, words in enumerate(commands):
-        _take(found, words, last=at == len(commands) - 1)
+    for at, (words, piped) in enumerate(commands):
+        main = at == len(commands) - 1 or commands[at + 1][1]
+        _take(found, words, last=main and not found.command and not piped)
     program = found.command[:1]
     if program and found.folder and "/" not in program[0]:
         found.command = (f"{found.folder}/{program[0]}", *found.command[1:])
     return found
 
 
-def _commands(script: str) -> list[list[str]]:
-    """The simple commands of a script, quotes taken off; [] when it cannot be read as such."""
+def _commands(script: str) -> list[tuple[list[str], bool]]:
+    """The simple commands of a script, quotes taken off, and whether each reads another's output (a
+    log filter behind the engine); [] when it cannot be read as such.
+    """
+    script = re.sub(r"(?<=\s)[012](?=[<>])", "", script)  # which output: 2>&1
     lexer = shlex.shlex(
         script.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=";&|()<>"
     )
@@ -94,19 +127,22 @@ def _commands(script: str) -> list[list[str]]:
         words = list(lexer)
     except ValueError:
         return []
-    out: list[list[str]] = [[]]
+    out: list[tuple[list[str], bool]] = [([], False)]
     for word in words:
         if word in _ENDS or re.fullmatch(r"[;&|]+", word):
-            out.append([])
+            out.append(([], word in ("|", "|&")))
         else:
-            out[-1].append(word)
-    return [one for one in out if one]
+            out[-1][0].append(word)
+    return [one for one in out if one[0]]
 
 
 def _take(found: _Script, words: list[str], *, last: bool) -> None:
     """One simple command: an activation, a variable, something else, or the program itself."""
     if words[0] in ("source", ".") and len(words) > 1 and words[1].endswith("/activate"):
         found.folder = words[1].removesuffix("/activate")
+        return
+    words = _without_redirections(found, words)
+    if not words:
         return
     exported = words[0] == "export"
     rest = words[1:] if exported else words
@@ -117,10 +153,37 @@ def _take(found: _Script, words: list[str], *, last: bool) -> None:
         rest = rest[1:]
     if not rest:
         return
-    if last and not exported and not {"(", ")", "<", ">", ">>"} & set(rest):
+    if last and not exported and not {"(", ")"} & set(rest):
         found.command = tuple(rest)
     elif words[0] not in ("set", "ulimit"):
-        found.left_out.append(" ".join(words))
+        found.left_out.append(_shown(words))
+
+
+def _without_redirections(found: _Script, words: list[str]) -> list[str]:
+    """The words without ``2>&1`` and ``> FILE``; a file is named as left out."""
+    out: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not re.fullmatch(r"[<>&]+", word):
+            out.append(word)
+            continue
+        target = next(rest, "")
+        if not target.isdigit():
+            found.left_out.append(f"{word} {target}".rstrip())
+    return out
+
+
+def _shown(words: list[str]) -> str:
+    """A command that is left out, without a value that may be a key."""
+    out = []
+    hide = False
+    for word in words:
+        name = word.partition("=")[0]
+        out.append(
+            "..." if hide else f"{name}=..." if SECRET.search(name) and "=" in word else word
+        )
+        hide = word.startswith("-") and "=" not in word and bool(SECRET.search(word))
+    return " ".join(out)
 
 
 def _variable(found: _Script, name: str, text: str) -> None:

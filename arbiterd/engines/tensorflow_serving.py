@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import floor
 
+from arbiterd.engines import owned_env
 from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.batching import memory, render
 from arbiterd.engines.devices import device_env
@@ -98,7 +99,7 @@ class TensorflowServingEngine:
         """Owned flags; model_config_file is ours only when ``models`` gives the paths."""
         owned = (*_OWNED, _CONFIG_FILE) if backend.model_paths else _OWNED
         form = container_problem(backend.command) or shell_problem(
-            backend.command, lambda words: without(words, owned)
+            backend.command, lambda words: without(words, owned), owned_env.owned(backend)
         )
         if form is not None:
             return (form,)

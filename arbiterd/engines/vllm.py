@@ -11,7 +11,7 @@ from arbiterd.engines.base import Cause as CauseOf
 from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.metrics_text import sample_sum
-from arbiterd.engines.vllm_command import read, sized
+from arbiterd.engines.vllm_command import sized
 from arbiterd.engines.vllm_rules import check, named, served, spoken
 from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
@@ -257,8 +257,10 @@ class VllmEngine:
         return HttpProbe("POST", "/v1/completions", json.dumps(body), self.canary_timeout_s)
 
     def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
-        """--api-key (several may follow), else VLLM_API_KEY (vllm/entrypoints/openai/api_server.py)."""
-        given = read(backend.command).values("api-key")
+        """--api-key (several may follow, a ``--config`` may have it), else VLLM_API_KEY
+        (vllm/entrypoints/openai/api_server.py).
+        """
+        given = spoken(backend).values("api-key")
         one = variables.get("VLLM_API_KEY", "")
         return tuple(key for key in (given or (one,)) if key)
 

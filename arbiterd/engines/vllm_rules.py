@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from arbiterd.engines import owned_env
 from arbiterd.engines.base import CommandProblem
 from arbiterd.engines.flags import OwnedFlag, toml_list
 from arbiterd.engines.run_line import container_problem
@@ -60,7 +61,7 @@ def check(backend: BackendSettings) -> tuple[CommandProblem, ...]:
     owned = owned_flags(backend)
     gone = frozenset(flag.name for flag in owned) | _SECRETS.keys()
     form = container_problem(backend.command) or shell_problem(
-        backend.command, lambda words: read(words).without(gone)
+        backend.command, lambda words: read(words).without(gone), owned_env.owned(backend)
     )
     if form is not None:
         return (form,)

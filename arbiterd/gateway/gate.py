@@ -147,6 +147,8 @@ class Gate:
         if "x-arbiter-via" in request.headers:  # from here, and its engine was not there either
             msg = f"neither {door} nor its substitute answers"
             raise Refused(msg)
+        if request.method == "OPTIONS":  # asks nobody for a key, so it must move nothing
+            return web.Response(status=204, headers={"Allow": "GET, HEAD, POST, OPTIONS"})
         if request.method in ("GET", "HEAD"):
             return await self._read(request, door, want)
         raw = await incoming.read(request, self.config["max_body_bytes"])
@@ -240,14 +242,15 @@ class Gate:
         path = request.path
         if path in _LISTS or path.startswith(ONE):
             locked = _locked(request, self.config["keyed"])
-            lists = Lists(self.config, self.inner, self.loads, self.live(), locked)
+            lists = Lists(self.config, self.inner, self.loads, self.live(), locked, _shown(request))
             return web.json_response(await lists.answer(path, door, want))
         if not want and door in self.inner:
             raise self._absent(door)
         if want not in self.inner:
             msg = f"{path}: no such route"
             raise Refused(msg, status=404)
-        async with self.inner[want].get(f"http://localhost{request.raw_path}") as reply:
+        url = f"http://localhost{request.raw_path}"
+        async with self.inner[want].get(url, headers=_shown(request)) as reply:
             return web.Response(
                 status=reply.status, body=await reply.read(), headers=_kept(reply.headers)
             )
@@ -304,6 +307,12 @@ def _locked(request: web.Request, keyed: list[str]) -> frozenset[str]:
     """
     words = frozenset(request.headers.getall(KEYED, ()))
     return frozenset() if ALL in words else frozenset(keyed) - words
+
+
+def _shown(request: web.Request) -> dict[str, str]:
+    """The client's key: where the doors ask for none, its engine judges it."""
+    given = request.headers.get("Authorization")
+    return {"Authorization": given} if given else {}
 
 
 def _kept(headers: Any) -> dict[str, str]:

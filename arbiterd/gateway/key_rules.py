@@ -22,7 +22,7 @@ def at_door(keys: Keys, names: Sequence[str], api: str, paths: Paths, free: str 
                 api, 401, "a key is needed: Authorization: Bearer KEY", f"!with-key {free}".strip(),
                 'hdr WWW-Authenticate "Bearer" ',
             ),
-            f"http-request set-header {KEYED} {ALL}",
+            f"http-request set-header {KEYED} {ALL} if with-key",
         ]  # fmt: skip
     for name in names:
         if name in keys.known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 DOORS, ENGINES, CERTIFICATE = "keys", "engine-keys.map", "door.pem"
@@ -15,12 +15,19 @@ ALL = "*"
 class Keys:
     """``asked``: every door asks for a key. ``known``: backends that demand a key which is known.
     ``certificate``: the doors speak TLS. ``digest`` changes when any key or the certificate does.
+    ``unknown``: backends that have answered 401 and whose key is not known: no client can show it.
     """
 
     asked: bool = False
     known: tuple[str, ...] = ()
     certificate: bool = False
     digest: str = ""
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Every backend that demands a key of its clients."""
+        return (*self.known, *self.unknown)
 
 
 def of_backend(name: str) -> str:
@@ -29,9 +36,14 @@ def of_backend(name: str) -> str:
 
 
 def made(
-    doors: Sequence[str] | None, engines: Mapping[str, Sequence[str]], certificate: str
+    doors: Sequence[str] | None,
+    engines: Mapping[str, Sequence[str]],
+    certificate: str,
+    refusing: Collection[str] = (),
 ) -> tuple[Keys, dict[str, str]]:
-    """What the configuration has to know, and the files. ``doors``: None when no door asks."""
+    """What the configuration has to know, and the files. ``doors``: None when no door asks.
+    ``refusing``: backends that have answered 401.
+    """
     known = {name: keys for name, keys in engines.items() if keys}
     files = {DOORS: _lines(doors or ())}
     files[ENGINES] = "".join(f"{name} {keys[0]}\n" for name, keys in known.items())
@@ -39,7 +51,8 @@ def made(
     if certificate:
         files[CERTIFICATE] = certificate
     digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
-    return Keys(doors is not None, tuple(known), bool(certificate), digest), files
+    unknown = tuple(name for name in engines if name in refusing and name not in known)
+    return Keys(doors is not None, tuple(known), bool(certificate), digest, unknown), files
 
 
 def _lines(keys: Sequence[str]) -> str:

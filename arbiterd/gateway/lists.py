@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 class Lists:
     """Answers for one request. ``live``: the map that HAProxy has, too. ``locked``: backends whose key
-    the client has not shown; they guard their lists.
+    the client has not shown; they guard their lists. ``shown``: the client's key as a header.
     """
 
     def __init__(
@@ -30,7 +30,9 @@ class Lists:
         loads: Mapping[str, Loads],
         live: Mapping[str, str],
         locked: frozenset[str] = frozenset(),
+        shown: Mapping[str, str] | None = None,
     ) -> None:
+        self._shown = shown
         self._locked = locked
         self._config = config
         self._inner = inner
@@ -115,7 +117,10 @@ class Lists:
         if name not in self._inner:
             msg = f"there is no list of {name}"
             raise Refused(msg, status=404)
-        async with self._inner[name].get(f"http://localhost{path}") as reply:
+        async with self._inner[name].get(f"http://localhost{path}", headers=self._shown) as reply:
+            if reply.status == 401:
+                msg = f"the list of {name} needs its key: Authorization: Bearer KEY"
+                raise Refused(msg, status=401)
             if reply.status != 200:
                 wait = int(reply.headers.get("Retry-After", "5") or 5)
                 why = self._live.get(f"why:{name}") or f"HTTP {reply.status}"

@@ -188,6 +188,9 @@ class Prober:
         probes = engine.ready_probes(target.backend)
         as_door = _as_door(engine.door_host, target.order.url) | self._keys.bearer(target.backend)
         replies = [ask(via, target.order.url, probe, as_door) for probe in probes]
+        if engine.canary(target.backend, ()) is None:  # nothing else of it is asked
+            for reply in replies:
+                self._keys.heard(target.backend.name, reply.status)
         verdict = engine.judge_ready(target.backend, replies)
         latency = max((reply.latency_ms for reply in replies), default=0.0)
         first_good = verdict.ok and not isinstance(target.alive, Known)
@@ -263,9 +266,9 @@ class Prober:
         if probe is None or (target.served is not None and now - target.served_at < SERVED_S):
             return
         target.served_at = now
-        names = engine.read_served(
-            ask(via, target.order.url, probe, self._keys.bearer(target.backend))
-        )
+        reply = ask(via, target.order.url, probe, self._keys.bearer(target.backend))
+        self._keys.heard(target.backend.name, reply.status)
+        names = engine.read_served(reply)
         if names is not None:
             target.served = Known(names, now)
 
@@ -282,6 +285,7 @@ class Prober:
                     return
                 timed = _within(probe, engine.canary_timeout_s)
                 reply = ask(via, target.order.url, timed, self._keys.bearer(target.backend))
+                self._keys.heard(target.backend.name, reply.status)
                 verdict = engine.judge_canary(target.backend, reply)
                 result = ProbeResult(next(self._seq), verdict, reply.latency_ms)
                 target.canary = Known(result, time.monotonic())

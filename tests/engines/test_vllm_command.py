@@ -6,8 +6,10 @@ import shlex
 
 import pytest
 
+from arbiterd.engines.owned_env import owned
 from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.vllm_command import Parallel, full_name, model_of, parallel, read, sized
+from arbiterd.model.settings import BackendSettings, Kind
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -127,12 +129,26 @@ def test_nothing_given_is_one_gpu_and_ours_to_size() -> None:
             ["bash", "-ec", "cd /srv && . v/bin/activate && vllm serve 'a b'\n"],
             ['command = ["v/bin/vllm", "serve", "a b"]', "there is no key for cd /srv"],
         ),
+        (["bash", "-o", "pipefail", "-c", "vllm serve M"], ['command = ["vllm", "serve", "M"]']),
+        (
+            ["bash", "-c", "CUDA_VISIBLE_DEVICES=1 vllm serve M 2>&1 | tee --api-key hf_x log"],
+            [
+                'command = ["vllm", "serve", "M"];',
+                "for CUDA_VISIBLE_DEVICES: write gpu = 1 in the mode",
+            ],
+        ),
+        (
+            ["sh", "-c", "exec vllm serve M -tp 2 > /var/log/v.log 2>&1"],
+            ['command = ["vllm", "serve", "M", "-tp", "2"]; there is no key for > /var/log/v.log'],
+        ),
         (["bash", "-c", "if x; then 'y"], ["/FULL/PATH/OF/PROGRAM"]),
     ],
 )
 def test_a_shell_is_refused_with_the_form_to_write(command: list[str], parts: list[str]) -> None:
     """Activation gives the program's folder, variables become env, what is lost is named."""
-    found = shell_problem(command, tuple)
+    found = shell_problem(
+        command, tuple, owned(BackendSettings("vllm", Kind.VLLM, (), 8000, 18000))
+    )
     assert found is not None
     for part in parts:
         assert part in found.right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -178,6 +179,45 @@ def test_the_engine_itself_judges_a_key_while_it_is_there(plain: Doors) -> None:
     assert plain.post("vllm", CHAT, BODY, headers=bearer("sk-engine")).status == 200
 
 
+@pytest.mark.parametrize("door", ["vllm", "llm"])
+def test_a_key_that_nobody_knows_guards_too(door: str) -> None:
+    """The arbiter was answered 401: no client can prove that it has the key, so nobody stands in."""
+    ring = Keyring()
+    ring.heard("vllm", 401)
+    with doors(made(), ring) as one:
+        one.engines["ollama"].answers.update(OLLAMA_ANSWERS)
+        one.failover[("vllm", VLLM_MODEL)] = "ollama"
+        one.say("vllm", Admit.AWAY)
+        for headers in ({}, bearer("sk-engine"), {"X-Arbiter-Keyed": "vllm"}):
+            assert one.post(door, CHAT, BODY, headers=headers).status == 401
+        assert [s for s in one.engines["ollama"].seen if s.method == "POST"] == []
+        listed = {row["id"] for row in one.ask("llm", "/v1/models").json["data"]}
+        assert VLLM_MODEL not in listed
+
+
+def test_what_the_gate_asks_for_a_client_has_the_clients_key(plain: Doors) -> None:
+    """One model of the list, and HEAD: 401 without vLLM's key, an answer with it."""
+    plain.engines["vllm"].answers["/v1/models"] = {"data": [{"id": VLLM_MODEL}]}
+    path = f"/v1/models/{VLLM_MODEL.replace('/', '%2F')}"
+    for headers, status in (({}, 401), (bearer("no"), 401), (bearer("sk-engine"), 200)):
+        assert plain.ask("vllm", path, headers=headers).status == status
+        assert plain.ask("vllm", "/v1/models", method="HEAD", headers=headers).status == status
+
+
+def test_a_preflight_without_a_key_moves_nothing(tmp_path: Path) -> None:
+    """OPTIONS asks for no key. With a body and a dead engine it reaches the gate, and no substitute."""
+    file = tmp_path / "keys"
+    file.write_text("sk-alice\n")
+    with keyed_doors(key_file=str(file)) as one:
+        one.failover[("vllm", VLLM_MODEL)] = "ollama"
+        one.tell()
+        one.engines["vllm"].close()
+        page = {"Origin": "https://app.example", "Content-Type": "application/json"}
+        raw = json.dumps(BODY).encode()
+        assert one.ask("vllm", CHAT, method="OPTIONS", headers=page, body=raw).status == 204
+        assert [s for s in one.engines["ollama"].seen if s.path == CHAT] == []
+
+
 # -- where keys come from --------------------------------------------------------------------------
 def test_where_an_engines_key_is_known_from(tmp_path: Path) -> None:
     """Command before environment, `env` before env_file, read again when the file changes."""
@@ -192,6 +232,11 @@ def test_where_an_engines_key_is_known_from(tmp_path: Path) -> None:
     command = ("vllm", "serve", "M", "--api-key", "sk-a", "sk-b", "--dtype", "half")
     assert ring.engine(replace(one, command=command)) == ("sk-a", "sk-b")
     assert ring.engine(replace(one, env_file=str(tmp_path / "nowhere"))) == ()
+    inside = ("env", "-u", "X", "VLLM_API_KEY=sk-inside", "vllm", "serve", "M")
+    assert ring.engine(replace(one, command=inside)) == ("sk-inside",)
+    words = replace(one.vllm, config_words=("--api-key", "sk-yaml"))
+    assert ring.engine(replace(one, vllm=words)) == ("sk-yaml",)
+    assert ring.engine(replace(one, env={"VLLM_API_KEY": "sk\nvllm sk-other"})) == ()
     assert ring.bearer(one) == bearer("sk-file-2")
     assert ring.doors(str(tmp_path / "nowhere")) == ()
 

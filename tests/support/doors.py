@@ -200,6 +200,7 @@ class Doors:
     failover: dict[tuple[str, str], str] = field(default_factory=dict)
     extra: dict[str, int] = field(default_factory=dict)
     adapters: dict[str, str] = field(default_factory=dict)
+    ring: Keyring = field(default_factory=Keyring)
 
     @property
     def ports(self) -> dict[str, int]:
@@ -211,14 +212,14 @@ class Doors:
         """Engines, gate, HAProxy, and the word of a daemon that lets everything in."""
         where = paths(str(self.home), systemd=False)
         where.files.mkdir(parents=True)
-        keys = DoorKeys(where, Keyring(), shared=False)
+        keys = DoorKeys(where, self.ring, shared=False)
         known = keys.of(self.settings, 0.0)
         keys.write()
         self.layout = layout(self.settings, here=self.here, keys=known)
         where.config.write_text(render.render(self.layout, where, systemd=False))
         where.lua.write_text(render.lua(where))
         (where.files / "empty").write_text("")
-        where.gate_config.write_text(json.dumps(gate_config(self.settings, where, known.known)))
+        where.gate_config.write_text(json.dumps(gate_config(self.settings, where, known.guarded)))
         self.where = where
         for name, one in self.settings.active.backends.items():
             self.engines[name] = Engine(name, one.engine_port)
@@ -372,9 +373,9 @@ def made(change: Callable[[Settings], Settings] | None = None, **gateway: Any) -
 
 
 @contextmanager
-def doors(given: Settings | None = None) -> Iterator[Doors]:
-    """Open; closed at the end."""
-    one = Doors(given or made())
+def doors(given: Settings | None = None, ring: Keyring | None = None) -> Iterator[Doors]:
+    """Open; closed at the end. ``ring``: what the daemon has learned about keys."""
+    one = Doors(given or made(), ring=ring or Keyring())
     try:
         one.start()
         yield one
