@@ -49,6 +49,8 @@ def record(
 ) -> None:
     """Write what the daemon sees and decides, tick by tick, until Ctrl-C.
 
+    The configuration is in it: values of env and command too, those of env_file not.
+
     Examples: arbiterctl record incident.jsonl.gz · arbiterctl record - --seconds 60 | head -3
     """
     own = globals_of(context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from arbiterd.config.canary import check_canary
 from arbiterd.config.containers import check_container
 from arbiterd.config.doors import check_doors
 from arbiterd.config.environment import check_environment
@@ -41,6 +42,7 @@ def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None
     """One backend alone."""
     check_container(backend, at, report)
     check_environment(backend, at, report)
+    check_canary(backend, at, report)
     _check_command(backend, at, report)
     if backend.kind is Kind.GENERIC:
         if not backend.health.startswith("/"):

@@ -71,15 +71,12 @@ def without(command: Sequence[str], flags: Iterable[OwnedFlag]) -> tuple[str, ..
 
 def problems(command: Sequence[str], owned: Sequence[OwnedFlag]) -> tuple[CommandProblem, ...]:
     """One problem for each flag of ours in the command; the first carries the corrected line."""
-    given = [
-        flag
-        for flag in owned
-        if any(_is_flag(word) and _canonical(word) == flag.name for word in command)
-    ]
+    written = {_canonical(word): word for word in reversed(command) if _is_flag(word)}
+    given = [flag for flag in owned if flag.name in written]
     corrected = without(command, given)
     return tuple(
         CommandProblem(
-            wrong=f"--{flag.name} is set by the arbiter",
+            wrong=f"{written[flag.name].split('=', 1)[0]} is set by the arbiter",
             right=f"{flag.instead}; command = {toml_list(corrected)}",
             corrected=corrected,
         )

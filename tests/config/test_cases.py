@@ -45,9 +45,9 @@ ERRORS: dict[str, list[Said]] = {
         (7, "backends.ollama.env.CUDA_VISIBLE_DEVICES", OURS, "gpu = 1 in the mode"),
     ],
     "tf-batching": [
-        (6, "backends.tensorflow.command", "--enable-batching is set", "batching = { ... }"),
-        (6, "backends.tensorflow.command", "--batching-parameters-file is set", 'batching = "/srv/batching.config"'),
-        (6, "backends.tensorflow.command", "--monitoring-config-file is set", "leave it out"),
+        (6, "backends.tensorflow.command", "--enable_batching is set", "batching = { ... }"),
+        (6, "backends.tensorflow.command", "--batching_parameters_file is set", 'batching = "/srv/batching.config"'),
+        (6, "backends.tensorflow.command", "--monitoring_config_file is set", "leave it out"),
     ],
     "values-fraction": [(9, "modes.A.ollama.memory", "0.55 has no unit", '"55%"')],
     "values-g12": [(9, "modes.A.ollama.memory", "'12G' is neither percentage nor size", "12GiB")],
