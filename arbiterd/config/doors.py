@@ -13,6 +13,10 @@ from arbiterd.keyring import keys_in
 
 def check_doors(settings: FileSettings, report: Report) -> None:
     """Certificate and keys, as far as the one who checks may read them."""
+    for key in ("certificate", "key_file") if not settings.gateway.enabled else ():
+        if getattr(settings.gateway, key):
+            wrong = "no door is there to use it: enabled = false opens the engines' own ports"
+            report.add(("gateway", key), wrong, "write enabled = true, or take this line out")
     if settings.gateway.certificate:
         _check_certificate(settings.gateway.certificate, report)
     if settings.gateway.key_file:

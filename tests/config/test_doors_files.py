@@ -59,3 +59,17 @@ def test_what_check_says_of_a_key_file(
 def test_a_relative_key_file_is_refused(tmp_path: Path) -> None:
     """Relative to what, nobody can tell."""
     assert any("key_file" in one for one in _said(tmp_path, "keys"))
+
+
+def test_keys_without_doors_are_an_error(tmp_path: Path) -> None:
+    """Nobody would ask for them."""
+    file = tmp_path / "keys"
+    file.write_text("sk-1\n")
+    file.chmod(0o600)
+    path = tmp_path / "gpu-arbiter.toml"
+    path.write_text(BASE.format(file).replace("[gateway]", "[gateway]\nenabled = false"))
+    with pytest.raises(ConfigRefused) as refused:
+        load(path, {})
+    (one,) = refused.value.problems
+    assert (one.line, one.key) == (4, "gateway.key_file")
+    assert "write enabled = true" in one.right
