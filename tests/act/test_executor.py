@@ -144,7 +144,7 @@ def test_each_request_has_its_own_deadline(how: str) -> None:
         began = time.monotonic()
         with pytest.raises(RequestFailed, match=r"POST /sleep: no answer within 0\.3 s"):
             carry_out("cannot", one.url, (post("/pause", 5.0), post("/sleep", 0.3)))
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 4.0, "the deadline of another request counted"
 
 
 def test_nobody_there_is_a_sentence() -> None:

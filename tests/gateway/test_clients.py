@@ -72,7 +72,7 @@ def test_ollamas_own_client_streams(shared_host: Host) -> None:
 def predict(host: Host) -> Any:
     """One predict by gRPC."""
     client = make_grpc_client(f"127.0.0.1:{host.ports['grpc']}")
-    return client.predict(inputs=ROWS, model_name="resnet50", timeout=5)
+    return client.predict(inputs=ROWS, model_name="resnet50", model_version=1, timeout=5)
 
 
 def test_grpc_predict_goes_through_the_door(shared_host: Host) -> None:

@@ -41,7 +41,7 @@ PREDICT = """
 import numpy
 from ovmsclient import make_grpc_client
 client = make_grpc_client("127.0.0.1:8500")
-print(client.predict({"x": numpy.array([1.5], "float32")}, "resnet50"))
+print(client.predict({"x": numpy.array([1.5], "float32")}, "resnet50", model_version=1))
 """
 
 

@@ -235,9 +235,9 @@ def test_the_worst_header_is_bounded_in_time(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     head = gguf_bytes({"a": ["x"]})[:-17]
     path.write_bytes(head + struct.pack("<Q", 2_000_000) + bytes(16_000_000))
-    began = time.monotonic()
+    began = time.process_time()
     read_metadata(path)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 20  # usually 1 s of CPU; how busy the machine is does not count
 
 
 def test_a_half_downloaded_model_is_named(tmp_path: Path) -> None:
