@@ -237,7 +237,9 @@ def test_the_worst_header_is_bounded_in_time(tmp_path: Path) -> None:
     path.write_bytes(head + struct.pack("<Q", 2_000_000) + bytes(16_000_000))
     began = time.process_time()
     read_metadata(path)
-    assert time.process_time() - began < 20  # usually 1 s of CPU; how busy the machine is does not count
+    assert (
+        time.process_time() - began < 20
+    )  # usually 1 s of CPU; how busy the machine is does not count
 
 
 def test_a_half_downloaded_model_is_named(tmp_path: Path) -> None:
