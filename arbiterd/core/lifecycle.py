@@ -380,7 +380,7 @@ def _ended(desk: Desk, backend: BackendState) -> bool:
     if backend.phase is Phase.DRAINING and backend.deadline is not None and not asleep:
         give_back(desk, backend, backend.after, backend.reason, grace_s=0.0)
         return True
-    fail(desk, backend, f"main process ended by itself ({unit.exit})", None)
+    fail(desk, backend, f"main process ended unasked ({unit.exit})", None)
     return True
 
 

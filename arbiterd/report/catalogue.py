@@ -29,8 +29,8 @@ _WHY = "arbiterctl why @ARBITER_BACKEND@ tells the story with its evidence."
 CATALOGUE: Mapping[EventName, Entry] = {
     EventName.START: Entry("A backend is being started", "Its turn at the start gate has come: room for its cap is free, and nothing else is growing on its GPU.", _NOTHING),
     EventName.READY: Entry("A backend is ready", "The engine answers its health URL and takes work.", _NOTHING),
-    EventName.EXIT: Entry("A backend has ended", "Its main process is gone without being asked. The reason was read from its last output where there was one.", _WHY),
-    EventName.RESTART: Entry("A backend will be restarted", "It is stopped whole, its memory is awaited, then it starts again after the back-off.", "If it repeats, read its own log: journalctl -u gpu-arbiter-backend-@ARBITER_BACKEND@."),
+    EventName.EXIT: Entry("A backend has ended or failed", "A crash: its main process ended unasked; the cause is read from its exit status and its last output. Else it was given up: its start took too long, or it hung. The message says which.", _WHY),
+    EventName.RESTART: Entry("A backend is started again", "After a failure, or because it was asked for. Its old processes are ended and their memory is awaited before the new start; after a failure the back-off is awaited, too.", "If it repeats, read its own log: journalctl -u gpu-arbiter-backend-@ARBITER_BACKEND@."),
     EventName.CRASH_LOOP: Entry("A backend keeps failing", "Five failures within ten minutes opened the breaker; one start is tried every five minutes. Other backends are not touched.", "Mend the cause, then: arbiterctl resume @ARBITER_BACKEND@."),
     EventName.UNHEALTHY: Entry("A backend takes no new work", "Its health checks fail although its process lives.", _WHY),
     EventName.RECOVERED: Entry("A backend is well again", "The evidence against it is gone; new work is let in.", _NOTHING),
