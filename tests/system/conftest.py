@@ -104,7 +104,7 @@ class Box:
 
     def install(self) -> str:
         """`make install`, as root does it on a host; returns what it printed."""
-        return self.sh(f"make -C {ROOT} --no-print-directory install", timeout_s=300)
+        return self.sh(f"umask 077 && make -C {ROOT} --no-print-directory install", timeout_s=300)
 
     def down(self) -> None:
         """Power off; nothing is left."""
@@ -241,6 +241,7 @@ def packed(run_folder: Path) -> Path:
                 env={**os.environ, "DESTDIR": str(making), "PREFIX": "/opt/gpu-arbiter"},
                 capture_output=True,
                 text=True,
+                umask=0o077,  # of root on a hardened host: engines and gateway run as other users
                 check=False,
             )
             assert done.returncode == 0, done.stdout + done.stderr
