@@ -23,14 +23,13 @@ from arbiterd.units import MIB, format_size
 FIT_TARGET_SINCE = (0, 30)  # OLLAMA_GPU_OVERHEAD no longer takes part in placement (ollama #16031)
 
 # Ollama 0.33 server/routes.go: every route that schedules a model
+EMBED_ROUTES = ("/api/embed", "/api/embeddings", "/v1/embeddings")
 LOAD_ROUTES = (
     "/api/chat",
     "/api/generate",
-    "/api/embed",
-    "/api/embeddings",
+    *EMBED_ROUTES,
     "/v1/chat/completions",
     "/v1/completions",
-    "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
     "/v1/audio/transcriptions",

@@ -52,7 +52,9 @@ async def read(request: web.Request, most: int) -> bytes:
         web.RequestPayloadError,
         aiohttp.http_exceptions.HttpProcessingError,
     ) as error:
-        msg = f"the body cannot be read: {str(error)[:120]}"
+        # aiohttp's parser puts "400, message:" and a new line before its words
+        text = str(getattr(error, "message", "") or error).strip()
+        msg = f"the body cannot be read: {text[:120]}"
         raise bodies.BadBody(msg) from None
     return b"".join(parts)
 

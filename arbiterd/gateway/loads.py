@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from arbiterd.engines import ollama_names as names
+from arbiterd.engines.ollama import EMBED_ROUTES
 from arbiterd.gateway import bodies, fit
 from arbiterd.gateway.arbiter import Arbiter
 from arbiterd.gateway.library import Known, Library, Refused, Resident
@@ -135,7 +136,12 @@ class Loads:
             yield await self._unload(known, model, body, path)
             self._looked_at = -1e9
             return
-        bodies.clamped(body, self._clamp(known, model), v1=v1, path=path)  # bad: before any load
+        sent = bodies.clamped(
+            body, self._clamp(known, model), v1=v1, path=path
+        )  # bad: before any load
+        if known.about.embeds and path not in EMBED_ROUTES:
+            yield Ticket(sent)  # Ollama refuses it before it loads anything
+            return
         ends = unload is bodies.Unload.AFTER
         await self._admit(known, model, loads=not ends)
         run = self._run(known)

@@ -220,6 +220,7 @@ def test_an_invalid_name_is_told_as_that(warm: Host) -> None:
 
 LIBRARY = {
     "tiny-e": {"weights": 100_000_000, "kv_per_token": 1024, "layers": 4, "embedding": 64},
+    "tiny-f": {"weights": 100_000_000, "kv_per_token": 1024, "layers": 4, "embedding": 32},
     "tiny-a": {"weights": 100_000_000, "kv_per_token": 1024, "layers": 4},
     "tiny-c": {
         "weights": 100_000_000,
@@ -268,6 +269,16 @@ def test_an_embedding_model_may_be_the_warm_one(library: Host) -> None:
     assert embedded.status_code == 200, embedded.text
     assert post(library, "/v1/embeddings", {"model": "tiny-e", "input": "x"}).status_code == 200
     assert runners(library) == before
+    assert leases(library) == granted
+
+
+def test_a_chat_with_an_embedding_model_loads_nothing(library: Host) -> None:
+    """Ollama's own 400, before any load: nobody loses a place for it."""
+    granted = leases(library)
+    for path, body in ROUTES:
+        reply = post(library, path, {"model": "tiny-f", **body})
+        assert (reply.status_code, "does not support" in reply.text) == (400, True), reply.text
+    assert "tiny-f:latest" not in resident(library)
     assert leases(library) == granted
 
 
