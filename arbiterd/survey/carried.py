@@ -38,6 +38,10 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _PORT = re.compile(r":(\d{1,5})$")
 _DEFAULT_PORTS = {Kind.VLLM: 8000, Kind.OLLAMA: 11434, Kind.TENSORFLOW: 8501}
 _GRPC_PORT = 8500
+_INSTEAD = {
+    "WorkingDirectory": ": an engine starts in its user's home; write full paths (uv run --directory DIR)",
+    "Group": ": an engine has the groups of its user",
+}
 Pairs = tuple[tuple[str, str], ...]
 _SHOWN = 120  # characters of a directive's value
 
@@ -77,7 +81,7 @@ def from_unit(unit: UnitFacts, kind: Kind) -> Carried:
         keys["port"] = port
     decided = [name for name, _ in unit.directives if name in _DECIDED]
     left += [
-        f"{name}={_shown(name, value)}"
+        f"{name}={_shown(name, value)}{_INSTEAD.get(name, '')}"
         for name, value in unit.directives
         if name not in _DECIDED | _CARRIED
     ]

@@ -11,7 +11,7 @@ import pytest
 from arbiterd.config import check_devices, load
 from arbiterd.config.vllm_config import config_of
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.survey.carried import _BYPASS
+from arbiterd.survey.carried import _BYPASS, _INSTEAD
 from arbiterd.survey.draft import draft
 from arbiterd.survey.draft_entries import DEFAULT_MODEL
 from arbiterd.survey.facts import CachedModel, Survey, UnitFacts, Venv, VllmRun, engine_of_unit
@@ -100,8 +100,8 @@ def test_a_published_vllm_unit_keeps_all_that_has_a_key(tmp_path: Path) -> None:
         "CUDA_VISIBLE_DEVICES=1: write gpu = 1 in the mode",
         "HF_TOKEN: a secret; env_file is the place",
         f"PATH=/opt/vllm/bin:/usr/bin: {_BYPASS}",
-        "Group=llm",
-        "WorkingDirectory=/srv/llm",
+        f"Group=llm{_INSTEAD['Group']}",
+        f"WorkingDirectory=/srv/llm{_INSTEAD['WorkingDirectory']}",
         "ExecStartPre=/usr/bin/sleep ...",
         "LimitNOFILE=65536",
         "MemoryMax=48G",
