@@ -24,6 +24,7 @@ from arbiterd.core.placement import headroom_bytes, place, sharing
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.weigh import walls
 from arbiterd.engines import engine_of
+from arbiterd.engines.flags import SECRET, shown
 from arbiterd.errors import EX_CONFIG, ArbiterError
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
@@ -162,8 +163,11 @@ def _row(
     return {
         **row,
         "version": version,
-        "argv": list(spec.argv),
-        "env": {**spec.base, **spec.env},
+        "argv": shown(spec.argv),
+        "env": {
+            name: "..." if SECRET.search(name) else text
+            for name, text in {**spec.base, **spec.env}.items()
+        },
         "files": {one.name: one.content for one in spec.files},
         "walls": wall_rows(walls(found)),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],

@@ -84,6 +84,22 @@ def problems(command: Sequence[str], owned: Sequence[OwnedFlag]) -> tuple[Comman
     )
 
 
+def shown(words: Sequence[str]) -> list[str]:
+    """Words for people: the values of secret flags and variables are "..."."""
+    out: list[str] = []
+    hide = False
+    for word in words:
+        name, given, _ = word.partition("=")
+        secret = bool(SECRET.search(name))
+        if word.startswith("-"):
+            hide = secret and not given
+        elif hide:
+            out.append("...")
+            continue
+        out.append(f"{name}=..." if given and secret else word)
+    return out
+
+
 def toml_list(words: Sequence[str]) -> str:
     """Words as a TOML array."""
     return "[" + ", ".join(quoted(word) for word in words) + "]"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from arbiterd.engines.base import CommandProblem
-from arbiterd.engines.flags import SECRET, quoted, toml_list
+from arbiterd.engines.flags import SECRET, quoted, shown, toml_list
 from arbiterd.engines.owned_env import OwnedVariable
 
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ash", "ksh", "fish"})
@@ -156,7 +156,7 @@ def _take(found: _Script, words: list[str], *, last: bool) -> None:
     if last and not exported and not {"(", ")"} & set(rest):
         found.command = tuple(rest)
     elif words[0] not in ("set", "ulimit"):
-        found.left_out.append(_shown(words))
+        found.left_out.append(" ".join(shown(words)))
 
 
 def _without_redirections(found: _Script, words: list[str]) -> list[str]:
@@ -171,19 +171,6 @@ def _without_redirections(found: _Script, words: list[str]) -> list[str]:
         if not target.isdigit():
             found.left_out.append(f"{word} {target}".rstrip())
     return out
-
-
-def _shown(words: list[str]) -> str:
-    """A command that is left out, without a value that may be a key."""
-    out = []
-    hide = False
-    for word in words:
-        name = word.partition("=")[0]
-        out.append(
-            "..." if hide else f"{name}=..." if SECRET.search(name) and "=" in word else word
-        )
-        hide = word.startswith("-") and "=" not in word and bool(SECRET.search(word))
-    return " ".join(out)
 
 
 def _variable(found: _Script, name: str, text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from arbiterd.core.planning import launch_spec
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext
+from arbiterd.engines.flags import shown
 from arbiterd.engines.owned_env import owned
 from arbiterd.model.devices import Device
 from arbiterd.model.launch import LaunchSpec
@@ -211,3 +212,10 @@ def test_a_generic_command_has_placeholders() -> None:
     command = ("srv", "--p={port}", "{cap_bytes}", "{cap_mib}", "{gpu_fraction}")
     spec = _spec(Kind.GENERIC, CARD, command=command)
     assert spec.argv == ("srv", "--p=18000", str(12 * GIB), str(12 * 1024), "0.508")
+
+
+def test_words_for_people_have_no_secret() -> None:
+    """Every value after such a flag, and of such a variable; sizes in tokens and file names stay."""
+    words = "vllm serve M --api-key a b --max-num-batched-tokens 9 --hf-token=c -e HF_TOKEN=d --ssl-keyfile k"
+    hidden = "vllm serve M --api-key ... ... --max-num-batched-tokens 9 --hf-token=... -e HF_TOKEN=... --ssl-keyfile k"
+    assert shown(words.split()) == hidden.split()
