@@ -65,8 +65,8 @@ def _ask(host: Host, path: str, model: str, **more: Any) -> requests.Response:
 
 
 def _warm(host: Host) -> dict[int, tuple[str, ...]]:
-    """The one runner of tiny-a, once it is resident."""
-    host.wait(lambda: "tiny-a:latest" in kit.listed(host), "tiny-a to be warm")
+    """The one runner of tiny-a, once it is resident: two others may have both places for 60 s each."""
+    host.wait(lambda: "tiny-a:latest" in kit.listed(host), "tiny-a to be warm", 120)
     found = kit.of_model(host, "tiny-a")
     assert len(found) == 1, found
     return found
@@ -274,6 +274,26 @@ def test_keep_alive_0_unloads_after_the_last_request_and_never_loads(host: Host)
     host.wait(lambda: not kit.of_model(host, "tiny-b"), "its runner to end")
     assert _ask(host, "/api/generate", "tiny-a").status_code == 200
     _warm(host)
+
+
+def test_what_is_not_resident_is_not_loaded_for_a_request_that_wants_nothing_to_stay(
+    host: Host,
+) -> None:
+    """Any spelling of keep_alive 0, any route; nor for a chat with an embedding model."""
+    host.wait_ready()
+    kit.post(host.door("ollama", "/api/generate"), json={"model": "tiny-c", "keep_alive": 0})
+    host.wait(lambda: not kit.of_model(host, "tiny-c"), "its runner to end")
+    for path in NATIVE:
+        for zero in (0, "0", "0s", 0.0):
+            said = _ask(host, path, "tiny-c", keep_alive=zero)
+            assert (said.status_code, "loads nothing" in said.text) == (503, True), said.text
+    assert not kit.of_model(host, "tiny-c")
+    kit.post(host.door("ollama", "/api/generate"), json={"model": "tiny-e", "keep_alive": 0})
+    host.wait(lambda: not kit.of_model(host, "tiny-e"), "its runner to end")
+    for path in (*NATIVE, *V1):
+        said = _ask(host, path, "tiny-e")
+        assert (said.status_code, "does not support" in said.text) == (400, True), said.text
+    assert not kit.of_model(host, "tiny-e")
 
 
 def test_a_killed_runner_is_told_and_the_next_request_is_served(host: Host) -> None:
