@@ -77,7 +77,7 @@ def test_plan_shows_caps_argv_and_arithmetic(
     assert "fits" in done.stdout
     found = json.loads(_ctl("--config", str(config), "plan", "--json", **sim_env).stdout)
     vllm = next(b for b in found["backends"] if b["name"] == "vllm")
-    assert vllm["argv"][-1] == "1024"
+    assert vllm["argv"][-2:] == ["--shutdown-timeout", "30"]
     assert vllm["change"] == "start"
     assert vllm["env"]["CUDA_VISIBLE_DEVICES"] == gpu.uuids()[0]
     other = _ctl("--config", str(config), "plan", "--mode", "B", **sim_env)
