@@ -50,12 +50,18 @@ class Keyring:
         """The keys that this engine takes, the first one to send; () when it demands none, or none
         that can be known (a file that cannot be read, a key it makes up itself).
         """
-        variables: Mapping[str, str] = backend.env
-        if backend.env_file:
-            variables = {**env_text.parse(self._text(backend.env_file)), **backend.env}
-        variables = {**variables, **assignments(backend.command)}
+        variables = {**self._variables(backend), **assignments(backend.command)}
         found = engine_of(backend.kind).keys(backend, variables)
         return tuple(key for key in found if _SENT.fullmatch(key))
+
+    def value(self, backend: BackendSettings, name: str) -> str:
+        """What this variable is at the backend's start by ``env`` and env_file, "" when it is not set."""
+        return self._variables(backend).get(name, "")
+
+    def _variables(self, backend: BackendSettings) -> Mapping[str, str]:
+        if not backend.env_file:
+            return backend.env
+        return {**env_text.parse(self._text(backend.env_file)), **backend.env}
 
     def heard(self, name: str, status: int) -> None:
         """An engine's answer to a request that its key guards; the daemon's probes tell it."""

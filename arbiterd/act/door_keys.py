@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from arbiterd.act.gateway_files import put
 from arbiterd.gateway import keys
 from arbiterd.gateway.paths import Paths
 from arbiterd.keyring import Keyring
-from arbiterd.model.settings import Settings
+from arbiterd.model.settings import Kind, Settings
 
 LOOK_EVERY_S = 1.0
 
@@ -44,11 +45,22 @@ class DoorKeys:
         doors = self._ring.doors(gateway.key_file) if gateway.key_file else None
         engines = {one.name: self._ring.engine(one) for one in settings.active.backends.values()}
         pem, missing = self._certificate(gateway.certificate)
-        self._keys, self._files = keys.made(doors, engines, pem, self._ring.refusing)
+        found, self._files = keys.made(doors, engines, pem, self._ring.refusing)
+        self._keys = replace(found, origins=self._origins(settings))
         self.problem = missing
         if doors == ():
             self.problem = f"{gateway.key_file} has no key or cannot be read: every client gets 401"
         return self._keys
+
+    def _origins(self, settings: Settings) -> tuple[str, ...]:
+        """OLLAMA_ORIGINS of env_files: init leaves an EnvironmentFile's variables there."""
+        ollamas = [one for one in settings.active.backends.values() if one.kind is Kind.OLLAMA]
+        return tuple(
+            origin
+            for one in ollamas
+            for origin in self._ring.value(one, "OLLAMA_ORIGINS").split(",")
+            if origin
+        )
 
     def write(self) -> None:
         """The files that the configuration names; before HAProxy is asked about it."""

@@ -39,17 +39,19 @@ class Names:
     closed: bool = True
 
 
-def names_of(settings: Settings, here: Iterable[str] = ()) -> Names:
-    """The names of the file, and ``here``: hostname and FQDN of this machine."""
+def names_of(settings: Settings, here: Iterable[str] = (), origins: Iterable[str] = ()) -> Names:
+    """The names of the file, and ``here``: hostname and FQDN of this machine. ``origins``: those that
+    OLLAMA_ORIGINS names in an env_file.
+    """
     gateway = settings.gateway
     hosts = [*here, gateway.advertise, *gateway.hosts]
-    origins = list(gateway.cors)
+    allowed = [*gateway.cors, *origins]
     for one in settings.active.backends.values():
         if one.kind is Kind.OLLAMA:
-            origins += one.env.get("OLLAMA_ORIGINS", "").split(",")
+            allowed += one.env.get("OLLAMA_ORIGINS", "").split(",")
     return Names(
         _tidy(hosts),
-        _tidy(o.rstrip("/") for o in origins),
+        _tidy(o.rstrip("/") for o in allowed),
         ipaddress.ip_address(gateway.bind).is_loopback,
     )
 

@@ -16,6 +16,7 @@ class Keys:
     """``asked``: every door asks for a key. ``known``: backends that demand a key which is known.
     ``certificate``: the doors speak TLS. ``digest`` changes when any key or the certificate does.
     ``unknown``: backends that have answered 401 and whose key is not known: no client can show it.
+    ``origins``: not secret, but read from the same env_files: what OLLAMA_ORIGINS names there.
     """
 
     asked: bool = False
@@ -23,6 +24,7 @@ class Keys:
     certificate: bool = False
     digest: str = ""
     unknown: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     @property
     def guarded(self) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def layout(
     active = settings.active.backends
     backends = tuple(_behind(settings, one) for one in active.values())
     doors = [door for door in doors_of(settings) if door.name not in without]
-    gateway, names = settings.gateway, names_of(settings, here)
+    gateway, names = settings.gateway, names_of(settings, here, keys.origins if keys else ())
     several = {name for names in owners(settings).values() if len(names) > 1 for name in names}
     return Layout(
         bind=gateway.bind,

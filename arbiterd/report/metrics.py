@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.published import Published
@@ -156,7 +157,19 @@ def _backends(published: Published) -> Iterator[Metric]:
     for view in views:
         restarts.add_metric([view.name], view.restarts)
     yield restarts
+    yield _models(published)
     yield _latency(published)
+
+
+def _models(published: Published) -> Metric:
+    gauge = _gauge(
+        "backend_model_info", "1 for each model name it answers to", ["backend", "model"]
+    )
+    for name, one in published.settings.active.backends.items():
+        adapters = [m for m, b in published.decision.gateway.adapters.items() if b == name]
+        for model in dict.fromkeys((*engine_of(one.kind).served_models(one), *adapters)):
+            gauge.add_metric([name, model], 1.0)
+    return gauge
 
 
 def _latency(published: Published) -> Metric:

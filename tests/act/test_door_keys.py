@@ -93,3 +93,20 @@ def test_a_renewed_certificate_is_in_force_at_the_next_look(tmp_path: Path) -> N
     assert second != first
     assert (where.files / CERTIFICATE).read_text() == second
     assert _text(given, before, where) != _text(given, after, where)
+
+
+def test_origins_of_an_env_file_count_as_those_of_env(tmp_path: Path) -> None:
+    """A unit that was carried over keeps its OLLAMA_ORIGINS in its EnvironmentFile."""
+    file = tmp_path / "ollama.env"
+    file.write_text('OLLAMA_ORIGINS="https://a.example,https://b.example"\nOLLAMA_MODELS=/m\n')
+    given = settings()
+    mode = given.active
+    backends = {**mode.backends, "ollama": replace(mode.backends["ollama"], env_file=str(file))}
+    given = replace(given, modes={"A": replace(mode, backends=backends)})
+    where = paths(str(tmp_path), systemd=False)
+    found = DoorKeys(where, Keyring(), shared=False).of(given, 0.0)
+    assert found.origins == ("https://a.example", "https://b.example")
+    assert {"https://a.example", "https://b.example"} <= set(
+        layout(given, keys=found).names.origins
+    )
+    assert layout(given).names.origins == ()

@@ -159,6 +159,9 @@ def test_metrics_are_prometheus_text(site: Site) -> None:
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     families = {one.name: one for one in text_string_to_metric_families(body)}
     assert families["gpu_arbiter_backend_accepting"].samples[0].value == 1.0
+    told = families["gpu_arbiter_backend_model_info"].samples
+    assert told
+    assert all(one.labels["model"] and one.labels["backend"] for one in told)
     used = {s.labels["holder"]: s.value for s in families["gpu_arbiter_ledger_used_bytes"].samples}
     assert used["vllm"] > 0
     assert "nan" not in body.lower()
