@@ -147,7 +147,8 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
 
 def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
     """The engine itself: one server, one counter."""
-    check = "check inter 500ms fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
+    # downinter: an engine that has just become ready would be refused for up to half a second more
+    check = "check inter 500ms downinter 100ms fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
     # uvicorn closes idle connections after 5 s: a kept one would race with the next request
     pool = " pool-max-conn 0" if one.inner else ""
     lines = [
