@@ -162,6 +162,8 @@ def owners(settings: Settings) -> dict[str, tuple[str, ...]]:
             continue
         names = engine_of(one.kind).served_models(one)
         for name in names:
+            if name in one.served_also:
+                continue  # it answers to it for another's sake: below, by failover
             out[name] = (*out.get(name, ()), one.name)
         if one.kind is Kind.OLLAMA and not names:
             out.setdefault(ANY_MODEL, (one.name,))

@@ -73,6 +73,9 @@ def by_backend(published: Published, name: str, asked_host: str) -> Answer:
 
 def _serves(backend: BackendSettings, model: str) -> bool:
     names = engine_of(backend.kind).served_models(backend)
+    names = tuple(
+        one for one in names if one not in backend.served_also
+    )  # a substitute is no owner
     # An empty allow-list of Ollama admits any model; which ones are there only Ollama knows.
     return any(_same(backend, name, model) for name in names)
 
