@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"arbiterd {__version__}")
     given = parser.parse_args(argv)
     faulthandler.enable()  # SIGABRT of the watchdog: every thread's stack goes to the journal
-    from arbiterd.config import default_path  # noqa: PLC0415 - --help and --version stay instant
+    from arbiterd.config_file import default_path  # noqa: PLC0415 - --help and --version stay instant
     from arbiterd.daemon import run  # noqa: PLC0415
 
     environ = dict(os.environ)

@@ -19,7 +19,8 @@ from arbiterd.act.gateway_services import DirectServices, Services, SystemdServi
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
-from arbiterd.config import Loaded, load, runtime_dir_of
+from arbiterd.config import Loaded, load
+from arbiterd.config_file import runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
 from arbiterd.keyring import Keyring

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from arbiterd.cli.client import Client, Json, Refused, Unreachable
-from arbiterd.config import default_path, runtime_dir_of
-from arbiterd.config.load import read_text
+from arbiterd.config_file import default_path, runtime_dir_of
 from arbiterd.errors import (
     EX_CONFIG,
     EX_REFUSED,
@@ -25,9 +25,9 @@ from arbiterd.errors import (
     ConfigRefused,
     Problem,
 )
-from arbiterd.inventory import Inventory
-from arbiterd.model.devices import Device
-from arbiterd.sense.nvml import NvmlSource
+
+if TYPE_CHECKING:
+    from arbiterd.model.devices import Device
 
 NVML_WAIT_S = 3.0
 
@@ -50,8 +50,18 @@ class Globals:
         if self.socket is not None:
             return Client(self.socket)
         if self.config is not None:
-            read_text(self.config)  # a file that was asked for and cannot be read is said as that
+            self._say_if_unreadable(self.config)
         return Client(runtime_dir_of(self.path, os.environ) / "admin.sock")
+
+    @staticmethod
+    def _say_if_unreadable(path: Path) -> None:
+        """A file that was asked for and cannot be read is said as that."""
+        try:
+            path.read_bytes().decode()
+        except (OSError, UnicodeDecodeError):
+            from arbiterd.config.load import read_text  # noqa: PLC0415 - it finds the words
+
+            read_text(path)
 
 
 def globals_of(context: typer.Context) -> Globals:
@@ -96,6 +106,9 @@ def polite() -> Iterator[None]:
 
 def inventory(state_dir: Path) -> tuple[tuple[Device, ...], str]:
     """(devices, "") as NVML lists them now; else those of the daemon's last run, and why so."""
+    from arbiterd.inventory import Inventory  # noqa: PLC0415 - most commands list no device
+    from arbiterd.sense.nvml import NvmlSource  # noqa: PLC0415
+
     source = NvmlSource()
     source.start()
     try:

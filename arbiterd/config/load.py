@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,10 +28,6 @@ from arbiterd.model.settings import (
     Source,
 )
 
-DEFAULT = Path("/etc/gpu-arbiter.toml")
-DEFAULT_RUNTIME_DIR = "/run/gpu-arbiter"
-_RUNTIME_DIR = re.compile(r"""^\s*runtime_dir\s*=\s*["']([^"']+)["']""", re.MULTILINE)
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -43,11 +37,6 @@ class Loaded:
     warnings: tuple[Problem, ...]
     text: str
     report: Report
-
-
-def default_path(environ: Mapping[str, str]) -> Path:
-    """GPU_ARBITER_CONFIG, else /etc/gpu-arbiter.toml."""
-    return Path(environ.get("GPU_ARBITER_CONFIG") or DEFAULT)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Loaded:
@@ -66,21 +55,6 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
     if report.errors:
         raise ConfigRefused(report.errors, report.warnings, made)
     return replace(made, warnings=report.warnings)
-
-
-def runtime_dir_of(path: Path, environ: Mapping[str, str]) -> Path:
-    """The runtime_dir of a file that may be broken: whoever operates or guards a running daemon must
-    find it although the edited file cannot be loaded.
-    """
-    named = environ.get("GPU_ARBITER_ARBITER__RUNTIME_DIR")
-    if named:
-        return Path(named)
-    with suppress(OSError, UnicodeDecodeError):
-        found = _RUNTIME_DIR.search(path.read_text(encoding="utf-8"))
-        if found:
-            return Path(found[1])
-    first = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return Path(first or DEFAULT_RUNTIME_DIR)
 
 
 def read_text(path: Path) -> str:

@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from arbiterd.config import default_path, load
+from arbiterd.config import load
+from arbiterd.config_file import default_path
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ConfigRefused
 from arbiterd.lock import holder
 

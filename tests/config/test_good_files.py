@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.config import check_devices, default_path, load
+from arbiterd.config import check_devices, load
+from arbiterd.config_file import default_path
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import FOR_EVER_S, GpuRef, Kind, Settings
 from arbiterd.units import GIB, MIB
