@@ -16,6 +16,7 @@ from pathlib import Path
 
 from arbiterd import procfs
 from arbiterd.model.container import Client
+from arbiterd.owned import read_owned
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?P<backend>[A-Za-z0-9_-]+)\.(?P<client>docker|podman)\.cid")
@@ -40,7 +41,7 @@ def recorded(folder: Path) -> dict[str, Container]:
             if match is None:
                 continue
             with suppress(OSError):
-                text = Path(entry.path).read_text().strip()
+                text = read_owned(Path(entry.path), 1024).decode().strip()
                 if _ID.fullmatch(text):
                     client: Client = "podman" if match["client"] == "podman" else "docker"
                     made = Container(match["backend"], client, text)

@@ -89,6 +89,7 @@ class Daemon:
         self._learned = LearnedStore(Path(self._arbiter.state_dir))
         self._carry = CarryStore(Path(self._arbiter.runtime_dir))
         self._layouts = Layouts(Path(self._arbiter.runtime_dir))
+        self._distrusted = [self._lock.problem, *startup.distrusted(self._arbiter, self._layouts)]
         self._reloader: Reloader | None = None
         self._notes: tuple[str, ...] = ()
         self._listening = False
@@ -277,10 +278,10 @@ class Daemon:
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._inventory.problems, *self._incidents.problems]
+        found = [*self._distrusted, *self._inventory.problems, *self._incidents.problems]
         found += [*self._learned.problems, *self._carry.problems]
         found += getattr(launcher, "problems", [])
-        for text in found:
+        for text in filter(None, found):
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
 
     def _load_probe(self, action: LoadModel) -> HttpProbe | None:

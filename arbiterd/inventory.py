@@ -13,25 +13,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from arbiterd.model.devices import Device
+from arbiterd.owned import put_aside, put_owned, read_owned, top
 
 
 class Inventory:
     """Read at start, written when a new GPU shows up. ``problems`` tells of an unreadable file."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / "gpus.json"
+        self._path = top(state_dir) / "gpus.json"
         self.problems: list[str] = []
         self._known: dict[str, Device] = {}
         try:
-            rows = json.loads(self._path.read_text())
+            rows = json.loads(read_owned(self._path))
             self._known = {row["uuid"]: Device(**row) for row in rows}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            aside = self._path.with_suffix(".broken")
-            with suppress(OSError):
-                self._path.replace(aside)
-            self.problems.append(f"cannot read {self._path}: {error}; kept as {aside.name}")
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            self.problems.append(put_aside(self._path, error))
 
     def known(self) -> tuple[Device, ...]:
         """Every GPU and slice ever seen."""
@@ -59,6 +57,6 @@ class Inventory:
         """Write the file (temporary name, then rename); a full disk is no reason to stop."""
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".new")
-            temporary.write_text(json.dumps([asdict(one) for one in self._known.values()]))
-            temporary.replace(self._path)
+            put_owned(
+                self._path, json.dumps([asdict(one) for one in self._known.values()]).encode()
+            )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 from arbiterd.config import Loaded, load
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.settings import Settings
+from arbiterd.owned import NotTrusted, put_owned, read_owned, top
 
 LAST_GOOD = "last-good.toml"
 PREVIOUS = "previous.toml"
@@ -30,6 +30,7 @@ class Layouts:
     """The three files. A failure to write costs only what they are for. Thread-safe."""
 
     def __init__(self, runtime_dir: Path) -> None:
+        runtime_dir = top(runtime_dir)
         self._good = runtime_dir / LAST_GOOD
         self._previous = runtime_dir / PREVIOUS
         self._rolled_back = runtime_dir / ROLLED_BACK
@@ -57,7 +58,7 @@ class Layouts:
                 return
             row = {"sha256": failed_sha, "reason": reason}
             _put(self._rolled_back, json.dumps(row).encode())
-            _put(self._good, self._previous.read_bytes())
+            _put(self._good, read_owned(self._previous))
 
     def settled(self, sha: str) -> None:
         """The layout of this digest has come through, by a switch or a rollback."""
@@ -71,7 +72,7 @@ class Layouts:
 
     def _keep_previous(self) -> None:
         if not self._previous.exists() and self._good.exists():
-            _put(self._previous, self._good.read_bytes())
+            _put(self._previous, read_owned(self._good))
 
     def _put_good(self, text: str) -> None:
         self._texts[_sha(text.encode())] = text.encode()
@@ -79,8 +80,8 @@ class Layouts:
 
     def refused(self, path: Path) -> str:
         """Why the file at ``path`` is not to be tried again by a start, "" when it may be."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            row = json.loads(self._rolled_back.read_text())
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            row = json.loads(read_owned(self._rolled_back))
             if row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
                 return str(row["reason"])
         return ""
@@ -88,6 +89,18 @@ class Layouts:
     def last_good(self, path: Path, environ: Mapping[str, str]) -> Loaded | None:
         """The configuration that was in force last, under the name of the real file."""
         return _load(self._good, path, environ)
+
+    def distrusted(self) -> list[str]:
+        """Which of the files are there and not believed, as sentences."""
+        out = []
+        for path in (self._good, self._previous, self._rolled_back):
+            try:
+                read_owned(path)
+            except NotTrusted as error:
+                out.append(f"{error}; it is not used")
+            except OSError:
+                continue
+        return out
 
     def before(self, path: Path, environ: Mapping[str, str]) -> Settings | None:
         """The layout to go back to, when a switch was under way as the daemon died."""
@@ -106,22 +119,18 @@ def _load(kept: Path, path: Path, environ: Mapping[str, str]) -> Loaded | None:
     if not kept.exists():
         return None
     try:
+        read_owned(kept)  # it names commands and users: another user's is not even parsed
         loaded = load(kept, environ)
-    except ConfigRefused:
+    except (ConfigRefused, OSError):
         return None
     source = replace(loaded.settings.source, path=str(path))
     return replace(loaded, settings=replace(loaded.settings, source=source))
 
 
 def _put(path: Path, text: bytes) -> None:
+    """As private as a configuration may have to be: `env` of a backend is in it."""
     with suppress(OSError):
-        temporary = path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        # As private as a configuration may have to be: `env` of a backend is in it.
-        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(made, "wb") as file:
-            file.write(text)
-        temporary.replace(path)
+        put_owned(path, text, 0o600)
 
 
 def _sha(text: bytes) -> str:
@@ -131,5 +140,5 @@ def _sha(text: bytes) -> str:
 def _digest(path: Path) -> str:
     """Of a file, "" when it is not there."""
     with suppress(OSError):
-        return _sha(path.read_bytes())
+        return _sha(read_owned(path))
     return ""

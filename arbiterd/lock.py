@@ -8,24 +8,26 @@ from pathlib import Path
 
 from arbiterd import procfs
 from arbiterd.errors import AlreadyRunning
-from arbiterd.placing import make_folder
+from arbiterd.owned import claim
 
 
 class Lock:
-    """An flock on runtime_dir/lock, held until close or the end of the process."""
+    """An flock on runtime_dir/lock, held until close or the end of the process. ``problem``: what was
+    wrong with the folder's mode.
+    """
 
     def __init__(self, runtime_dir: Path) -> None:
         """Take it.
 
         Raises:
             AlreadyRunning: somebody holds it; carries the pid.
+            FolderRefused: the folder belongs to another user.
             OSError: the folder cannot be written.
 
         """
-        if not runtime_dir.is_dir():
-            make_folder(runtime_dir)
+        self.problem = claim(runtime_dir)
         path = runtime_dir / "lock"
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

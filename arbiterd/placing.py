@@ -13,6 +13,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from arbiterd.owned import NotTrusted, open_folder, put_owned, why_not
+
 # Every user's: engines run as gpu-engines or as the operator's choice, container images as their own.
 EVERYONE_FOLDER, EVERYONE_FILE = 0o755, 0o644
 # The daemon's alone, and operators may read it.
@@ -24,6 +26,7 @@ def make_folder(path: Path, mode: int = EVERYONE_FOLDER, group: str = "") -> Non
     missing become passable for everyone: a reader must get through them.
 
     Raises:
+        NotTrusted: it is a symbolic link, or another user's.
         OSError: it cannot be made.
 
     """
@@ -31,30 +34,43 @@ def make_folder(path: Path, mode: int = EVERYONE_FOLDER, group: str = "") -> Non
     for one in reversed(missing):
         one.mkdir(exist_ok=True)
         one.chmod(EVERYONE_FOLDER)
-    path.mkdir(exist_ok=True)
-    if path.stat().st_uid == os.geteuid():
-        hand_over(path, mode, group)
+    with suppress(FileExistsError):
+        path.mkdir()
+    fd = open_folder(path)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid == os.geteuid():
+            if group:
+                with suppress(KeyError, OSError):
+                    os.fchown(fd, -1, grp.getgrnam(group).gr_gid)
+            os.fchmod(fd, mode)
+        elif why := why_not(found):
+            msg = f"{path} is not trusted: {why}"
+            raise NotTrusted(msg)
+    finally:
+        os.close(fd)
 
 
 def put_file(path: Path, text: str, mode: int, group: str = "") -> None:
     """Write ``text`` under a temporary name that nobody else can read, hand it over, rename.
 
     Raises:
+        NotTrusted: its folder is a symbolic link.
         OSError: it cannot be written.
 
     """
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(made, "w") as file:
-        file.write(text)
-    hand_over(temporary, mode, group)
-    temporary.replace(path)
+    gid = -1
+    if group:
+        with suppress(KeyError):
+            gid = grp.getgrnam(group).gr_gid
+    put_owned(path, text.encode(), mode, gid)
 
 
 def hand_over(path: Path, mode: int, group: str = "") -> None:
-    """Give ``path`` this mode, and this group where the group exists and is one of ours."""
+    """Give a socket that we have just bound this mode, and this group where it is one of ours. The
+    folder is root's alone: nobody puts another file under its name meanwhile.
+    """
     if group:
         with suppress(KeyError, OSError):
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+            os.chown(path, -1, grp.getgrnam(group).gr_gid, follow_symlinks=False)
     path.chmod(mode)

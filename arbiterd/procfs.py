@@ -122,6 +122,14 @@ def uid(pid: int) -> int | None:
         return None
 
 
+def groups(pid: int) -> tuple[int, ...]:
+    """Its supplementary groups, () when it is gone."""
+    for line in (_read(pid, "status") or b"").splitlines():
+        if line.startswith(b"Groups:"):
+            return tuple(int(one) for one in line.split()[1:])
+    return ()
+
+
 @lru_cache(maxsize=256)
 def user_name(uid_: int) -> str:
     """Login name of a uid, the number itself when it has none."""

@@ -27,7 +27,8 @@ from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
-from arbiterd.model.settings import Settings
+from arbiterd.model.settings import ArbiterSettings, Settings
+from arbiterd.owned import claim, read_owned
 from arbiterd.placing import make_folder
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.loads import LoadDesk
@@ -67,13 +68,29 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
     return Start(loaded)
 
 
+def distrusted(arbiter: ArbiterSettings, layouts: Layouts) -> list[str]:
+    """Make state_dir and close it for others; what was wrong with it, and which layouts are not
+    believed. A disk that cannot be written costs what would be kept there, not the start.
+
+    Raises:
+        FolderRefused: another user owns state_dir.
+
+    """
+    try:
+        said = claim(Path(arbiter.state_dir))
+    except OSError as error:
+        why = error.strerror or error
+        said = f"cannot make {arbiter.state_dir}: {why}; incidents and caps are not kept"
+    return [said, *layouts.distrusted()]
+
+
 def engines_alive(runtime_dir: Path) -> bool:
     """Whether any backend recorded in this folder still runs (both launchers keep such records)."""
     if containers.any_alive(runtime_dir / "backends"):
         return True
     for path in sorted((runtime_dir / "backends").glob("*.json")):
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(read_owned(path))
             main = ProcessRef(int(record["pid"]), int(record["start_time"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue

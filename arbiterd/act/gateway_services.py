@@ -21,6 +21,7 @@ from arbiterd.act.systemd_bus import Bus, BusError
 from arbiterd.errors import LaunchError
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.devices import ProcessRef
+from arbiterd.owned import open_log, put_owned, read_owned
 
 GATEWAY, GATE = "gateway", "gate"
 _STOP_S = 10.0
@@ -96,7 +97,7 @@ class DirectServices:
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{name}.log"
         env = {"PATH": BASE_PATH, "LANG": "C.UTF-8", "HOME": str(Path.home())}
-        with log.open("ab") as output:
+        with open_log(log) as output:
             try:
                 child = subprocess.Popen(
                     argv,
@@ -114,7 +115,7 @@ class DirectServices:
         self._children[name] = child
         found = procfs.stat(child.pid)
         record = {"pid": child.pid, "start_time": found.start_time if found else 0}
-        (self._paths.files / f"{name}.pid.json").write_text(json.dumps(record))
+        put_owned(self._paths.files / f"{name}.pid.json", json.dumps(record).encode())
 
     def _argv(self, name: str) -> list[str]:
         where = self._paths
@@ -150,7 +151,7 @@ class DirectServices:
 
     def _ref(self, name: str) -> ProcessRef | None:
         try:
-            record = json.loads((self._paths.files / f"{name}.pid.json").read_text())
+            record = json.loads(read_owned(self._paths.files / f"{name}.pid.json"))
             one = ProcessRef(int(record["pid"]), int(record["start_time"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -36,6 +36,7 @@ from arbiterd.act.tails import file_tail
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
+from arbiterd.owned import open_log, put_aside, read_owned
 from arbiterd.placing import make_folder
 
 TAG_BACKEND = "GPU_ARBITER_BACKEND"
@@ -121,12 +122,9 @@ class DirectLauncher:
 
     def _read_record(self, path: Path) -> _Record | None:
         try:
-            return _Record(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            aside = path.with_suffix(".broken")
-            with suppress(OSError):
-                path.replace(aside)
-            self.problems.append(f"cannot read {path}: {error}; kept as {aside.name}")
+            return _Record(**json.loads(read_owned(path)))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            self.problems.append(put_aside(path, error))
             return None
 
     # -- watching ------------------------------------------------------------------------------
@@ -290,7 +288,7 @@ class DirectLauncher:
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         user = spec.user if spec.user and os.geteuid() == 0 else None
-        with log.open("ab") as output:
+        with open_log(log) as output:
             try:
                 process = subprocess.Popen(
                     [program, *spec.argv[1:]],

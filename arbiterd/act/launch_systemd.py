@@ -31,6 +31,7 @@ from arbiterd.act.unit_end import UnitEnd
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
+from arbiterd.owned import put_aside, read_owned
 from arbiterd.placing import make_folder
 
 DEFAULT_USER = "gpu-engines"
@@ -169,12 +170,9 @@ class SystemdLauncher:
         self.problems += thaw_all()
         for path in sorted(self._dir.glob("*.json")):
             try:
-                record = _Record(**json.loads(path.read_text()))
-            except (OSError, ValueError, TypeError) as error:
-                aside = path.with_suffix(".broken")
-                with suppress(OSError):
-                    path.replace(aside)
-                self.problems.append(f"cannot read {path}: {error}; kept as {aside.name}")
+                record = _Record(**json.loads(read_owned(path)))
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                self.problems.append(put_aside(path, error))
                 continue
             self._records[record.backend] = record
         with suppress(LaunchError):

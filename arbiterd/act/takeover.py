@@ -17,6 +17,7 @@ from typing import Any
 
 from arbiterd.act.files import replace_file
 from arbiterd.errors import ArbiterError
+from arbiterd.owned import read_owned, top
 
 _TIMEOUT_S = 180.0  # longer than a unit's own stop timeout (90 s)
 ENABLED = ("enabled", "enabled-runtime")
@@ -48,7 +49,7 @@ class Record:
 
 def record_path(state_dir: str) -> Path:
     """Where it is kept."""
-    return Path(state_dir, "takeover-ollama.json")
+    return top(Path(state_dir)) / "takeover-ollama.json"
 
 
 def read_record(path: Path) -> Record | None:
@@ -59,7 +60,7 @@ def read_record(path: Path) -> Record | None:
 
     """
     try:
-        return Record(**json.loads(path.read_text()))
+        return Record(**json.loads(read_owned(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

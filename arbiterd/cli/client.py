@@ -12,6 +12,7 @@ from typing import TypeAlias
 from urllib.parse import quote
 
 from arbiterd.errors import ArbiterError
+from arbiterd.owned import connect
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -37,7 +38,7 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        connect(self.sock, self._path)
 
 
 class Client:

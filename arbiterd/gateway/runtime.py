@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbiterd.errors import ArbiterError
+from arbiterd.owned import connect
 
 TIMEOUT_S = 2.0
 _WORKER = re.compile(r"^(\d+)\s+worker\s")
@@ -47,7 +48,7 @@ def ask(path: Path, command: str, timeout_s: float = TIMEOUT_S) -> str:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
             one.settimeout(timeout_s)
-            one.connect(str(path))
+            connect(one, path)
             one.sendall(command.encode() + b"\n")
             parts = []
             while chunk := one.recv(65536):

@@ -16,15 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from arbiterd import procfs
 from arbiterd.core.state import Carry
+from arbiterd.owned import put_aside, put_owned, read_owned, top
 
 NAME = "carry.json"
+_BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionError)
 
 
 class CarryStore:
     """``save`` never waits for the disk."""
 
     def __init__(self, runtime_dir: Path) -> None:
-        self._path = runtime_dir / NAME
+        self._path = top(runtime_dir) / NAME
         self.problems: list[str] = []
         self._last: Carry | None = None
         self._queue: queue.SimpleQueue[Carry | None] = queue.SimpleQueue()
@@ -33,18 +35,14 @@ class CarryStore:
     def load(self) -> Carry | None:
         """What the daemon before us left in this boot; an unreadable file is put aside and said."""
         try:
-            found = json.loads(self._path.read_text())
+            found = json.loads(read_owned(self._path))
             if found["boot_id"] != procfs.boot_id():
                 return None
             return TypeAdapter(Carry).validate_python(found["carry"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
-            aside = self._path.with_suffix(".broken")
-            with suppress(OSError):
-                self._path.replace(aside)
-            text = str(error).splitlines()[0]
-            self.problems.append(f"cannot read {self._path}: {text}; kept as {aside.name}")
+        except _BROKEN as error:
+            self.problems.append(put_aside(self._path, error))
             return None
 
     def save(self, carry: Carry) -> None:
@@ -79,6 +77,5 @@ class CarryStore:
     def _write(self, carry: Carry) -> None:
         """A full disk costs what a restart would have carried on, nothing else."""
         with suppress(OSError):
-            temporary = self._path.with_suffix(".new")
-            temporary.write_text(json.dumps({"boot_id": procfs.boot_id(), "carry": asdict(carry)}))
-            temporary.replace(self._path)
+            text = json.dumps({"boot_id": procfs.boot_id(), "carry": asdict(carry)})
+            put_owned(self._path, text.encode())

@@ -7,7 +7,6 @@ what is kept here helps people, the daemon does its work without it.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
 from abc import abstractmethod
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from arbiterd.owned import NotTrusted, put_owned, read_owned, top
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class Kept(Generic[T]):
     name: str
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / self.name
+        self._path = top(state_dir) / self.name
         self.problems: list[str] = []
         self._last: tuple[T, ...] = ()
         self._queue: queue.SimpleQueue[tuple[T, ...] | None] = queue.SimpleQueue()
@@ -47,11 +48,13 @@ class Kept(Generic[T]):
     def read(self) -> tuple[tuple[T, ...], str]:
         """(what is kept, "") or ((), why it cannot be read). Changes nothing."""
         try:
-            rows = json.loads(self._path.read_text())
+            rows = json.loads(read_owned(self._path))
             return tuple(self.decode(row) for row in rows), ""
         except FileNotFoundError:
             return (), ""
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except NotTrusted as error:
+            return (), str(error)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             return (), f"cannot read {self._path}: {type(error).__name__}: {error}"
 
     def load_all(self) -> tuple[T, ...]:
@@ -101,9 +104,5 @@ class Kept(Generic[T]):
         """
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".new")
-            with temporary.open("w") as file:
-                file.write(json.dumps([self.encode(one) for one in entries]))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
+            text = json.dumps([self.encode(one) for one in entries])
+            put_owned(self._path, text.encode(), sync=True)

@@ -16,6 +16,7 @@ import urllib3
 from urllib3 import exceptions
 
 from arbiterd.model.health import HttpProbe, HttpReply
+from arbiterd.owned import connect
 
 BODY_LIMIT = 2 * 1024 * 1024  # vLLM's metrics page is some 60 KB
 _CONNECT_S = 2.0
@@ -42,7 +43,7 @@ class _UnixConnection(urllib3.connection.HTTPConnection):
         one = socket.socket(socket.AF_UNIX)
         try:
             one.settimeout(self.timeout)
-            one.connect(self._path)
+            connect(one, self._path)
         except OSError as error:
             one.close()
             raise exceptions.NewConnectionError(self, str(error)) from error

@@ -9,7 +9,6 @@ import socket
 import struct
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 
 from aiohttp import web
 
@@ -17,10 +16,12 @@ from arbiterd import procfs
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.reload import ReloadAnswer
 from arbiterd.report import shape
-from arbiterd.web.replies import answer, error
+from arbiterd.web.replies import Handler, answer, error
 
 GROUP = "gpu-arbiter"
 _VERBS = (Verb.DRAIN, Verb.RESUME, Verb.RESTART, Verb.SLEEP, Verb.WAKE, Verb.RESET_CAP)
+_SO_PEERGROUPS = getattr(socket, "SO_PEERGROUPS", 59)  # Linux 4.13; Python 3.11 has no name for it
+_MOST_GROUPS = 256  # getsockopt of Python takes 1,024 bytes at most
 _STATUS = {"not_found": 404, "conflict": 409}
 
 
@@ -36,7 +37,8 @@ class Admin:
         self._reload = reload
 
     def add_to(self, app: web.Application) -> None:
-        """Register every route."""
+        """Register every route, and the question who asks: before all of them."""
+        app.middlewares.append(only_operators)
         post = app.router.add_post
         post("/v1/admin/reload", self.reload)
         post("/v1/admin/stop-all", self.stop_all)
@@ -75,30 +77,45 @@ class Admin:
         return self._ask(request, verb, request.match_info["name"])
 
     def _ask(self, request: web.Request, verb: Verb, backend: str) -> web.Response:
-        by = peer(request)
-        if not by:
-            return error(403, "forbidden", "be root or a member of group gpu-arbiter")
-        asked = OperatorRequest(f"req-{uuid.uuid4().hex[:8]}", verb, backend, by)
+        asked = OperatorRequest(f"req-{uuid.uuid4().hex[:8]}", verb, backend, peer(request))
         refused = self._submit(asked)
         if refused is not None:
             return error(_STATUS[refused.code], refused.code, refused.text)
         return answer({"accepted": True, "id": asked.id}, 202)
 
 
+@web.middleware
+async def only_operators(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever is asked on the admin socket, reload and traces included: of root and operators only.
+    The socket's mode says the same; who changes the mode opens nothing.
+    """
+    if not peer(request):
+        return error(403, "forbidden", f"be root or a member of group {GROUP}")
+    return await handler(request)
+
+
 def peer(request: web.Request) -> str:
     """'uid 0 (root)' of an allowed peer, "" for one that is not allowed (SO_PEERCRED)."""
     transport = request.transport
     sock = transport.get_extra_info("socket") if transport else None
-    if sock is None:
+    if sock is None or sock.family != socket.AF_UNIX:
         return ""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", raw)
-    allowed = uid in (0, os.geteuid()) or _in_group(pid, uid, gid)
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, gid = struct.unpack("iII", raw)
+    allowed = uid in (0, os.geteuid()) or _in_group(sock, pid, gid)
     return f"uid {uid} ({procfs.user_name(uid)})" if allowed else ""
 
 
-def _in_group(_pid: int, uid: int, gid: int) -> bool:
-    with suppress(KeyError):
-        group = grp.getgrnam(GROUP)
-        return gid == group.gr_gid or procfs.user_name(uid) in group.gr_mem
-    return False
+def _in_group(sock: socket.socket, pid: int, gid: int) -> bool:
+    """By the groups that the peer had as it connected, told by the kernel: no name is looked up, and
+    one who was added or removed meanwhile is treated as the socket's own mode treats them.
+    """
+    try:
+        wanted = grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        return False
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * 4)
+    except OSError:  # in more groups than Python's buffer holds (ERANGE)
+        return wanted in (gid, *procfs.groups(pid))
+    return wanted in (gid, *struct.unpack(f"{len(raw) // 4}I", raw))

@@ -154,7 +154,7 @@ def test_incidents_survive_on_disk(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_history_only(tmp_path: Path) -> None:
     """A folder where the file should be: nothing is raised."""
-    (tmp_path / "incidents.new").mkdir()
+    (tmp_path / ".incidents.json.new").mkdir()
     store = IncidentStore(tmp_path)
     store.save((INCIDENT,))
     store.close()
