@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check test-real test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
+.PHONY: help setup run test test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ test-real: ## real vLLM and llama.cpp on the CPU (downloads about 700 MB once), 
 	@scripts/setup-vllm
 	@scripts/setup-llama
 	$(PY) -m pytest -q -s -p no:randomly -m real tests/real_engines tests/conformance
+
+test-faults: ## every fault of the table, then 300 SIGKILLs by a seed: at most 45 minutes (ARGS='PATTERN...' '--kills 20 --seed 7')
+	@scripts/setup dev
+	$(PY) -m tests.faults $(ARGS)
 
 test-device: ## real NVML and PyTorch (skipped with its reason where there is no GPU)
 	@scripts/setup dev

@@ -71,8 +71,8 @@ WatchdogSec=3s
 class Box:
     """The box and what tests ask of it."""
 
-    def __init__(self, name: str, tree: Path, sim: Path) -> None:
-        self.name, self.tree, self.sim = name, tree, sim
+    def __init__(self, name: str, tree: Path, sim: Path, *, cgroup: str = "auto") -> None:
+        self.name, self.tree, self.sim, self.cgroup = name, tree, sim, cgroup
         self.script = HERE / "systemd-box"
 
     def _call(
@@ -95,6 +95,7 @@ class Box:
             "--bind", f"{self.sim}:/sim",
             "--bind-ro", str(ROOT),
             "--bind-ro", f"{sysconfig.get_path('purelib')}:{PACKAGES}",
+            "--cgroup", self.cgroup,
             "--max-life", "3600",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+from arbiterd.sim.engines import misbehave
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from arbiterd.units import GIB, MIB
 
@@ -33,6 +34,9 @@ class Faults:
     runner stays: 'Stopping...'), parameters, ping_s (how long it waits for a runner's pulse); its runners: grow_mib_per_s over their plan, up to
     grow_max_mib. TensorFlow: predict_s; with memory growth grow_mib_per_s within the fraction;
     oom_crash ("in_use", "bad_alloc", "cudnn"): a full card ends it.
+    All, done to the host (``misbehave``): ignore_sigterm (from the next start on), fork_bomb (so many
+    children), double_fork ("tagged", "bare"), close_port (it lives on), flood ("lines", "one_line",
+    "binary"), host_mib (memory of the host). All with /metrics: metrics (a text instead of theirs).
     """
 
     def __init__(self) -> None:
@@ -69,7 +73,8 @@ class Faults:
             time.sleep(0.05)
 
     def at_start(self) -> None:
-        """exit_on_start, start_delay_s, die_after_s."""
+        """exit_on_start, start_delay_s, die_after_s; what is done to the host from here on."""
+        misbehave.begin(self, str(self._path), Server.close_all)
         code = self.get("exit_on_start")
         if code is not None:
             say(self.get("last_words", "exit_on_start was set"))
@@ -232,8 +237,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 1024
+    listening: ClassVar[list[Server]] = []
 
     def __init__(self, address: tuple[str, int], handler: type[Handler], *, listen: bool) -> None:
+        self.listening.append(self)
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, handler, bind_and_activate=False)
@@ -249,6 +256,14 @@ class Server(ThreadingHTTPServer):
             str(self.server_address[0]),
             int(self.server_address[1]),
         )
+
+    @classmethod
+    def close_all(cls) -> None:
+        """The ports refuse from now on; connections that are open stay so."""
+        while cls.listening:
+            one = cls.listening.pop()
+            one.shutdown()
+            one.socket.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error."""

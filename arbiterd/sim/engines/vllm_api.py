@@ -96,7 +96,7 @@ class Api(SleepRoutes, Http):
 
     def metrics(self) -> None:
         kind = "text/plain; version=1.0.0; charset=utf-8"
-        self.reply(200, self.state.metrics(), kind)
+        self.reply(200, str(self.state.faults.get("metrics", "")) or self.state.metrics(), kind)
 
     def tokenize(self) -> None:
         self._answer(self._tokenize)

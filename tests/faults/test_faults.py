@@ -1,0 +1,92 @@
+"""A quick part of the table (`make test-faults` plays all of it), and what the table itself must be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.faults.direct import DirectStage
+from tests.faults.figures import markdown, printed
+from tests.faults.kills import kills
+from tests.faults.play import play
+from tests.faults.row import Result
+from tests.faults.stage import Stage
+from tests.faults.table import chosen, table
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+# One host for all of them: each leaves it as calm as it was.
+QUICK = (
+    "engine-kill-vllm",
+    "engine-metrics-words",
+    "driver-garbage-sum",
+    "driver-xid-63",
+    "daemon-kill",
+    "gateway-kill-gate",
+    "state-carry.json-words",
+    "config-kind-list",
+)
+
+
+def _maker(lib: Path) -> Stage:
+    stage = DirectStage(lib)
+    stage.start()
+    return stage
+
+
+def test_the_table_has_every_kind() -> None:
+    """At least 120 faults; every id once; each with a promise, every kind that issues have named."""
+    rows = table()
+    assert len(rows) >= 120
+    kinds = Counter(row.kind for row in rows)
+    assert {"engine", "driver", "daemon", "gateway", "client", "api", "state", "config", "disk",
+            "systemd", "access", "resources"} <= kinds.keys()  # fmt: skip
+    assert all(row.promise for row in rows)
+    assert {row.stage for row in rows} == {"direct", "disk", "box", "hybrid"}
+
+
+def test_patterns_choose_by_id_kind_and_stage() -> None:
+    """As `make test-faults ARGS=` takes them."""
+    assert [row.id for row in chosen(["daemon-kill"])] == ["daemon-kill"]
+    assert {row.kind for row in chosen(["driver"])} == {"driver"}
+    assert {row.stage for row in chosen(["hybrid"])} == {"hybrid"}
+    assert chosen(["no-such-row"]) == []
+
+
+def test_figures_count_what_survived() -> None:
+    """A failed row is tried, not survived; a skipped one is neither; both are named."""
+    rows = [
+        Result("a", "engine", "direct", "p", "ok", 1.0),
+        Result("b", "engine", "direct", "p", "ok", 3.0),
+        Result("c", "engine", "direct", "p", "failed", None, "no service"),
+        Result("d", "disk", "disk", "p", "skipped", None, "not root"),
+    ]
+    assert "| engine | 3 | 2 | 2.0 | 3.0 |" in markdown(rows, 60.0)
+    text = printed(rows, 60.0)
+    assert "failed: c: no service" in text
+    assert "skipped: d: not root" in text
+
+
+def test_a_few_faults_are_survived(sim_lib: Path) -> None:
+    """One host, one fault of most kinds after the other, then two SIGKILLs of the seeded loop."""
+    rows = [next(row for row in table() if row.id == name) for name in QUICK]
+    results = list(play(rows, lambda: _maker(sim_lib)))
+    assert {one.id: one.why for one in results if one.verdict != "ok"} == {}
+    assert [one.id for one in results] == list(QUICK)
+
+
+def test_kills_of_a_seed_are_survived(sim_lib: Path) -> None:
+    """The same seed kills the same processes."""
+    results = list(kills(lambda: _maker(sim_lib), 3, 7, "direct"))
+    assert {one.id: one.why for one in results if one.verdict != "ok"} == {}
+
+
+def test_a_promise_that_is_not_kept_fails_its_row(sim_lib: Path) -> None:
+    """The harness itself: an engine that may not be touched is, and the row says which."""
+    from dataclasses import replace
+
+    row = next(row for row in table() if row.id == "engine-kill-ollama")
+    results = list(play([replace(row, moves=())], lambda: _maker(sim_lib)))
+    assert [one.verdict for one in results] == ["failed"]
+    assert "ollama was touched" in results[0].why
