@@ -142,6 +142,7 @@ class Loop:
         if decision.actions or decision.events or began - self._kept_at >= KEEP_EVERY_S:
             self._kept_at = began
             parts.keep(pack(self._state))
+        parts.launcher.watch({n for n, b in self._state.backends.items() if b.effort is not None})
         parts.executor.apply(decision.actions)
         parts.prober.order(decision.probes, self.settings)
         if parts.gateway is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from arbiterd.model.devices import ProcessRef
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DEAD_STATES = ("Z", "X", "x")
 
 
@@ -77,6 +78,19 @@ def ref(pid: int) -> ProcessRef | None:
 def alive(one: ProcessRef) -> bool:
     """Whether exactly this process (not another with its pid) lives."""
     return ref(one.pid) == one
+
+
+def io_bytes(pid: int) -> int:
+    """Bytes that it has read and written so far, page faults from disk included; 0 when not readable."""
+    counted = (b"rchar", b"wchar", b"read_bytes")
+    rows = (line.split(b": ") for line in (_read(pid, "io") or b"").splitlines())
+    return sum(int(row[1]) for row in rows if row[0] in counted)
+
+
+def resident_bytes(pid: int) -> int:
+    """Bytes of its resident set; 0 when not readable."""
+    fields = (_read(pid, "statm") or b"").split()
+    return int(fields[1]) * PAGE_BYTES if len(fields) > 1 else 0
 
 
 def environ(pid: int) -> dict[str, str]:

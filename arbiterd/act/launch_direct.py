@@ -24,6 +24,7 @@ from typing import Literal
 
 from arbiterd import procfs
 from arbiterd.act.containers import Containers, exit_of, with_secrets
+from arbiterd.act.efforts import Efforts
 from arbiterd.act.launcher import (
     BASE_PATH,
     resolve_command,
@@ -89,6 +90,8 @@ class DirectLauncher:
         self.instance = hashlib.sha256(str(runtime_dir.resolve()).encode()).hexdigest()[:16]
         self._on_change = on_change
         self._containers = Containers(self._dir, podman=True)
+        self._efforts = Efforts()
+        self.watch = self._efforts.watch
         self._lock = threading.Lock()
         self._units: dict[str, _Unit] = {}
         self._owners: dict[ProcessRef, str] = {}
@@ -174,10 +177,10 @@ class DirectLauncher:
             found = self._scan()
             for name, unit in units.items():
                 unit.members, unit.scanned = tuple(found.get(name, ())), now
-        out = {name: self._observe_one(unit) for name, unit in units.items()}
+        out = {name: self._observe_one(unit, now) for name, unit in units.items()}
         return out | self._containers.unattended(out.keys(), now)
 
-    def _observe_one(self, unit: _Unit) -> UnitObservation:
+    def _observe_one(self, unit: _Unit, now: float) -> UnitObservation:
         record = unit.record
         main = ProcessRef(record.pid, record.start_time)
         # The main process is a member before its first scan, too: it may not have come to its exec.
@@ -190,6 +193,7 @@ class DirectLauncher:
         elif unit.stopping:
             state = UnitState.STOPPING
         log = self._logs / f"{record.backend}.log"
+        io_bytes, resident = self._efforts.usage(record.backend, (s.pid for s in alive), now)
         return UnitObservation(
             backend=record.backend,
             state=state,
@@ -201,6 +205,8 @@ class DirectLauncher:
             exit=unit.exit,
             cpu_s=sum(s.cpu_s for s in alive),
             log_bytes=log.stat().st_size if log.exists() else 0,
+            io_bytes=io_bytes,
+            memory_bytes=resident,
             started_wall=record.started_wall,
         )
 

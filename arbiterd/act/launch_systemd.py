@@ -22,6 +22,7 @@ from arbiterd import procfs
 from arbiterd.act.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
 from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
+from arbiterd.act.efforts import Efforts
 from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
 from arbiterd.act.launcher import put_files, resolve_command, signal_exactly, write_record
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
@@ -76,6 +77,8 @@ class SystemdLauncher:
         self._watch_bus = Bus()
         self._refreshed_at = 0.0
         self._freezer = Freezer()
+        self._efforts = Efforts()
+        self.watch = self._efforts.watch
         self._oomed: dict[str, str] = {}  # backend: invocation of which a process was OOM-killed
         self._signals = Signals(self._on_signal, self._refresh_all)
 
@@ -187,20 +190,21 @@ class SystemdLauncher:
             threading.Thread(target=self._refresh_quietly, daemon=True).start()
         with self._lock:
             units = dict(self._units)
-        out = {name: self._observe_one(unit) for name, unit in units.items()}
+        out = {name: self._observe_one(unit, now) for name, unit in units.items()}
         return out | self._containers.unattended(out.keys(), now)
 
     def _refresh_quietly(self) -> None:
         with suppress(LaunchError):
             self._refresh_all()
 
-    def _observe_one(self, unit: Unit) -> UnitObservation:
+    def _observe_one(self, unit: Unit, now: float) -> UnitObservation:
         record = self._records.get(unit.backend)
         mine = record if record and record.invocation == unit.invocation else None
         containers = self._containers
         pids = sorted({*pids_of(unit.cgroup), *containers.pids(unit.backend)})
         ended = exit_of(unit)
         stats = [found for pid in pids if (found := procfs.stat(pid)) and found.alive]
+        io_bytes, resident = self._efforts.usage(unit.backend, (one.pid for one in stats), now)
         return UnitObservation(
             backend=unit.backend,
             state=state_of(unit),
@@ -211,6 +215,9 @@ class SystemdLauncher:
             intent=mine.intent if mine else "",
             exit=container_exit_of(ended) if mine and mine.container else ended,
             cpu_s=self._cpu_s(unit) or sum(one.cpu_s for one in stats),
+            log_bytes=self._efforts.last_entry(unit.backend, unit.invocation, now),
+            io_bytes=io_bytes,
+            memory_bytes=resident,
             started_wall=mine.started_wall if mine else 0.0,
             frozen=frozen_of(unit.cgroup),
             host_oom=self._host_oom(unit),

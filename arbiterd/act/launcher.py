@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -34,6 +34,9 @@ class Launcher(Protocol):
 
     def observe(self, now: float) -> dict[str, UnitObservation]:
         """Every unit of ours that is not ABSENT. Never blocks; called each tick."""
+
+    def watch(self, backends: Collection[str]) -> None:
+        """Measure signs of progress of these backends, and of no others (UnitObservation)."""
 
     def start(self, spec: LaunchSpec) -> None:
         """Start a unit; returns once its main process runs.

@@ -101,7 +101,6 @@ def adopt(desk: Desk, carried: Carry) -> None:
             canaries=old.canaries if old and old.invocation == unit.invocation else Canaries(),
             deadline=now + wanted.start_timeout_s,
             hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
-            progress_at=now,
         )
         desk.enter(changed, Phase.STARTING, "adopted, not yet heard from")
         pid = unit.main.pid if unit.main else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import gpus, learn, ledger, switch
+from arbiterd.core import gpus, learn, ledger, progress, switch
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.carry import devices_of
 from arbiterd.core.desk import Desk
@@ -66,6 +66,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     tell_deaths(desk)
     settle_loads(desk)
     note_loads(desk)
+    progress.note(desk)
     for name in _order(desk):
         step(desk, desk.backends[name])
     orphans, orphan_pending = find_orphans(desk)

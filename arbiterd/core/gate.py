@@ -13,6 +13,7 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.limits import FRESH_SAMPLES
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
+from arbiterd.core.progress import why_hung
 from arbiterd.core.state import BackendState, DeviceState, SleepStage
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
@@ -40,11 +41,11 @@ class Blocked(str):
 
 
 def memory_event(desk: Desk, uuid: str, but: str) -> str:
-    """The memory event under way on a device, as 'vllm is starting', "" for none."""
+    """The memory event under way on a device, as 'vllm is starting', "" for none. One that hangs holds
+    nobody up; its bytes stay booked (``_room``).
+    """
     for other in desk.backends.values():
-        placement = desk.placements.get(other.name)
-        on_it = uuid in other.held_bytes or (placement and uuid in placement.devices)
-        if other.name == but or not on_it:
+        if other.name == but or not _on(desk, other, uuid) or why_hung(other):
             continue
         if other.phase is Phase.STARTING:
             return f"{other.name} is starting"
@@ -57,6 +58,11 @@ def memory_event(desk: Desk, uuid: str, but: str) -> str:
         if other.sleep.stage is SleepStage.WAKING:
             return f"{other.name} is waking"
     return ""
+
+
+def _on(desk: Desk, backend: BackendState, uuid: str) -> bool:
+    placement = desk.placements.get(backend.name)
+    return uuid in backend.held_bytes or (placement is not None and uuid in placement.devices)
 
 
 def loading(desk: Desk, name: str) -> str:
@@ -133,20 +139,41 @@ def _earlier(desk: Desk, backend: BackendState, uuid: str) -> str:
 
 
 def _room(desk: Desk, backend: BackendState, seen: DeviceObservation) -> Blocked | None:
-    """Free memory must hold the cap and leave the device above the critical line."""
+    """Free memory must hold the cap and leave the device above the critical line; beside a memory event
+    that hangs it must hold what is booked and not yet taken, too: it may go on at any moment.
+    """
     if not isinstance(seen.memory, Known):
         return Blocked("its memory cannot be read", BLIND)
     cap = desk.placements[backend.name].cap_bytes
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
-    need = cap + critical_free_bytes(headroom)
+    uuid = seen.device.uuid
+    booked, hung = beside_hung(desk, uuid, backend.name)
+    need = cap + critical_free_bytes(headroom) + booked
     free = seen.memory.value.free_bytes
     if free >= need:
         return None
+    beside = f" + {format_size(booked)} booked beside {hung}, which hangs" if booked else ""
     text = (
-        f"needs {format_size(need)} free on {_label(seen, seen.device.uuid)} "
-        f"(cap {format_size(cap)} + margin), {format_size(free)} is; held by {holders(seen)}"
+        f"needs {format_size(need)} free on {_label(seen, uuid)} "
+        f"(cap {format_size(cap)} + margin{beside}), {format_size(free)} is; held by {holders(seen)}"
     )
     return Blocked(text, ROOM)
+
+
+def beside_hung(desk: Desk, uuid: str, but: str) -> tuple[int, str]:
+    """(bytes that are to stay free, whose memory event hangs there); (0, "") when none does."""
+    hung = [b.name for b in desk.backends.values() if why_hung(b) and _on(desk, b, uuid)]
+    others = [name for name in hung if name != but]
+    return (promised(desk, uuid, but), others[0]) if others else (0, "")
+
+
+def promised(desk: Desk, uuid: str, but: str) -> int:
+    """Bytes of a device that are booked for other backends and that they do not hold yet."""
+    return sum(
+        max(0, (row.booked_bytes or 0) - (row.used_bytes or 0))
+        for row in desk.ledgers.get(uuid, ())
+        if row.holder != but and row.booked_bytes is not None
+    )
 
 
 def holders(seen: DeviceObservation, but: str = "") -> str:

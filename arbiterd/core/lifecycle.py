@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from arbiterd.core import breaker, evidence, judge, learn, reclaim, sleeping, trying
+from arbiterd.core import breaker, evidence, judge, learn, progress, reclaim, sleeping, trying
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
@@ -18,7 +18,6 @@ from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
 from arbiterd.core.limits import (
     BLOCKED_AFTER_S,
     PORT_TAKEN_AFTER_S,
-    PROGRESS_CPU_S,
     START_HARD_FACTOR,
 )
 from arbiterd.core.planning import launch_context, launch_spec
@@ -153,8 +152,6 @@ def _start(desk: Desk, backend: BackendState) -> None:
         invocation="",
         deadline=now + wanted.start_timeout_s,
         hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
-        progress_at=now,
-        progress_cpu=0.0,
         ready_at=None,
         blocked_by="",
         warm_done=False,
@@ -240,25 +237,14 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
 
 
 def _watch_start(desk: Desk, backend: BackendState) -> None:
-    """Deadline, moved on while the start makes progress: CPU time, output, or memory."""
-    now, unit = desk.seen.now, desk.unit(backend.name)
+    """Deadline, moved on while the start makes progress."""
+    now = desk.seen.now
     wanted = desk.wanted(backend.name)
     if wanted is None or backend.deadline is None or backend.hard_deadline is None:
         return
-    elapsed = now - backend.progress_at
-    if elapsed >= 1.0:
-        moved = unit.cpu_s - backend.progress_cpu >= PROGRESS_CPU_S * elapsed
-        moved = moved or unit.log_bytes > backend.progress_log
-        limit = now + wanted.start_timeout_s / 2 if moved else backend.deadline
-        backend = desk.put(
-            replace(
-                backend,
-                deadline=min(max(backend.deadline, limit), backend.hard_deadline),
-                progress_at=now,
-                progress_cpu=unit.cpu_s,
-                progress_log=unit.log_bytes,
-            )
-        )
+    if progress.moved(backend, now):
+        limit = max(backend.deadline, now + wanted.start_timeout_s / 2)
+        backend = desk.put(replace(backend, deadline=min(limit, backend.hard_deadline)))
     if now >= (backend.deadline or now):
         took = format_duration(now - backend.since)
         text = f"not ready after {took} (start_timeout {format_duration(wanted.start_timeout_s)})"

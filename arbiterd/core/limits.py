@@ -24,6 +24,12 @@ PORT_TAKEN_AFTER_S: Final = (
 # -- start ---------------------------------------------------------------------------------------
 START_HARD_FACTOR: Final = 3.0  # progress extends a start, but never past 3 x start_timeout
 PROGRESS_CPU_S: Final = 0.2  # CPU seconds per second that count as progress during a start
+PROGRESS_IO_BYTES: Final = (
+    4096  # per second: a slow download has more, wake-ups of idle threads less
+)
+PROGRESS_MEMORY_BYTES: Final = 1 * MIB  # on the host or a device; below is allocator noise
+PROGRESS_UNSEEN_S: Final = 5.0  # a longer hole between two samples is the daemon's own
+HUNG_AFTER_S: Final = 60.0  # without progress: neighbours are not held up any longer
 FIRST_START_GUESS_S: Final = 20.0  # for Retry-After, until a start of this backend has been seen
 
 # -- health --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core.desk import Desk
-from arbiterd.core.gate import loading, memory_event
+from arbiterd.core.gate import loading, memory_event, promised
 from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S, TIGHT_LOAD_MARGIN
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
@@ -171,23 +171,19 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
         other = desk.backends.get(event.split(" ", 1)[0])
         retry = retry_after_s(desk, other) if other else 5
         return LoadAnswer(ask.id, LoadVerdict.WAIT, event, retry)
-    promised = sum(
-        max(0, (row.booked_bytes or 0) - (row.used_bytes or 0))
-        for row in desk.ledgers.get(uuid, ())
-        if row.holder != backend.name and row.booked_bytes is not None
-    )
+    booked = promised(desk, uuid, backend.name)
     kept = sum(one.vram_bytes for one in _kept(desk, ask))
     evicted = sum(one.vram_bytes for one in _resident(desk, ask)) - kept
     headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
     margin = critical_free_bytes(headroom)
     if state.pressure is Pressure.TIGHT:
         margin = max(margin, int(headroom * TIGHT_LOAD_MARGIN))
-    need = ask.predicted_bytes - evicted + promised + margin
+    need = ask.predicted_bytes - evicted + booked + margin
     free = seen.memory.value.free_bytes
     if free >= need:
         return None
     why = (
         f"{ask.model} needs {format_size(ask.predicted_bytes)}, {format_size(free)} is free, "
-        f"{format_size(promised)} of it is booked for others"
+        f"{format_size(booked)} of it is booked for others"
     )
     return LoadAnswer(ask.id, LoadVerdict.WAIT, why, 10)

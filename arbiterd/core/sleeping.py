@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import fail, give_back
-from arbiterd.core.gate import memory_event
+from arbiterd.core.gate import beside_hung, memory_event
 from arbiterd.core.judge import fresh
 from arbiterd.core.limits import (
     BYTES_BACK_PINNED_S,
@@ -208,7 +208,8 @@ def _no_room(desk: Desk, backend: BackendState) -> str:
         event = memory_event(desk, uuid, backend.name)
         if event:
             return event
-        need, free = freed + WAKE_MARGIN_BYTES, seen.memory.value.free_bytes
+        booked, _ = beside_hung(desk, uuid, backend.name)
+        need, free = freed + booked + WAKE_MARGIN_BYTES, seen.memory.value.free_bytes
         if free < need:
             return f"needs {format_size(need)} free, {format_size(free)} is"
         if state.pressure is Pressure.CRITICAL:

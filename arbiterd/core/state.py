@@ -79,6 +79,21 @@ class Canaries:
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """The last sample of a memory event's progress. ``moved_at``: when it last made some; ``hung``: too
+    long ago. CPU in seconds; bytes of output and I/O so far, and held on the host and on devices.
+    """
+
+    at: float
+    moved_at: float
+    cpu_s: float
+    log_bytes: int
+    io_bytes: int
+    memory_bytes: int
+    hung: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Vitals:
     """Health evidence of the running invocation, counted once per result.
 
@@ -138,9 +153,7 @@ class BackendState:
     intent: str = ""
     deadline: float | None = None
     hard_deadline: float | None = None
-    progress_cpu: float = 0.0
-    progress_at: float = 0.0
-    progress_log: int = 0
+    effort: Effort | None = None
     not_before: float = 0.0
     failures: tuple[float, ...] = ()
     failed_count: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbiterd.core import brakes, judge, ledger, pressure
+from arbiterd.core import brakes, judge, ledger, pressure, progress
 from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import outstanding, traffic
 from arbiterd.core.limits import (
@@ -176,7 +176,9 @@ def _throttled(desk: Desk, name: str) -> int | None:
 def not_accepting(desk: Desk, backend: BackendState) -> str:
     """Why no new work is let in, "" when it is."""
     if backend.phase is not Phase.READY:
-        return backend.reason or backend.phase.value
+        reason = backend.reason or backend.phase.value
+        hung = progress.why_hung(backend)
+        return f"{reason}; {hung}" if hung else reason
     if desk.unit(backend.name).state is UnitState.STOPPING:
         return "its unit is being stopped"  # vLLM answers 500 to new work, and 200 on /health
     if not judge.accepting(backend.vitals):

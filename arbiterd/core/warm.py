@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core.desk import Desk
-from arbiterd.core.gate import loading, memory_event
+from arbiterd.core.gate import beside_hung, loading, memory_event
+from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import (
     KEEP_FOR_EVER_S,
     REARM_S,
@@ -129,6 +130,14 @@ def _blocked(desk: Desk, backend: BackendState) -> bool:
         if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
             return True
         if memory_event(desk, uuid, backend.name):
+            return True
+        booked, hung = beside_hung(desk, uuid, backend.name)
+        own = (
+            placement.cap_bytes - (used_of(desk.ledgers[uuid], backend.name) or 0)
+            if placement
+            else 0
+        )
+        if hung and seen.memory.value.free_bytes < booked + own:
             return True
         state = desk.devices.get(uuid, DeviceState())
         if state.pressure in (Pressure.TIGHT, Pressure.CRITICAL) or state.loads_held:

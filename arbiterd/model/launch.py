@@ -86,8 +86,10 @@ class UnitObservation:
     process is gone (state EXITED: main gone, perhaps with processes of the cgroup still alive; see
     ``pids``). ``intent`` is what it was started with. ``since`` is monotonic seconds.
     ``vanished``: the unit disappeared without our stop: a person stopped it by hand.
-    ``cpu_s``: CPU seconds used by the whole cgroup, a sign of progress; 0 when not readable.
-    ``log_bytes``: size of output so far where cheap to know (direct), else 0.
+    Signs of progress, 0 when not readable, at most a second old: ``cpu_s``, CPU seconds used by the whole
+    cgroup; ``log_bytes``, a number that changes with its output (its size under direct; under systemd the
+    last entry's time while a start is watched); ``io_bytes``, read and written so far, sockets included
+    where they are read like files; ``memory_bytes``, resident on the host.
     ``frozen``: its cgroup is frozen. ``host_oom``: the kernel's OOM killer ended a process of it.
     """
 
@@ -102,6 +104,8 @@ class UnitObservation:
     vanished: bool = False
     cpu_s: float = 0.0
     log_bytes: int = 0
+    io_bytes: int = 0
+    memory_bytes: int = 0
     started_wall: float = 0.0
     last_lines: tuple[str, ...] = field(default=())
     frozen: bool = False

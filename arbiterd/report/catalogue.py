@@ -34,7 +34,7 @@ CATALOGUE: Mapping[EventName, Entry] = {
     EventName.CRASH_LOOP: Entry("A backend keeps failing", "Five failures within ten minutes opened the breaker; one start is tried every five minutes. Other backends are not touched.", "Mend the cause, then: arbiterctl resume @ARBITER_BACKEND@."),
     EventName.UNHEALTHY: Entry("A backend takes no new work", "Its health checks fail although its process lives.", _WHY),
     EventName.RECOVERED: Entry("A backend is well again", "The evidence against it is gone; new work is let in.", _NOTHING),
-    EventName.STUCK: Entry("A backend hangs", "Its health URL may say 200, but no counter moves and a canary does not come back. It is restarted after stuck_after.", _WHY),
+    EventName.STUCK: Entry("A backend hangs", "Its health URL may say 200, but no counter moves and a canary does not come back: it is restarted after stuck_after. Or its start or a model load has made no progress for a minute (no output, CPU time, I/O or new memory): its neighbours start beside its booked memory, and its own start_timeout ends it.", _WHY),
     EventName.PRESSURE_RISE: Entry("Memory pressure on a GPU rises", "Booked and used memory comes close to the capacity, or free memory runs out. The message has the numbers; loads are held, and the ladder may take memory back from those over their caps.", "arbiterctl status shows who holds what."),
     EventName.PRESSURE_CALM: Entry("Memory pressure on a GPU is over", "The headroom is whole again.", _NOTHING),
     EventName.SHED: Entry("Load is shed", "New requests are refused with 503 and Retry-After.", _WHY),

@@ -264,6 +264,32 @@ def test_the_last_lines_of_output_can_be_read(bench: Bench) -> None:
     assert wait_until(lambda: len(words()) >= 2 and words(), 10) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("code", "sign"),
+    [
+        ("import time; print('up', flush=True); time.sleep(5); print('on'); time.sleep(60)", "log_bytes"),
+        ("f = open('/dev/null', 'wb')\nwhile True: f.write(bytes(1 << 16))", "io_bytes"),
+        ("import time; time.sleep(1); held = bytes(range(256)) * (1 << 18); time.sleep(60)", "memory_bytes"),
+        ("while True: pass", "cpu_s"),
+    ],
+)  # fmt: skip
+def test_signs_of_progress_are_numbers(bench: Bench, code: str, sign: str) -> None:
+    """Output, I/O, memory and CPU of what is watched, and nothing is measured of others."""
+    bench.launcher.watch({"probe"})
+    bench.launcher.start(bench.spec(code))
+    first = bench.wait(UnitState.RUNNING)
+
+    def grew() -> bool:
+        now = bench.see()
+        return now is not None and getattr(now, sign) > getattr(first, sign)
+
+    wait_until(grew, 60, f"{sign} to grow")
+    bench.launcher.watch(set())
+    unwatched = bench.see()
+    assert unwatched is not None
+    assert unwatched.io_bytes == unwatched.memory_bytes == 0
+
+
 def test_files_are_there_before_the_engine(bench: Bench) -> None:
     """In runtime_dir/backends/NAME."""
     spec = bench.spec(SLEEP, files=(FileSpec("x.config", "hello"),))

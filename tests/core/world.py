@@ -204,6 +204,7 @@ class World:
     codes: dict[str, Requests] = field(default_factory=dict)
     xids: list[XidEvent] = field(default_factory=list)
     recovery: int = 0
+    load_hangs: bool = False  # a warm load never ends
 
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
@@ -390,6 +391,8 @@ class World:
                     engine.loaded, engine.held = (), 0
                 else:
                     self._end(action.backend)
+            case LoadModel() if self.load_hangs:
+                return
             case LoadModel():
                 self.loads.append(action.model)
                 engine = self.engines[action.backend]

@@ -55,6 +55,7 @@ class Faults:
     ignores_term: bool = False
     sleep_fails: bool = False
     hung: bool = False
+    start_hangs: bool = False
     sick: bool = False
     crash_start: tuple[Exit, str] | None = None
     crashes_left: int = 0
@@ -135,10 +136,12 @@ class Engine:
 
     # -- life ----------------------------------------------------------------------------------
     def later(self, delay_s: float, what: Callable[[], object]) -> None:
-        """Do it later, if it lives then."""
+        """Do it later, if it lives then; as long as its start hangs, not yet."""
 
         def then() -> None:
-            if self.alive:
+            if self.alive and self.start_hangs:
+                self.world.at(1.0, then)
+            elif self.alive:
                 what()
 
         self.world.at(delay_s, then)
@@ -261,6 +264,11 @@ class Engine:
         return sum(proc.held for proc in self.procs)
 
     @property
+    def start_hangs(self) -> bool:
+        """Whether it stands still on its way to ready, deaf to SIGTERM as well."""
+        return self.faults.start_hangs and not self.up
+
+    @property
     def serving(self) -> bool:
         """Whether it takes and finishes requests."""
         return self.alive and self.up and not self.asleep and not self.faults.hung
@@ -298,6 +306,8 @@ class Engine:
     def burn(self, dt: float) -> None:
         """CPU time."""
         if not self.alive or self.frozen or self.asleep:
+            return
+        if self.start_hangs:
             return
         if not self.up:
             self.cpu_s += CPU_BUSY * dt

@@ -152,7 +152,7 @@ class Script:
         fault.crash_start, fault.crashes_left = (Exit(code=code), words), times
 
     def fault(self, backend: str, name: str, *, on: bool = True) -> None:
-        """Switch one of Faults: ignores_unload, ignores_term, sleep_fails, hung, sick."""
+        """Switch one of Faults: ignores_unload, ignores_term, sleep_fails, hung, start_hangs, sick."""
         fault = self._world.faults[backend]
         if not isinstance(getattr(fault, name, None), bool):
             msg = f"there is no fault {name!r}"

@@ -1,0 +1,104 @@
+"""Progress of a memory event (a start, a model load): output, CPU time, I/O or memory.
+
+A memory event holds up its neighbours on a device. One that makes no progress for HUNG_AFTER_S is
+hung: it keeps its bytes booked and its own deadline, and neighbours that fit beside those bytes go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.ledger import used_of
+from arbiterd.core.limits import (
+    HUNG_AFTER_S,
+    PROGRESS_CPU_S,
+    PROGRESS_IO_BYTES,
+    PROGRESS_MEMORY_BYTES,
+    PROGRESS_UNSEEN_S,
+)
+from arbiterd.core.state import BackendState, Effort
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName, Severity
+from arbiterd.units import format_duration
+
+_SAMPLE_S = 1.0
+
+
+def busy_with(desk: Desk, backend: BackendState) -> str:
+    """The memory event whose progress counts, as 'is starting', "" for none."""
+    if backend.phase is Phase.STARTING:
+        return "is starting"
+    leased = any(one.backend == backend.name for one in desk.leases.values())
+    return "is loading a model" if backend.warm_pending or leased else ""
+
+
+def note(desk: Desk) -> None:
+    """Sample every backend that is busy with a memory event; say when one hangs and when it goes on."""
+    for backend in list(desk.backends.values()):
+        what = busy_with(desk, backend)
+        if not what:
+            if backend.effort is not None:
+                desk.put(replace(backend, effort=None))
+            continue
+        sampled = _sampled(desk, backend)
+        if sampled is not backend.effort:
+            _tell(desk, desk.put(replace(backend, effort=sampled)), backend.effort, what)
+
+
+def moved(backend: BackendState, now: float) -> bool:
+    """Whether this tick's sample shows progress."""
+    return backend.effort is not None and backend.effort.moved_at == now
+
+
+def why_hung(backend: BackendState) -> str:
+    """Why its memory event counts as hung, "" while it does not."""
+    if backend.effort is None or not backend.effort.hung:
+        return ""
+    return f"hung: no output, CPU time, I/O or new memory for {format_duration(HUNG_AFTER_S)}"
+
+
+def _sampled(desk: Desk, backend: BackendState) -> Effort:
+    """The next sample, at most one a second; the old one in between."""
+    old, now, unit = backend.effort, desk.seen.now, desk.unit(backend.name)
+    if old is not None and now - old.at < _SAMPLE_S:
+        return old
+    memory = unit.memory_bytes + sum(
+        used_of(rows, backend.name) or 0 for rows in desk.ledgers.values()
+    )
+    if old is None:
+        return Effort(now, now, unit.cpu_s, unit.log_bytes, unit.io_bytes, memory)
+    elapsed = now - old.at
+    moves = (
+        unit.cpu_s - old.cpu_s >= PROGRESS_CPU_S * elapsed
+        or unit.log_bytes != old.log_bytes
+        or unit.io_bytes - old.io_bytes >= PROGRESS_IO_BYTES * elapsed
+        or memory - old.memory_bytes >= PROGRESS_MEMORY_BYTES
+    )
+    # What nobody looked at is no evidence: the daemon itself may have been stopped.
+    unseen = elapsed if elapsed >= PROGRESS_UNSEEN_S else 0.0
+    moved_at = now if moves else old.moved_at + unseen
+    return Effort(
+        at=now,
+        moved_at=moved_at,
+        cpu_s=unit.cpu_s,
+        log_bytes=unit.log_bytes,
+        io_bytes=unit.io_bytes,
+        # Small steps add up; bytes given back and taken again are none.
+        memory_bytes=max(memory, old.memory_bytes) if moves else old.memory_bytes,
+        hung=now - moved_at >= HUNG_AFTER_S,
+    )
+
+
+def _tell(desk: Desk, backend: BackendState, old: Effort | None, what: str) -> None:
+    if old is None or backend.effort is None or old.hung == backend.effort.hung:
+        return
+    if not backend.effort.hung:
+        text = f"{backend.name} {what}: it makes progress again"
+        desk.tell(EventName.RECOVERED, Severity.NOTICE, text, backend.name)
+        return
+    text = (
+        f"{backend.name} {what}: {why_hung(backend)}; "
+        "other backends that fit beside its booked memory may start"
+    )
+    desk.tell(EventName.STUCK, Severity.WARNING, text, backend.name)
