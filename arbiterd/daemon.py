@@ -19,11 +19,10 @@ from typing import TypeVar
 from arbiterd import __version__, startup
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
-from arbiterd.act.reclaim import ask
+from arbiterd.act.load_probe import LoadProbes
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
-from arbiterd.engines import engine_of
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.intake import Ending
 from arbiterd.inventory import Inventory
@@ -31,18 +30,16 @@ from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
-from arbiterd.model.actions import LoadModel, OperatorRequest, Refusal
+from arbiterd.model.actions import OperatorRequest, Refusal
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
-from arbiterd.model.health import HttpProbe
 from arbiterd.model.published import Published
 from arbiterd.reload import Reloader
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, resolve_mode
-from arbiterd.report.learned import LearnedStore
 from arbiterd.report.notify import Notifier
 from arbiterd.report.status_line import status_line
+from arbiterd.report.stores import Stores
+from arbiterd.secret_values import Secrets
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
@@ -73,7 +70,11 @@ class Daemon:
         self._arbiter = settings.arbiter
         self.waker = Waker()
         self._lock = Lock(Path(self._arbiter.runtime_dir))
-        self._journal = Journal(resolve_mode(self._arbiter.log))
+        self._secrets = Secrets(environ)
+        self._secrets.read(path)  # it may be refused, and its problems are told
+        self._secrets.accept(start.loaded.text)
+        self._hide = self._secrets.redactor
+        self._journal = Journal(resolve_mode(self._arbiter.log), self._hide)
         self._notify = Notifier()
         self._holder = Holder()
         self._requests: queue.SimpleQueue[OperatorRequest] = queue.SimpleQueue()
@@ -85,9 +86,7 @@ class Daemon:
         self._signals = Signals(self.waker.wake, unit=unit)
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))
-        self._incidents = IncidentStore(Path(self._arbiter.state_dir))
-        self._learned = LearnedStore(Path(self._arbiter.state_dir))
-        self._carry = CarryStore(Path(self._arbiter.runtime_dir))
+        self._stores = Stores(self._arbiter, self._hide)
         self._layouts = Layouts(Path(self._arbiter.runtime_dir))
         self._distrusted = [self._lock.problem, *startup.distrusted(self._arbiter, self._layouts)]
         self._reloader: Reloader | None = None
@@ -117,11 +116,15 @@ class Daemon:
         host = HostFactsSource(launcher.owner_of)
         host.refresh(settings)
         keys = Keyring()
-        self._gateway = startup.make_gateway(settings, self.waker.wake, keys)
+        self._gateway = startup.make_gateway(settings, self.waker.wake, keys, self._hide)
         door = self._gateway.paths.probe if self._gateway else None
-        prober = Prober(self.waker.wake, door, keys)
+        prober = Prober(self.waker.wake, door, keys, self._hide)
         executor = Executor(
-            launcher, self._load_probe, self.waker.wake, dry_run=settings.arbiter.dry_run
+            launcher,
+            LoadProbes(lambda: self._settings, self._hide.text).of,
+            self.waker.wake,
+            dry_run=settings.arbiter.dry_run,
+            secrets=self._secrets,
         )
         try:
             self._first_inventory(nvml)
@@ -135,17 +138,18 @@ class Daemon:
                 host,
                 self._publish,
                 gateway=self._gateway,
-                keep=self._carry.save,
+                keep=self._stores.carry.save,
                 tap=self._tap,
                 settled=self._settled,
+                secrets=self._secrets,
             )
             # three random bytes: ids of different runs never meet in one journal
             good = self._layouts.before(self._path, self._environ)
             state = State(
                 run=uuid.uuid4().hex[:6],
-                incidents=self._incidents.load(),
-                learned=self._learned.load(),
-                carried=self._carry.load(),
+                incidents=self._stores.incidents.load(),
+                learned=self._stores.learned.load(),
+                carried=self._stores.carry.load(),
                 good=good,
                 rollback=self._start.rolled_back if good is not None else "",
             )
@@ -162,9 +166,7 @@ class Daemon:
             host.close()
             executor.close()
             launcher.close()
-            self._incidents.close()
-            self._learned.close()
-            self._carry.close()
+            self._stores.close()
             self._journal.close()
             self._lock.close()
 
@@ -182,6 +184,7 @@ class Daemon:
             admin=admin,
             loads=(self._gateway.loads, self._gateway.paths.loads) if self._gateway else None,
             tap=self._tap,
+            redactor=self._hide,
         )
         try:
             loop.tick(self._inbox(reloader))
@@ -278,28 +281,10 @@ class Daemon:
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._distrusted, *self._inventory.problems, *self._incidents.problems]
-        found += [*self._learned.problems, *self._carry.problems]
+        found = [*self._distrusted, *self._inventory.problems, *self._stores.problems]
         found += getattr(launcher, "problems", [])
         for text in filter(None, found):
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
-
-    def _load_probe(self, action: LoadModel) -> HttpProbe | None:
-        """How the engine of this backend is asked to load a model: some tell first what it is like.
-
-        Raises:
-            RequestFailed: the engine does not tell.
-
-        """
-        backend = self._settings.active.backends.get(action.backend)
-        if backend is None:
-            return None
-        engine = engine_of(backend.kind)
-        first = engine.about_probe(backend, action.model)
-        about = ask(f"cannot load {action.model}", action.url, first) if first else ""
-        return engine.load_probe(
-            backend, action.model, action.keep_alive_s, action.timeout_s, about
-        )
 
     # -- in ------------------------------------------------------------------------------------
     def _submit(self, request: OperatorRequest) -> Refusal | None:
@@ -313,6 +298,7 @@ class Daemon:
         return refused
 
     def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
+        self._secrets.accept(loaded.text)
         self._layouts.accepted(loaded.text)
         for event in events:
             self._events.put(event)
@@ -334,6 +320,7 @@ class Daemon:
             self._reloader.in_force(settings)
 
     def _refuse(self, problems: tuple[Problem, ...], events: tuple[Event, ...]) -> None:
+        self._secrets.read(self._path)
         self._refused, self._rolled_back = tuple(str(one) for one in problems), False
         for event in events:
             self._events.put(event)
@@ -377,8 +364,7 @@ class Daemon:
         mode = published.settings.mode
         for event in events:
             self._journal.write(event, mode)
-        self._incidents.save(published.decision.incidents)
-        self._learned.save(published.decision.learned)
+        self._stores.save(published)
 
     def _report(self, published: Published) -> None:
         """Feed the watchdog; STATUS= once a second."""
@@ -387,7 +373,7 @@ class Daemon:
         if now - self._status_at < STATUS_EVERY_S:
             return
         self._status_at = now
-        self._notify.status(status_line(published))
+        self._notify.status(self._hide.text(status_line(published)))
         if self._signals.how == "stop":
             self._notify.extend(EXTEND_S)
 
@@ -410,8 +396,10 @@ def run(path: Path, environ: Mapping[str, str]) -> int:
     try:
         return Daemon(startup.choose(path, environ), path, environ).run()
     except ConfigRefused as refused:
+        secrets = Secrets(environ)
+        secrets.read(path)
         for problem in refused.problems:
-            sys.stderr.write(f"{problem}\n")
+            sys.stderr.write(f"{secrets.redactor.text(str(problem))}\n")
         return EX_CONFIG
     except (ArbiterError, OSError) as error:
         sys.stderr.write(f"arbiterd: {error}\n")

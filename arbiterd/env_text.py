@@ -115,3 +115,9 @@ def render(env: Mapping[str, str]) -> str:
         escaped = re.sub(rf"([{re.escape(_ESCAPED)}])", r"\\\1", value)
         rows.append(f'{name}="{escaped}"\n')
     return "".join(rows)
+
+
+def keys_in(text: str) -> tuple[str, ...]:
+    """The keys of a file: one a line; blank lines and comments (#) are left out."""
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))

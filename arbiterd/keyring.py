@@ -16,6 +16,7 @@ from pathlib import Path
 from arbiterd import env_text
 from arbiterd.engines import engine_of
 from arbiterd.engines.shell_line import assignments
+from arbiterd.env_text import keys_in
 from arbiterd.model.settings import BackendSettings
 
 # what an HTTP header can carry; a line's end would also break the files of keys, one a line
@@ -27,12 +28,6 @@ _MAX_BYTES = 1024 * 1024  # a file of keys; /dev/zero by mistake must not fill t
 class _Read:
     stamp: tuple[int, int, int]
     text: str
-
-
-def keys_in(text: str) -> tuple[str, ...]:
-    """The keys of a file: one a line; blank lines and comments (#) are left out."""
-    lines = (line.strip() for line in text.splitlines())
-    return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
 class Keyring:

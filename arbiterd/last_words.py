@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping
 
 from arbiterd.act.launcher import Launcher
 from arbiterd.model.launch import UnitObservation, UnitState
+from arbiterd.secret_values import Secrets
 
 LINES = 500
 _MAX_AT_ONCE = 8
 
 
 class LastWords:
-    """Last lines per ended backend, there as long as its unit is EXITED."""
+    """Last lines per ended backend, without secrets, there as long as its unit is EXITED."""
 
-    def __init__(self, launcher: Launcher, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, launcher: Launcher, on_change: Callable[[], None], secrets: Secrets | None = None
+    ) -> None:
         self._launcher = launcher
+        self._secrets = secrets or Secrets({})
         self._on_change = on_change
         self._lock = threading.Lock()
         self._asked: set[str] = set()
@@ -39,9 +43,11 @@ class LastWords:
     def _fetch(self, name: str) -> None:
         with self._slots:
             try:
+                self._secrets.look()
                 words = self._launcher.tail(name, LINES)
             except Exception as error:  # noqa: BLE001 - a thread root; no words are words too
                 words = (f"(its output cannot be read: {error})",)
+        words = self._secrets.redactor.lines(words)
         with self._lock:
             if name in self._asked:
                 self._words[name] = words

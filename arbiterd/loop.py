@@ -29,6 +29,7 @@ from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, Published
 from arbiterd.model.settings import Settings
 from arbiterd.runner_deaths import RunnerDeaths
+from arbiterd.secret_values import Secrets
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
@@ -63,6 +64,7 @@ class Parts:
     settled: Callable[[Ending, str], None]
     gateway: GatewayParts | None = None
     tap: Tap | None = None
+    secrets: Secrets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,8 @@ class Loop:
     ) -> None:
         self._parts = parts
         self._state = state
-        self._words = LastWords(parts.launcher, on_change)
-        self._deaths = RunnerDeaths(parts.launcher, on_change)
+        self._words = LastWords(parts.launcher, on_change, parts.secrets)
+        self._deaths = RunnerDeaths(parts.launcher, on_change, parts.secrets)
         self._tick = 0
         self._last_tick_ms = 0.0
         self._processes_at = -1e9

@@ -15,6 +15,7 @@ from arbiterd.engines.ollama_deaths import Deaths
 from arbiterd.model.health import RunnerDeath
 from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.model.settings import Kind, Settings
+from arbiterd.secret_values import Secrets
 
 LINES = 500
 AGAIN_S = (0.0, 1.0, 5.0)  # after a change: the line may come later than the end of the process
@@ -35,8 +36,11 @@ class _Followed:
 class RunnerDeaths:
     """``of`` is the loop's and never waits: deaths since the last call, by backend."""
 
-    def __init__(self, launcher: Launcher, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, launcher: Launcher, on_change: Callable[[], None], secrets: Secrets | None = None
+    ) -> None:
         self._launcher = launcher
+        self._secrets = secrets or Secrets({})
         self._on_change = on_change
         self._born = time.time()
         self._lock = threading.Lock()
@@ -81,7 +85,8 @@ class RunnerDeaths:
     def _read(self, name: str, one: _Followed) -> None:
         lines: tuple[str, ...] = ()
         with suppress(Exception):  # no words are no evidence
-            lines = self._launcher.tail(name, LINES)
+            self._secrets.look()
+            lines = self._secrets.redactor.lines(self._launcher.tail(name, LINES))
         with self._lock:
             new = _after(lines, one.last)
             one.last = lines[-1] if lines else one.last

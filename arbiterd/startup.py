@@ -30,6 +30,7 @@ from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import ArbiterSettings, Settings
 from arbiterd.owned import claim, read_owned
 from arbiterd.placing import make_folder
+from arbiterd.redact import Redactor
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.loads import LoadDesk
 
@@ -119,7 +120,7 @@ def make_launcher(settings: Settings, on_change: Callable[[], None]) -> Launcher
 
 
 def make_gateway(
-    settings: Settings, on_change: Callable[[], None], keys: Keyring
+    settings: Settings, on_change: Callable[[], None], keys: Keyring, redactor: Redactor
 ) -> GatewayParts | None:
     """The doors, None when the file switches them off."""
     if not settings.gateway.enabled:
@@ -127,7 +128,9 @@ def make_gateway(
     systemd = use_systemd(settings)
     where = paths(settings.arbiter.runtime_dir, systemd=systemd)
     services: Services = SystemdServices() if systemd else DirectServices(where)
-    keeper = GatewayKeeper(where, services, on_change, systemd=systemd, keys=keys)
+    keeper = GatewayKeeper(
+        where, services, on_change, systemd=systemd, keys=keys, redactor=redactor
+    )
     make_folder(where.files, 0o750, GROUP if systemd else "")
     log = GatewayLog(where.log, GROUP if systemd else "")
     return GatewayParts(keeper, log, LoadDesk(on_change), where)

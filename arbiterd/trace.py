@@ -18,11 +18,13 @@ from typing import Any, Never, TypeAlias
 
 from arbiterd import __version__
 from arbiterd.core.decide import decide
+from arbiterd.core.intent import intent
 from arbiterd.core.state import State
 from arbiterd.errors import ArbiterError
 from arbiterd.model.decision import Decision
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
+from arbiterd.redact import Redactor
 
 FORMAT = 1
 _MODULES = (
@@ -198,17 +200,18 @@ def patch(old: Any, change: Json) -> Any:
 
 # -- files -----------------------------------------------------------------------------------------
 class Writer:
-    """Makes the lines of one trace, in order."""
+    """Makes the lines of one trace, in order, without secrets."""
 
-    def __init__(self) -> None:
+    def __init__(self, redactor: Redactor | None = None) -> None:
         self._last: Tick | None = None
+        self._redactor = redactor or Redactor()
 
     def lines(self, tick: Tick) -> Iterator[str]:
         """The header before the first tick, then one line a tick."""
         last = self._last
         self._last = tick
         if last is None:
-            yield _line(
+            yield self._line(
                 {
                     "trace": FORMAT,
                     "version": __version__,
@@ -217,7 +220,7 @@ class Writer:
                     "state": encode(tick.before),
                 }
             )
-            yield _line({"o": encode(tick.observation), "d": encode(tick.decision)})
+            yield self._line({"o": encode(tick.observation), "d": encode(tick.decision)})
             return
         row: dict[str, Json] = {}
         if tick.settings is not last.settings:
@@ -229,10 +232,31 @@ class Writer:
             change = difference(old, new)
             if change is not _SAME:
                 row[key] = change
-        yield _line(row)
+        yield self._line(row)
+
+    def _line(self, row: Json) -> str:
+        text = _text(row)
+        if not self._redactor.has(text):
+            return text
+        self._sign(row)
+        return _text(self._redactor.document(row))
+
+    def _sign(self, value: Json) -> None:
+        """A backend that loses a secret keeps the digest it was started by: a replay would restart it."""
+        if isinstance(value, list):
+            for one in value:
+                self._sign(one)
+        elif isinstance(value, dict):
+            if value.get("$") == "Mode":
+                for name, backend in value["backends"].items():
+                    if self._redactor.has(_text(backend)):
+                        share = value["shares"][name]
+                        backend["digest"] = intent(decode(backend), decode(share))
+            for one in value.values():
+                self._sign(one)
 
 
-def _line(row: Json) -> str:
+def _text(row: Json) -> str:
     return json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 

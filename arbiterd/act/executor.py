@@ -33,6 +33,7 @@ from arbiterd.model.actions import (
     WakeBackend,
 )
 from arbiterd.model.health import HttpProbe
+from arbiterd.secret_values import Secrets
 
 
 class Lane(StrEnum):
@@ -60,8 +61,10 @@ class Executor:
         on_change: Callable[[], None],
         *,
         dry_run: bool = False,
+        secrets: Secrets | None = None,
     ) -> None:
         self._launcher = launcher
+        self._secrets = secrets or Secrets({})
         self._load_probe = load_probe
         self._on_change = on_change
         self._dry_run = dry_run
@@ -124,14 +127,17 @@ class Executor:
                 detail = str(error)
             except Exception as error:  # noqa: BLE001 - a thread root: a bug is an outcome as well
                 detail = f"bug: {type(error).__name__}: {error}"
+            detail = self._secrets.redactor.text(detail)
             now = time.monotonic()
             took = (now - began) * 1000
             self._done.put(Outcome(action, ok=not detail, at=now, took_ms=took, detail=detail))
             self._on_change()
 
     def _do(self, action: Action) -> None:
+        hide = self._secrets.redactor.text
         match action:
             case StartBackend():
+                self._secrets.look()  # what this start reads from env_file
                 self._launcher.start(action.spec)
             case StopBackend():
                 self._launcher.stop(action.backend, action.grace_s)
@@ -140,13 +146,14 @@ class Executor:
             case LoadModel():
                 probe = self._load_probe(action)
                 probes = () if probe is None else (probe,)
-                carry_out(f"cannot load {action.model}", action.url, probes)
+                carry_out(f"cannot load {action.model}", action.url, probes, hide)
             case UnloadModel():
-                carry_out(f"cannot unload {action.model}", action.url, action.requests)
+                carry_out(f"cannot unload {action.model}", action.url, action.requests, hide)
             case SleepBackend():
-                carry_out(f"cannot put {action.backend} to sleep", action.url, action.requests)
+                what = f"cannot put {action.backend} to sleep"
+                carry_out(what, action.url, action.requests, hide)
             case WakeBackend():
-                carry_out(f"cannot wake {action.backend}", action.url, action.requests)
+                carry_out(f"cannot wake {action.backend}", action.url, action.requests, hide)
             case FreezeBackend():
                 self._launcher.freeze(action.backend, action.for_s)
             case ThawBackend():

@@ -34,6 +34,7 @@ from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traff
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
 from arbiterd.placing import make_folder
+from arbiterd.redact import Redactor
 
 STALE_S = 2.0
 START_EVERY_S = 1.0
@@ -75,7 +76,9 @@ class GatewayKeeper:
         *,
         systemd: bool,
         keys: Keyring | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
+        self._redactor = redactor or Redactor()
         self._keys = DoorKeys(where, keys or Keyring(), shared=systemd)
         self._paths = where
         self._services = services
@@ -204,7 +207,7 @@ class GatewayKeeper:
     def _write_live(self, wish: GatewayWish, made: Layout, settings: Settings) -> None:
         """The map file; what changed is told at once, state and maint in one line."""
         seen = self._seen
-        entries = live_map.live(wish, made, settings)
+        entries = live_map.live(wish, made, settings, self._redactor.text)
         entries |= {k: v for k, v in seen.live.items() if k.startswith(("lim:", "pid:"))}
         if entries == seen.live and self._paths.live.exists():
             return

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import requests
 
@@ -24,7 +24,9 @@ class RequestFailed(ArbiterError):
     """An engine refused, failed or did not answer in time."""
 
 
-def carry_out(what: str, url: str, probes: Sequence[HttpProbe]) -> None:
+def carry_out(
+    what: str, url: str, probes: Sequence[HttpProbe], hide: Callable[[str], str] = str
+) -> None:
     """Send ``probes`` to ``url``, in order. ``what`` opens the sentence: 'cannot unload qwen2.5:3b'.
 
     A 404 or 405 is an answer of versions that do not have the route: of a request that is not the
@@ -43,12 +45,12 @@ def carry_out(what: str, url: str, probes: Sequence[HttpProbe]) -> None:
             status, said = _send(session, what, url, probe)
             missing = status in _NO_SUCH_ROUTE and number < len(probes)
             if not missing and not 200 <= status < 300:
-                words = _sentence(said)[:_SAID_LIMIT]
+                words = _sentence(hide(said))[:_SAID_LIMIT]
                 msg = f"{what}: {probe.method} {probe.path}: HTTP {status}: {words}"
                 raise RequestFailed(msg)
 
 
-def ask(what: str, url: str, probe: HttpProbe) -> str:
+def ask(what: str, url: str, probe: HttpProbe, hide: Callable[[str], str] = str) -> str:
     """The body of a 2xx answer.
 
     Raises:
@@ -59,7 +61,7 @@ def ask(what: str, url: str, probe: HttpProbe) -> str:
         session.trust_env = False
         status, raw = _send(session, what, url, probe, _ABOUT_LIMIT)
     if not 200 <= status < 300:
-        said = _sentence(raw)[:_SAID_LIMIT]
+        said = _sentence(hide(raw))[:_SAID_LIMIT]
         msg = f"{what}: {probe.method} {probe.path}: HTTP {status}: {said}"
         raise RequestFailed(msg)
     return raw

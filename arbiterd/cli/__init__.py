@@ -71,8 +71,10 @@ def _app(asked: str | None) -> typer.Typer:
     ) -> None:
         """Operate gpu-arbiter: check, plan, watch, change."""
         from arbiterd.cli.common import Globals  # noqa: PLC0415 - --version stays instant
+        from arbiterd.cli.screen import know  # noqa: PLC0415
 
         context.obj = Globals(json=json, config=config, socket=socket)
+        know(context.obj.path)
 
     for name, path in _COMMANDS.items():
         if asked in {None, name}:
@@ -119,8 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(f"arbiterctl {__version__}")
         return
+    from arbiterd.cli.screen import screened  # noqa: PLC0415 - --version stays instant
+
     try:
-        ordered = _global_first(words)
-        _app(_asked(ordered))(args=ordered, prog_name="arbiterctl")
+        with screened():
+            ordered = _global_first(words)
+            _app(_asked(ordered))(args=ordered, prog_name="arbiterctl")
     except BrokenPipeError:
         sys.stderr.close()

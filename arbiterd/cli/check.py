@@ -13,6 +13,7 @@ from arbiterd import procfs
 from arbiterd.cli.client import Client
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
 from arbiterd.cli.plan_fit import fit_lines, fit_row
+from arbiterd.cli.screen import know
 from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
@@ -46,6 +47,7 @@ def check(
     """
     own = globals_of(context)
     path = file or own.path
+    know(path)
     models: tuple[ModelFit, ...] = ()
     loaded: Loaded | None = None
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from arbiterd.cli import screen
 from arbiterd.cli.client import Client, Json, Refused, Unreachable
 from arbiterd.config_file import default_path, runtime_dir_of
 from arbiterd.errors import (
@@ -78,7 +79,7 @@ def console() -> Console:
 
 def print_json(value: Json | Mapping[str, object] | Sequence[object]) -> None:
     """Output for programs."""
-    print(json.dumps(value, indent=2))
+    screen.plain().write(json.dumps(screen.document(value), indent=2) + "\n")
 
 
 def say_problems(problems: Sequence[Problem]) -> None:

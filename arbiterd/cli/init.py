@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -13,7 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from arbiterd.act.files import replace_file
-from arbiterd.cli.common import console, globals_of, inventory, polite, say_problems
+from arbiterd.cli.common import (
+    console,
+    globals_of,
+    inventory,
+    polite,
+    print_json,
+    say_problems,
+)
 from arbiterd.cli.doctor_print import print_findings
 from arbiterd.cli.plan import model_fits, plan_rows, print_plan
 from arbiterd.cli.trial import trial
@@ -70,7 +76,7 @@ def init(
         if not shown:
             _write(target, made.text)
     if own.json:
-        print(json.dumps(_json(made, None if shown else str(target)), indent=2))
+        print_json(_json(made, None if shown else str(target)))
         return
     if shown:
         sys.stdout.write(made.text)

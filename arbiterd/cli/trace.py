@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import IO, cast
 
 import typer
 
+from arbiterd.cli import screen
 from arbiterd.cli.common import globals_of, polite, print_json
 from arbiterd.config import load
 from arbiterd.errors import EX_REFUSED, ArbiterError
@@ -22,20 +25,25 @@ from arbiterd.trace import Reader, Replayed, replay
 _TOLD = 20  # differing ticks that are printed
 
 
+def _private(path: Path) -> IO[bytes]:
+    """Empty, and its owner's alone: a trace names processes, users and models."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.fchmod(fd, 0o600)
+    return os.fdopen(fd, "wb")
+
+
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
     """A trace file; ``.gz`` is packed, ``-`` is standard input or output."""
     if str(path) == "-":
-        yield sys.stdin if mode == "r" else sys.stdout
+        yield sys.stdin if mode == "r" else screen.plain()
         return
     try:
-        if path.suffix == ".gz":
-            packed = gzip.open(path, f"{mode}t", encoding="utf-8")  # noqa: SIM115
-            with cast("IO[str]", packed) as text:
+        with path.open("rb") if mode == "r" else _private(path) as raw:
+            packed = gzip.GzipFile(fileobj=raw, mode=f"{mode}b") if path.suffix == ".gz" else raw
+            with io.TextIOWrapper(cast("IO[bytes]", packed), encoding="utf-8") as text:
                 yield text
-        else:
-            with path.open(mode, encoding="utf-8") as plain:
-                yield plain
     except (OSError, EOFError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         msg = f"{path}: {why}"
@@ -49,7 +57,7 @@ def record(
 ) -> None:
     """Write what the daemon sees and decides, tick by tick, until Ctrl-C.
 
-    The configuration is in it: values of env and command too, those of env_file not.
+    The file is its owner's alone (0600). The configuration is in it, without the values of secrets.
 
     Examples: arbiterctl record incident.jsonl.gz · arbiterctl record - --seconds 60 | head -3
     """

@@ -176,6 +176,7 @@ def _made(
         version=table.version,
         env=table.env,
         env_file=table.env_file,
+        secrets=tuple(table.secrets),
         canary=table.canary if isinstance(table, TensorflowTable) else "",
         allow_admin_paths=tuple(table.allow_admin_paths),
         vllm=_vllm(table),

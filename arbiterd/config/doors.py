@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arbiterd.config.parse import Report
 from arbiterd.config.schema import FileSettings
-from arbiterd.keyring import keys_in
+from arbiterd.env_text import keys_in
 
 
 def check_doors(settings: FileSettings, report: Report) -> None:

@@ -8,7 +8,12 @@ from arbiterd import env_text
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.owned_env import owned
 from arbiterd.engines.shell_line import assignments
-from arbiterd.model.settings import BackendSettings
+from arbiterd.engines.vllm_rules import ENV_FILE
+from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.redact import LEAST
+from arbiterd.secret_values import is_secret
+
+_TOLD = ("api-key", "hf-token")
 
 
 def check_environment(backend: BackendSettings, at: KeyPath, report: Report) -> None:
@@ -24,6 +29,18 @@ def check_environment(backend: BackendSettings, at: KeyPath, report: Report) -> 
         elif not env_text.usable(name, text):
             wrong = f"{name} holds a control character: systemd leaves it out"
             report.add(path, wrong, "take it out", "warning")
+        elif text and is_secret(name, backend.secrets):
+            wrong = f"{name} is a secret, and whoever may read this file reads it"
+            short = (
+                ""
+                if len(text) >= LEAST
+                else f"; with fewer than {LEAST} characters it is not hidden"
+            )
+            right = (
+                f'write {name}=THE VALUE into {ENV_FILE} (mode 0600), and env_file = "{ENV_FILE}"'
+            )
+            report.add(path, wrong + short.replace("; ", ", "), right, "warning")
+    _check_command(backend, at, report)
     for name, text in assignments(backend.command).items():
         if name in decided and not report.broken(*at, "command"):
             wrong = f"{name} is set by the arbiter, and env in the command would override it"
@@ -31,6 +48,21 @@ def check_environment(backend: BackendSettings, at: KeyPath, report: Report) -> 
             report.add((*at, "command"), wrong, right)
     if backend.env_file:
         _check_file(backend, (*at, "env_file"), report)
+
+
+def _check_command(backend: BackendSettings, at: KeyPath, report: Report) -> None:
+    """Secrets that stand in argv. vLLM's own two options are told with the line to write."""
+    if report.broken(*at, "command"):
+        return
+    for word in backend.command:
+        name, given, value = word.partition("=")
+        flag = name.startswith("-")
+        known = backend.kind is Kind.VLLM and name.lstrip("-").replace("_", "-") in _TOLD
+        if not (flag or (given and value)) or known or not is_secret(name, backend.secrets):
+            continue
+        wrong = f"the value of {name} can be read by every user of this host in /proc/PID/cmdline"
+        right = f'if the program takes it from a variable, put that into env_file = "{ENV_FILE}"'
+        report.add((*at, "command"), wrong, right, "warning")
 
 
 def _check_file(backend: BackendSettings, path: KeyPath, report: Report) -> None:

@@ -248,6 +248,7 @@ class BackendTable(_Table):
     version: str = ""
     env: dict[str, str] = {}
     env_file: str = ""
+    secrets: Words = []
     allow_admin_paths: Words = []
 
 

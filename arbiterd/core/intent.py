@@ -33,6 +33,8 @@ ARBITER_ONLY = frozenset(
         "health",
         "canary",
         "lora_names",  # told by the command already
+        "secrets",
+        "digest",
     }
 )
 
@@ -46,6 +48,8 @@ def intent(backend: BackendSettings, share: Share) -> str:
 
     Remembered by identity: settings are frozen and live from reload to reload, and every tick asks.
     """
+    if backend.digest:
+        return backend.digest
     key = (id(backend), id(share))
     known = _known.get(key)
     if known is not None and known[0] is backend and known[1] is share:

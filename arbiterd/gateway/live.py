@@ -7,7 +7,7 @@ restarts or reloads for any reason finds the newest state (docs/facts/gateway.md
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from arbiterd.gateway.layout import Layout, models, owners, spelled
 from arbiterd.model.gateway import GatewayWish
@@ -22,8 +22,12 @@ def clean(text: str) -> str:
     return _PLAIN.sub(" ", text.replace("→", "->").replace("'", "`"))[:WHY_MAX].strip() or "-"
 
 
-def live(wish: GatewayWish, layout: Layout, settings: Settings) -> dict[str, str]:
-    """Key → value. Keys that are missing mean the safe thing: shed, no failover, no model."""
+def live(
+    wish: GatewayWish, layout: Layout, settings: Settings, hide: Callable[[str], str] = str
+) -> dict[str, str]:
+    """Key → value. Keys that are missing mean the safe thing: shed, no failover, no model. ``hide``
+    takes secrets out of reasons, before they are cut: clients read them.
+    """
     out: dict[str, str] = {}
     for one in layout.backends:
         state = wish.backends.get(one.name)
@@ -35,9 +39,9 @@ def live(wish: GatewayWish, layout: Layout, settings: Settings) -> dict[str, str
         out[f"ra:{name}"] = str(state.retry_after_s)
         out[f"rf:{name}"] = str(state.full_retry_after_s)
         out[f"q:{name}"] = str(state.max_queue)
-        out[f"why:{name}"] = clean(state.why)
+        out[f"why:{name}"] = clean(hide(state.why))
         if state.advice:
-            out[f"adv:{name}"] = clean(state.advice)
+            out[f"adv:{name}"] = clean(hide(state.advice))
         out[f"ver:{name}"] = clean(state.version or "unknown")
         out[f"dev:{name}"] = str(state.device_bytes)
     for (source, model), target in wish.failover.items():

@@ -123,7 +123,9 @@ class BackendSettings:
     own model_config_file). ``served_also``: names that [[failover]] makes a vLLM answer to.
     ``image`` empty means a plain command; ``volumes``: SOURCE:TARGET[:ro] for its container.
     ``user`` empty means gpu-engines under systemd, the daemon's own user under the direct launcher,
-    for an image its own.
+    for an image its own. ``secrets``: names of variables and options whose values nobody may read, beside
+    those whose names tell it. ``digest``: of a trace, what core.intent made of it before its secrets were
+    taken out; "" otherwise.
     """
 
     name: str
@@ -155,12 +157,14 @@ class BackendSettings:
     version: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     env_file: str = ""
+    secrets: tuple[str, ...] = ()
     canary: str = ""
     allow_admin_paths: tuple[str, ...] = ()
     served_also: tuple[str, ...] = ()
     vllm: VllmOptions = VllmOptions()
     ollama: OllamaOptions = OllamaOptions()
     tensorflow: TensorflowOptions = TensorflowOptions()
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

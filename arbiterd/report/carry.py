@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from arbiterd import procfs
 from arbiterd.core.state import Carry
 from arbiterd.owned import put_aside, put_owned, read_owned, top
+from arbiterd.redact import Redactor
 
 NAME = "carry.json"
 _BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionError)
@@ -25,8 +26,9 @@ _BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionE
 class CarryStore:
     """``save`` never waits for the disk."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, redactor: Redactor | None = None) -> None:
         self._path = top(runtime_dir) / NAME
+        self._redactor = redactor or Redactor()
         self.problems: list[str] = []
         self._last: Carry | None = None
         self._queue: queue.SimpleQueue[Carry | None] = queue.SimpleQueue()
@@ -77,5 +79,5 @@ class CarryStore:
     def _write(self, carry: Carry) -> None:
         """A full disk costs what a restart would have carried on, nothing else."""
         with suppress(OSError):
-            text = json.dumps({"boot_id": procfs.boot_id(), "carry": asdict(carry)})
-            put_owned(self._path, text.encode())
+            whole = {"boot_id": procfs.boot_id(), "carry": asdict(carry)}
+            put_owned(self._path, json.dumps(self._redactor.document(whole)).encode())

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import structlog
 
 from arbiterd.model.events import Event, Severity
+from arbiterd.redact import Redactor
 from arbiterd.report.catalogue import message_id
 
 SOCKET = "/run/systemd/journal/socket"
@@ -86,10 +87,11 @@ def encode(fields: Mapping[str, str]) -> bytes:
 
 
 class Journal:
-    """Writes; never raises, never blocks for long. Safe from any thread."""
+    """Writes, without secrets; never raises, never blocks for long. Safe from any thread."""
 
-    def __init__(self, mode: LogMode) -> None:
+    def __init__(self, mode: LogMode, redactor: Redactor | None = None) -> None:
         self.mode = mode
+        self._redactor = redactor or Redactor()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         colours = mode == "pretty" and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
@@ -125,6 +127,7 @@ class Journal:
                 self._socket = None
 
     def _put(self, fields: dict[str, str], severity: Severity) -> None:
+        fields = {key: self._redactor.text(value) for key, value in fields.items()}
         with self._lock, suppress(OSError, ValueError):
             if self.mode == "journal":
                 self._send(encode(fields))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from arbiterd.owned import NotTrusted, put_owned, read_owned, top
+from arbiterd.redact import Redactor
 
 T = TypeVar("T")
 
@@ -25,8 +26,9 @@ class Kept(Generic[T]):
 
     name: str
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, redactor: Redactor | None = None) -> None:
         self._path = top(state_dir) / self.name
+        self._redactor = redactor or Redactor()
         self.problems: list[str] = []
         self._last: tuple[T, ...] = ()
         self._queue: queue.SimpleQueue[tuple[T, ...] | None] = queue.SimpleQueue()
@@ -104,5 +106,5 @@ class Kept(Generic[T]):
         """
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps([self.encode(one) for one in entries])
-            put_owned(self._path, text.encode(), sync=True)
+            rows = self._redactor.document([self.encode(one) for one in entries])
+            put_owned(self._path, json.dumps(rows).encode(), sync=True)

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import urllib3
-
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed
 from arbiterd.keyring import Keyring
@@ -31,8 +29,9 @@ from arbiterd.model.health import (
 )
 from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import BackendSettings, Settings
+from arbiterd.redact import Redactor
 from arbiterd.sense.canaries import sent, tried
-from arbiterd.sense.http import ask, session, unix_session
+from arbiterd.sense.http import Via, ask, session, unix_session
 from arbiterd.sense.turns import Turns
 
 FAST_S, SLOW_S = 0.25, 1.0
@@ -74,8 +73,13 @@ class Prober:
     """
 
     def __init__(
-        self, on_change: Callable[[], None], door: Path | None = None, keys: Keyring | None = None
+        self,
+        on_change: Callable[[], None],
+        door: Path | None = None,
+        keys: Keyring | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
+        self._hide = (redactor or Redactor()).text
         self._keys = keys or Keyring()
         self._on_change = on_change
         self._door = door
@@ -149,7 +153,7 @@ class Prober:
 
     # -- threads -------------------------------------------------------------------------------
     def _run(self, target: _Target) -> None:
-        with session() as via:
+        with session(self._hide) as via:
             counters_at = 0.0
             while not target.stop:
                 began = time.monotonic()
@@ -167,7 +171,7 @@ class Prober:
         engine = engine_of(target.backend.kind)
         probes = engine.ready_probes(target.backend)
         named = {_DOOR_HEADER: target.order.backend}
-        via = unix_session(path)
+        via = unix_session(path, self._hide)
         while not target.stop:
             period = FAST_S
             if isinstance(target.alive, Known) and target.alive.value.verdict.ok:
@@ -183,7 +187,7 @@ class Prober:
             target.door_wake.wait(period)
         via.close()
 
-    def _alive(self, target: _Target, via: urllib3.PoolManager) -> bool:
+    def _alive(self, target: _Target, via: Via) -> bool:
         engine = engine_of(target.backend.kind)
         probes = engine.ready_probes(target.backend)
         as_door = _as_door(engine.door_host, target.order.url) | self._keys.bearer(target.backend)
@@ -200,7 +204,7 @@ class Prober:
             self._on_change()
         return verdict.ok
 
-    def _counters(self, target: _Target, via: urllib3.PoolManager) -> None:
+    def _counters(self, target: _Target, via: Via) -> None:
         engine = engine_of(target.backend.kind)
         progress = engine.progress_probe(target.backend)
         if progress is not None:
@@ -211,9 +215,7 @@ class Prober:
         if engine.loaded_probe(target.backend) is not None:
             target.loaded = self._loaded(target, via)
 
-    def _loaded(
-        self, target: _Target, via: urllib3.PoolManager
-    ) -> Reading[tuple[LoadedModel, ...]]:
+    def _loaded(self, target: _Target, via: Via) -> Reading[tuple[LoadedModel, ...]]:
         """What is resident. Its time is that of the question: a load may end before the answer."""
         engine = engine_of(target.backend.kind)
         probe = engine.loaded_probe(target.backend)
@@ -228,7 +230,7 @@ class Prober:
         return Known(self._with_warm(target, via, told), began)
 
     def _with_warm(
-        self, target: _Target, via: urllib3.PoolManager, loaded: tuple[LoadedModel, ...]
+        self, target: _Target, via: Via, loaded: tuple[LoadedModel, ...]
     ) -> tuple[LoadedModel, ...]:
         """Another name of the warm model's file may be listed in its place: a runner has one name."""
         warm = engine_of(target.backend.kind).warm_model(target.backend)
@@ -239,7 +241,7 @@ class Prober:
             replace(one, also=(warm,)) if mine and one.runner == mine else one for one in loaded
         )
 
-    def _told(self, target: _Target, via: urllib3.PoolManager, model: LoadedModel) -> LoadedModel:
+    def _told(self, target: _Target, via: Via, model: LoadedModel) -> LoadedModel:
         """With what the engine tells of it elsewhere, asked once."""
         engine = engine_of(target.backend.kind)
         key = (model.name, model.digest)
@@ -253,12 +255,12 @@ class Prober:
 
     def _trial(self, target: _Target, model: str) -> None:
         """One canary, once; its memory is core's to look at."""
-        with session() as via:
+        with session(self._hide) as via:
             ok, detail = tried(via, target.backend, target.order.url, model, target.bodies)
         target.trial = Trial(model, ok, detail, time.monotonic())
         self._on_change()
 
-    def _served(self, target: _Target, via: urllib3.PoolManager) -> None:
+    def _served(self, target: _Target, via: Via) -> None:
         """Names change rarely; a list that was read stays until another one is."""
         engine = engine_of(target.backend.kind)
         probe = engine.served_probe(target.backend)
@@ -278,7 +280,7 @@ class Prober:
             if engine.trials is not None:
                 self._suspected(target)
                 return
-            with session() as via:
+            with session(self._hide) as via:
                 loaded = self._turn(target, via)
                 probe = engine.canary(target.backend, loaded)
                 if probe is None or target.stop:
@@ -298,7 +300,7 @@ class Prober:
             target.canary_out = False
             self._on_change()
 
-    def _turn(self, target: _Target, via: urllib3.PoolManager) -> tuple[LoadedModel, ...]:
+    def _turn(self, target: _Target, via: Via) -> tuple[LoadedModel, ...]:
         """The resident model that is asked next, by a list of this moment: one that has left since
         would be loaded by the question.
         """
@@ -309,7 +311,7 @@ class Prober:
     def _suspected(self, target: _Target) -> None:
         """The kept canaries, one after the other until one does not come back in time."""
         engine, order = engine_of(target.backend.kind), target.order
-        with session() as via:
+        with session(self._hide) as via:
             replies = [
                 reply
                 for model in order.canaries

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,24 @@ BODY_LIMIT = 2 * 1024 * 1024  # vLLM's metrics page is some 60 KB
 _CONNECT_S = 2.0
 
 
-Via = urllib3.PoolManager | urllib3.HTTPConnectionPool  # an engine's port, or a unix socket
+Hide = Callable[[str], str]
 
 
 class TooSlow(Exception):
     """The body trickles past the deadline."""
 
 
-def session() -> urllib3.PoolManager:
-    """Connections for one thread; kept alive between probes."""
-    return urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+class _Pool(urllib3.PoolManager):
+    hide: Hide = staticmethod(str)
+
+
+def session(hide: Hide = str) -> _Pool:
+    """Connections for one thread; kept alive between probes. ``hide`` takes the secrets out of the words
+    of a failure, before they are cut.
+    """
+    made = _Pool(num_pools=1, maxsize=1, retries=False)
+    made.hide = hide
+    return made
 
 
 class _UnixConnection(urllib3.connection.HTTPConnection):
@@ -51,7 +59,8 @@ class _UnixConnection(urllib3.connection.HTTPConnection):
 
 
 class _UnixPool(urllib3.HTTPConnectionPool):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hide: Hide) -> None:
+        self.hide = hide
         super().__init__("localhost", maxsize=1, retries=False)
         self._path = path
 
@@ -59,9 +68,12 @@ class _UnixPool(urllib3.HTTPConnectionPool):
         return _UnixConnection(self._path, timeout=self.timeout.connect_timeout)
 
 
-def unix_session(path: Path) -> urllib3.HTTPConnectionPool:
+def unix_session(path: Path, hide: Hide = str) -> _UnixPool:
     """The same over a unix socket: ``ask`` it with "" as the base URL."""
-    return _UnixPool(path)
+    return _UnixPool(path, hide)
+
+
+Via = _Pool | _UnixPool  # an engine's port, or a unix socket
 
 
 def ask(
@@ -86,6 +98,7 @@ def ask(
         )
         try:
             body = _body(reply, began + probe.timeout_s)
+            body = body if reply.status == 200 else via.hide(body)
         finally:
             reply.release_conn()
         return HttpReply(reply.status, body, (time.monotonic() - began) * 1000)

@@ -6,6 +6,9 @@ import json
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from arbiterd.redact import Redactor
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SAFE = {
@@ -26,6 +29,22 @@ def answer(body: object, status: int = 200, retry_after_s: int = 0) -> web.Respo
 def error(status: int, code: str, message: str, retry_after_s: int = 0) -> web.Response:
     """An error response."""
     return answer({"error": {"code": code, "message": message}}, status, retry_after_s)
+
+
+def hiding(redactor: Redactor) -> Middleware:
+    """What every answer passes on its way out: no secret stands in a body."""
+
+    @web.middleware
+    async def hide(request: web.Request, handler: Handler) -> web.StreamResponse:
+        reply = await handler(request)
+        if isinstance(reply, web.Response) and isinstance(reply.body, bytes):
+            if reply.content_type == "application/json":
+                reply.text = redactor.json(reply.body.decode())
+            elif reply.content_type == "text/plain":
+                reply.body = redactor.labels(reply.body.decode()).encode()
+        return reply
+
+    return hide
 
 
 class BadParameter(Exception):

@@ -21,12 +21,13 @@ from aiohttp import web
 from arbiterd.errors import ArbiterError
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
 from arbiterd.placing import hand_over
+from arbiterd.redact import Redactor
 from arbiterd.tap import Tap
 from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.loads import LoadDesk
 from arbiterd.web.read import Read
-from arbiterd.web.replies import as_json
+from arbiterd.web.replies import as_json, hiding
 from arbiterd.web.trace import TraceStream
 
 _START_S, _STOP_S = 10.0, 3.0
@@ -47,7 +48,9 @@ class WebServer:
         admin: Admin,
         loads: tuple[LoadDesk, Path] | None = None,
         tap: Tap | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
+        self._redactor = redactor or Redactor()
         self._holder = holder
         self._host, self._port = host, port
         self._path = socket_path
@@ -107,13 +110,15 @@ class WebServer:
             raise ArbiterError(msg) from None
 
     async def _runner(self, *, admin: bool) -> web.AppRunner:
-        app = web.Application(middlewares=[as_json], client_max_size=_BODY_LIMIT)
+        app = web.Application(
+            middlewares=[hiding(self._redactor), as_json], client_max_size=_BODY_LIMIT
+        )
         app.logger.setLevel(logging.ERROR)
         Read(self._holder).add_to(app)
         if admin:
             self._admin.add_to(app)
             if self._tap is not None:
-                TraceStream(self._tap).add_to(app)
+                TraceStream(self._tap, self._redactor).add_to(app)
         runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
         )
@@ -144,7 +149,7 @@ class WebServer:
         if self._loads is None:
             return
         desk, path = self._loads
-        app = web.Application(client_max_size=_BODY_LIMIT)
+        app = web.Application(middlewares=[hiding(self._redactor)], client_max_size=_BODY_LIMIT)
         desk.add_to(app)
         runner = web.AppRunner(
             app,

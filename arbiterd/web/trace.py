@@ -7,6 +7,7 @@ import time
 
 from aiohttp import web
 
+from arbiterd.redact import Redactor
 from arbiterd.tap import KEPT, Tap
 from arbiterd.trace import Writer
 from arbiterd.web.replies import error
@@ -16,10 +17,13 @@ MOST = 4  # recordings at a time
 
 
 class TraceStream:
-    """Over the admin socket only (web/admin.py asks who it is): a trace names processes, users, models."""
+    """Over the admin socket only (web/admin.py asks who it is): a trace names processes, users, models. It
+    holds no secrets.
+    """
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, tap: Tap, redactor: Redactor | None = None) -> None:
         self._tap = tap
+        self._redactor = redactor or Redactor()
 
     def add_to(self, app: web.Application) -> None:
         """Register the route."""
@@ -39,7 +43,7 @@ class TraceStream:
         listener = self._tap.open()
         try:
             await reply.prepare(request)
-            writer, end = Writer(), time.monotonic() + seconds
+            writer, end = Writer(self._redactor), time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0:
                 for tick in await listener.take(min(left, _IDLE_S)):
                     for line in writer.lines(tick):

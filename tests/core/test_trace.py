@@ -18,6 +18,7 @@ from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import GatewayObservation
 from arbiterd.model.reading import Known, Unknown
+from arbiterd.redact import Redactor
 from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.scenario import CONFIG, Scenario, play, read, settings_of
 from arbiterd.sim.world.script import Script
@@ -45,9 +46,9 @@ def through_json(value: object) -> Any:
 class Recording(Ours):
     """Ours, with every tick written."""
 
-    def __init__(self) -> None:
+    def __init__(self, redactor: Redactor | None = None) -> None:
         super().__init__()
-        self.writer = Writer()
+        self.writer = Writer(redactor)
         self.lines: list[str] = []
 
     def decide(self, observation: Any, settings: Any) -> Any:
@@ -207,3 +208,25 @@ def test_observations_are_the_same_objects_where_nothing_changed() -> None:
     """A small trace, and a fast replay."""
     empty = GatewayObservation()
     assert difference(empty, empty) is difference((1,), (1,))
+
+
+def test_a_trace_without_its_secrets_replays_to_the_same_decisions() -> None:
+    """The values are in env and command; the digest of each backend was made with them."""
+    keyed = CONFIG.replace(
+        '"serve", "Qwen/Qwen2.5-3B-Instruct"]',
+        '"serve", "Qwen/Qwen2.5-3B-Instruct", "--api-key", "planted-in-command"],\n'
+        '  env = { HF_TOKEN = "planted-in-env" }',
+    ).replace("\n  env", " env")
+    scenario = replace(
+        read(SCENARIOS / "fast-leak.toml"), settings=settings_of(keyed), duration_s=40.0
+    )
+    plain = Recording()
+    play(scenario, plain)
+    policy = Recording(Redactor(["planted-in-command", "planted-in-env"]))
+    play(scenario, policy)
+    for word in ("planted-in-command", "planted-in-env"):
+        assert any(word in line for line in plain.lines)
+        assert not any(word in line for line in policy.lines)
+    found = list(replay(Reader(policy.lines)))
+    assert any(one.decision.actions for one in found)
+    assert all(one.same for one in found)
