@@ -181,7 +181,7 @@ class GatewayTable(_Table):
     key_file: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
     hosts: HostNames = []
     cors: Origins = []
-    max_body: Annotated[Size, Field(ge=1024)] = 64 * 1024**2
+    max_body: Annotated[Size, Field(ge=1024)] = 32 * 1024**2
 
 
 class ForeignTable(_Table):

@@ -8,13 +8,16 @@ written. What is no JSON for Go is refused here (docs/facts/gateway.md).
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any
 
 from arbiterd.engines.ollama_models import ANEW, BY_FIT, cap_tokens
 from arbiterd.engines.ollama_names import same_model
+from arbiterd.gateway import json_scan
 
 _FOLDS = str.maketrans({"ſ": "s", "\u212a": "k"})
 # Options that size a runner: another value makes Ollama load the model anew, at that size.
@@ -39,7 +42,9 @@ _TOKENS_BELOW_V1 = {
     "/v1/chat/completions": "max_tokens",
     "/v1/responses": "max_output_tokens",
 }
-_DEPTH_MAX = 500  # Go stops at 10,000; Python's own parser much earlier
+_SHORT = 4096  # bytes: longer values, arrays and objects are handed on as they stand
+_OPTIONS_MAX = 64 * 1024  # bytes of Ollama's options, which are built and clamped
+_PIECE = 256 * 1024  # bytes at a time to an engine
 
 
 class BadBody(ValueError):
@@ -72,12 +77,61 @@ class Unload(Enum):
     AFTER = "after"
 
 
+@dataclass(slots=True)
+class Source:
+    """The bytes of a body as it came. ``drop`` lets them go once they have been sent, whoever still
+    holds a part of it.
+    """
+
+    raw: bytes | bytearray = b""
+
+    def drop(self) -> None:
+        """The parts are empty from now on."""
+        self.raw = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a body from ``start`` to ``end``. ``empty``: as Go sees it (``[]``, ``{}``, ``""``)."""
+
+    source: Source
+    start: int
+    end: int
+    empty: bool = False
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __bool__(self) -> bool:
+        return not self.empty
+
+
+Sent = Sequence[bytes | Part]  # a body to send: text of ours, and parts of the client's
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
-    """``pairs``: the object's members in order, duplicates included. ``model``: the one Go sees."""
+    """``pairs``: the object's members in order, duplicates included; long values are Parts.
+    ``model``: the one Go sees.
+    """
 
     pairs: tuple[tuple[str, Any], ...]
     model: str
+
+
+def whole(source: Source) -> Sent:
+    """All of it, as it came."""
+    return (Part(source, 0, len(source.raw)),)
+
+
+def pieces(sent: Sent) -> Iterator[memoryview | bytes]:
+    """At most _PIECE bytes at a time; nothing is copied."""
+    for one in sent:
+        if isinstance(one, bytes):
+            yield one
+            continue
+        for at in range(one.start, one.end, _PIECE):
+            yield memoryview(one.source.raw)[at : min(at + _PIECE, one.end)]
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -89,37 +143,63 @@ def fold(key: str) -> str:
     return key.translate(_FOLDS).lower()
 
 
-def parse(raw: bytes) -> Body:
-    """Parse once.
+def parse(raw: bytes | Source) -> Body:
+    """Checked whole; built are only the members that the gate looks at.
 
     Raises:
-        BadBody: no JSON object, or more than one value.
+        BadBody: no JSON object, more than one value, or what no engine could read (json_scan).
 
     """
+    source = raw if isinstance(raw, Source) else Source(raw)
+    _valid_utf8(source)
     try:
-        # Go replaces invalid UTF-8 by U+FFFD
-        found = json.loads(
-            raw.decode("utf-8", "replace"), object_pairs_hook=_Pairs, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        msg = f"the body is no JSON: {str(error)[:120]}"
+        found = json_scan.members(source.raw)
+        pairs = tuple((key, _value(source, key, start, end)) for key, start, end in found)
+    except json_scan.NotJson as error:
+        msg = f"the body is not valid JSON: {error}"
         raise BadBody(msg) from None
-    if not isinstance(found, _Pairs):
-        msg = "the body is no JSON object"
-        raise BadBody(msg)
     model = ""
-    for key, value in found:
+    for key, value in pairs:
         if fold(key) == "model":
             if value is not None and not isinstance(value, str):
                 msg = "model must be a string"
                 raise BadBody(msg)
             model = value if value is not None else model  # null leaves Go's field as it is
-    return Body(tuple(found), model)
+    return Body(pairs, model)
 
 
-def _no_constant(name: str) -> NoReturn:
-    msg = f"{name} is no JSON"
-    raise ValueError(msg)
+def _valid_utf8(source: Source) -> None:
+    """Go replaces invalid UTF-8 by U+FFFD; vLLM would refuse it, and so is a large body: the text of one
+    takes up to four times its size.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(source.raw)
+    try:
+        for at in range(0, len(view), _PIECE):
+            decoder.decode(view[at : at + _PIECE])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        if len(view) > _PIECE:
+            msg = "the body is not valid UTF-8"
+            raise BadBody(msg) from None
+        source.raw = bytes(view).decode("utf-8", "replace").encode()
+
+
+def _value(source: Source, key: str, start: int, end: int) -> Any:
+    """A short scalar, Ollama's options, or a Part."""
+    first = source.raw[start : start + 1]
+    options = fold(key) == "options" and first == b"{"
+    if options and end - start > _OPTIONS_MAX:
+        msg = f"options are larger than {_OPTIONS_MAX} bytes"
+        raise BadBody(msg)
+    if options or (first not in (b"{", b"[") and end - start <= _SHORT):
+        try:
+            return json.loads(bytes(source.raw[start:end]), object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits
+            msg = f"the body is not valid JSON: {str(error)[:120]}"
+            raise BadBody(msg) from None
+    inside = bytes(source.raw[start + 1 : min(end - 1, start + _SHORT)])
+    return Part(source, start, end, empty=end - start <= _SHORT and not inside.strip())
 
 
 def member(body: Body, name: str) -> Any:
@@ -145,9 +225,9 @@ def keeps(body: Body, path: str) -> bool:
     return not path.startswith("/v1/") and member(body, "keep_alive") is not None
 
 
-def clamped(body: Body, clamp: Clamp, *, v1: bool, model: str = "", path: str = "") -> bytes:
-    """The body to send: every clamped key once, in canonical spelling. ``model``: another name."""
-    name = model or body.model
+def clamped(body: Body, clamp: Clamp, *, v1: bool, path: str = "") -> Sent:
+    """The body to send: every clamped key once, in canonical spelling."""
+    name = body.model
     kept: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for key, value in body.pairs:
@@ -185,7 +265,26 @@ def clamped(body: Body, clamp: Clamp, *, v1: bool, model: str = "", path: str = 
             "num_gpu": clamp.num_gpu,
         }
         out["keep_alive"] = keep_alive(asked, clamp, name)
-    return json.dumps(_plain(out), separators=(",", ":")).encode()
+    return _written(out)
+
+
+def _written(members: dict[str, Any]) -> Sent:
+    """As JSON, the parts in between."""
+    out: list[bytes | Part] = []
+    text = b"{"
+    for number, (key, value) in enumerate(members.items()):
+        text += (b"," if number else b"") + json.dumps(key).encode() + b":"
+        if isinstance(value, Part):
+            out += [text, value]
+            text = b""
+        else:
+            try:
+                plain = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
+            except RecursionError:
+                msg = f"{key} is nested too deeply"
+                raise BadBody(msg) from None
+            text += plain.encode()
+    return [*out, text + b"}"]
 
 
 def _end(fields: dict[str, Any], name: str, clamp: Clamp) -> None:
@@ -200,17 +299,14 @@ def _end(fields: dict[str, Any], name: str, clamp: Clamp) -> None:
         fields[name] = cap_tokens(clamp.context_length)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def _plain(value: Any) -> Any:
     """Objects with duplicates become plain ones; the last wins."""
-    if depth > _DEPTH_MAX:
-        msg = f"the body is nested more than {_DEPTH_MAX} deep"
-        raise BadBody(msg)
     if isinstance(value, _Pairs):
-        return {key: _plain(one, depth + 1) for key, one in value}
+        return {key: _plain(one) for key, one in value}
     if isinstance(value, dict):
-        return {key: _plain(one, depth + 1) for key, one in value.items()}
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one, depth + 1) for one in value]
+        return [_plain(one) for one in value]
     return value
 
 

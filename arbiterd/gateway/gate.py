@@ -13,9 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,53 +23,20 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from arbiterd.engines.ollama import LOAD_ROUTES
-from arbiterd.gateway import bodies, ends, incoming, live, probes
+from arbiterd.gateway import bodies, incoming, live, probes
 from arbiterd.gateway.keys import ALL, KEYED
 from arbiterd.gateway.layout import owner_of
 from arbiterd.gateway.lists import ONE, Lists
 from arbiterd.gateway.loads import Loads, Refused
+from arbiterd.gateway.relay import HOP, Told, data, kept, pass_on
+from arbiterd.gateway.room import TOTAL_BYTES, Room
 
-_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailers",
-        "transfer-encoding",
-        "upgrade",
-        "content-length",
-        "content-encoding",
-        "host",
-        "expect",
-    )
-)
 _LISTS = ("/api/tags", "/v1/models", "/api/ps")
 _RELOAD_S = 1.0
+_READ_BYTES = 64 * 1024  # of each connection, read before anybody asks for it
+_LINE_BYTES = 64 * 1024  # HAProxy's buffer; the doors refuse lines beyond frontend.LINE_MAX
+_SWITCH_S = 0.001  # the parser's thread gives way to the loop so often
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 503: "overloaded"}
-_WAITED_MS = 50  # shorter is not told: asking what is resident takes a moment, too
-
-
-@dataclass(slots=True)
-class Told:
-    """What the answer's headers tell: how long it waited here (ms), and why or why it is from another."""
-
-    waited_ms: int = 0
-    why: str = ""
-
-    def waited(self, began: float, why: str) -> None:
-        """Since then (monotonic seconds), for this, unless there is a reason already."""
-        self.waited_ms = round((time.monotonic() - began) * 1000)
-        if self.waited_ms >= _WAITED_MS and not self.why:
-            self.why = why
-
-    def headers(self, inner: Mapping[str, str]) -> dict[str, str]:
-        """Together with what the inner door has told."""
-        waited = self.waited_ms + int(inner.get("X-Arbiter-Waited-Ms", "0") or 0)
-        whys = [why for why in (self.why, inner.get("X-Arbiter-Why", "")) if why]
-        out = {"X-Arbiter-Waited-Ms": str(waited)} if waited >= _WAITED_MS else {}
-        return out | ({"X-Arbiter-Why": live.clean("; ".join(whys))} if whys else {})
 
 
 class Gate:
@@ -85,6 +50,7 @@ class Gate:
         self.config: dict[str, Any] = {}
         self.inner: dict[str, aiohttp.ClientSession] = {}
         self.loads: dict[str, Loads] = {}
+        self.room = Room()
 
     # -- configuration -------------------------------------------------------------------------
     async def refresh(self) -> None:
@@ -95,6 +61,8 @@ class Gate:
         found = json.loads(self._path.read_text())
         self._stamp = stamp
         self.config = found
+        # a body that max_body allows must fit, if it is the only one
+        self.room.total = max(TOTAL_BYTES, found["max_body_bytes"])
         for name in set(self.inner) - set(found["backends"]):
             await self.inner.pop(name).close()
             self.loads.pop(name, None)
@@ -125,9 +93,9 @@ class Gate:
         """One request from HAProxy."""
         if request.path == "/livez":
             return web.Response(text="ok")
-        told = Told()
+        told, held = Told(), incoming.Held()
         try:
-            return await self._route(request, told)
+            return await self._route(request, told, held)
         except Refused as refused:
             error = _error(request, refused.status, str(refused), refused.retry_after_s)
             error.headers.update(told.headers({}))
@@ -137,13 +105,17 @@ class Gate:
         except aiohttp.ClientError as error:
             text = f"the way to the engine is cut: {type(error).__name__}"
             return _error(request, 502, text, 5)
+        finally:
+            held.drop()
 
-    async def _route(self, request: web.Request, told: Told) -> web.StreamResponse:
+    async def _route(
+        self, request: web.Request, told: Told, held: incoming.Held
+    ) -> web.StreamResponse:
         door = request.headers.get("x-arbiter-door", "")
         want = request.headers.get("x-arbiter-want", "")
         probed = request.headers.get(probes.HEADER, "")
         if probed in self.inner:  # the daemon's own, by HAProxy's probe socket: nothing is held
-            return await self._relay(request, probed, b"", told)
+            return await self._relay(request, probed, (), told, held)
         if "x-arbiter-via" in request.headers:  # from here, and its engine was not there either
             msg = f"neither {door} nor its substitute answers"
             raise Refused(msg)
@@ -151,10 +123,11 @@ class Gate:
             return web.Response(status=204, headers={"Allow": "GET, HEAD, POST, OPTIONS"})
         if request.method in ("GET", "HEAD"):
             return await self._read(request, door, want)
-        raw = await incoming.read(request, self.config["max_body_bytes"])
-        if want and want == door and want not in self.loads:
-            return await self._relay(request, want, raw, told)  # here to be unpacked
-        found = await incoming.parse(request, raw)
+        await incoming.read(request, self.config["max_body_bytes"], self.room, held)
+        if want and want == door and want not in self.loads:  # here to be unpacked
+            return await self._relay(request, want, bodies.whole(held.source), told, held)
+        found = await incoming.parse(request, held.source)
+        raw = bodies.whole(held.source)
         name = self._target(found, door, want)
         home = request.headers.get("x-arbiter-home", "") or self._home(found.model, door)
         self._guard(request, home, name)
@@ -162,7 +135,7 @@ class Gate:
             why = self.live().get(f"why:{home}", "") or "it does not answer"
             told.why = f"failover from {home}: {why.removeprefix(f'{home}: ')}"
         if name not in self.loads or request.path not in LOAD_ROUTES:
-            return await self._relay(request, name, raw, told)
+            return await self._relay(request, name, raw, told, held)
         loads = self.loads[name]
         # HAProxy has an eye on the client; when it is gone this handler is cancelled, held or not.
         loads.device_bytes = int(self.live().get(f"dev:{name}", "0") or 0)
@@ -173,7 +146,8 @@ class Gate:
                 told.waited(began, f"load of {found.model}")
                 if ticket.answer is not None:
                     return web.json_response(ticket.answer)
-                return await self._relay(request, name, ticket.sent if found.body else raw, told)
+                sent = ticket.sent if found.body else raw
+                return await self._relay(request, name, sent, told, held)
         except Refused:
             told.waited(began, f"load of {found.model}")
             raise
@@ -252,25 +226,32 @@ class Gate:
         url = f"http://localhost{request.raw_path}"
         async with self.inner[want].get(url, headers=_shown(request)) as reply:
             return web.Response(
-                status=reply.status, body=await reply.read(), headers=_kept(reply.headers)
+                status=reply.status, body=await reply.read(), headers=kept(reply.headers)
             )
 
     async def _relay(
-        self, request: web.Request, name: str, body: bytes, told: Told
+        self,
+        request: web.Request,
+        name: str,
+        body: bodies.Sent,
+        told: Told,
+        held: incoming.Held,
     ) -> web.StreamResponse:
         """Hand on; every chunk at once."""
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
         if "Host" in request.headers:  # HAProxy rewrites it, towards Ollama only
             headers["Host"] = request.headers["Host"]
         headers["Accept-Encoding"] = "identity"  # an encoded stream cannot be watched for its end
         session = self.inner[name]
         url = f"http://localhost{request.raw_path}"
+        if body:
+            headers["Content-Length"] = str(sum(len(one) for one in body))
         async with session.request(
-            request.method, url, data=body, headers=headers, allow_redirects=False
+            request.method, url, data=data(body, held), headers=headers, allow_redirects=False
         ) as reply:
-            kept = CIMultiDict(_kept(reply.headers))
-            kept.update(told.headers(reply.headers))
-            out = web.StreamResponse(status=reply.status, headers=kept)
+            shown = CIMultiDict(kept(reply.headers))
+            shown.update(told.headers(reply.headers))
+            out = web.StreamResponse(status=reply.status, headers=shown)
             length = reply.headers.get("Content-Length")
             if length is not None:
                 out.content_length = int(length)
@@ -278,7 +259,7 @@ class Gate:
                 out.force_close()  # no chunks in HTTP/1.0: the end of the connection is the end
             await out.prepare(request)
             try:
-                whole = await _pass_on(request, reply, out)
+                whole = await pass_on(request, reply, out)
             except aiohttp.ClientError:
                 whole = False  # the engine died mid-answer
             if not whole:  # cut it off, so that it does not look finished
@@ -287,18 +268,6 @@ class Gate:
                 return out
             await out.write_eof()
             return out
-
-
-async def _pass_on(
-    request: web.Request, reply: aiohttp.ClientResponse, out: web.StreamResponse
-) -> bool:
-    """Every chunk at once; whether the answer has ended as its API ends answers."""
-    end = ends.watch(request.method, request.path, reply.status, reply.headers)
-    async for chunk in reply.content.iter_any():
-        if end is not None:
-            end.feed(chunk)
-        await out.write(chunk)
-    return end is None or end.told()
 
 
 def _locked(request: web.Request, keyed: list[str]) -> frozenset[str]:
@@ -313,12 +282,6 @@ def _shown(request: web.Request) -> dict[str, str]:
     """The client's key: where the doors ask for none, its engine judges it."""
     given = request.headers.get("Authorization")
     return {"Authorization": given} if given else {}
-
-
-def _kept(headers: Any) -> dict[str, str]:
-    return {
-        k: v for k, v in headers.items() if k.lower() not in _HOP or k.lower() == "content-encoding"
-    }
 
 
 def _error(request: web.Request, status: int, text: str, retry_after_s: int = 0) -> web.Response:
@@ -338,7 +301,16 @@ async def serve(path: Path) -> None:
     await gate.refresh()
     app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.*}", gate.handle)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=60.0)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=60.0,
+        auto_decompress=False,  # a whole chunk at once: 64 KiB become 64 MiB (gateway/incoming.py)
+        read_bufsize=_READ_BYTES,
+        max_line_size=_LINE_BYTES,
+        max_field_size=_LINE_BYTES,
+    )
     await runner.setup()
     socket = Path(gate.config["socket"])
     with suppress(FileNotFoundError):
@@ -364,6 +336,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m arbiterd.gateway.gate GATE.JSON\n")
         return 2
+    sys.setswitchinterval(_SWITCH_S)
     try:
         uvloop.run(serve(Path(sys.argv[1])))
     except (OSError, ValueError, KeyError) as error:

@@ -35,7 +35,7 @@ _LOOK_S = 6.0
 class Ticket:
     """An admitted request: the body to send, or ``answer``: what is said without asking Ollama."""
 
-    sent: bytes
+    sent: bodies.Sent
     answer: dict[str, Any] | None = None
 
 

@@ -58,7 +58,7 @@ class GatewaySettings:
     key_file: str = ""
     hosts: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
-    max_body_bytes: int = 64 * 1024 * 1024
+    max_body_bytes: int = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ max_body = "1GiB"
     )
     assert gateway.max_body_bytes == 1024 * MIB
     plain = _load(tmp_path).gateway
-    assert (plain.hosts, plain.cors, plain.max_body_bytes) == ((), (), 64 * MIB)
+    assert (plain.hosts, plain.cors, plain.max_body_bytes) == ((), (), 32 * MIB)
 
 
 def test_a_mode_may_override_any_key(tmp_path: Path) -> None:

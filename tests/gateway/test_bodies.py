@@ -14,17 +14,24 @@ from arbiterd.engines.ollama_models import ANEW
 from arbiterd.gateway.bodies import (
     RUNNER_OPTIONS,
     BadBody,
+    Body,
     Clamp,
     Unload,
-    clamped,
     go_seconds,
     keep_alive,
     parse,
+    pieces,
     unload,
 )
+from arbiterd.gateway.bodies import clamped as clamped_parts
 
 CLAMP = Clamp(context_length=8192, keep_alive_s=600, warm="qwen2.5:3b")
 _FIELDS = ("model", "prompt", "options", "keep_alive", "stream", "messages", "input", "num_ctx")
+
+
+def clamped(body: Body, clamp: Clamp, *, v1: bool, path: str = "") -> bytes:
+    """The body as it is sent."""
+    return b"".join(pieces(clamped_parts(body, clamp, v1=v1, path=path)))
 
 
 def go_fold(key: str) -> str:
@@ -130,7 +137,11 @@ def test_the_model_that_is_checked_is_the_one_go_reads(members: list[tuple[str, 
 @pytest.mark.parametrize(
     "raw",
     [b"", b"[]", b"3", b"{", b'{"a":1}{"b":2}', b'{"a":NaN}', b'{"model":5}', b"[" * 100_000, b'{"options":[1]}',
-     b'{"a":' * 2000 + b"1" + b"}" * 2000],
+     b'{"a":' * 2000 + b"1" + b"}" * 2000, b'{"a":' * 900 + b"1" + b"}" * 900, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",
+     b'{"a":1e400}', b'{"a":[{"b":-1e999}]}', b'{"options":{"temperature":1e400}}', b'{"a":[NaN]}', b'{"a":-Infinity}',
+     b'{"a":01}', b'{"a":1.}', b'{"a":+1}', b"{'a':1}", b'{"a":"\\x"}', b'{"a":"\n"}', b'{"a":1,}', b'{"a" 1}',
+     b'{"a":' + b"9" * 400 + b"}", b'\xef\xbb\xbf{"a":1}', b'{"a":"' + b"x" * 300_000 + b'\xff"}', b'{"options":{"a":"' + b"x" * 70_000 + b'"}}',
+     b"{" + b'"a":1,' * 1500 + b'"b":1}', b'{"' + b"k" * 5000 + b'":1}'],
 )  # fmt: skip
 def test_what_is_no_body_is_refused_in_a_sentence(raw: bytes) -> None:
     """Never a traceback, never a guess."""

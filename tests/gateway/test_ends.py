@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from arbiterd.gateway import ends
-from arbiterd.gateway.gate import Gate, Told
+from arbiterd.gateway import ends, incoming
+from arbiterd.gateway.gate import Gate
+from arbiterd.gateway.relay import Told
 
 NDJSON, SSE = "application/x-ndjson", "text/event-stream; charset=utf-8"
 TOKEN = b'{"model":"m","response":"\\"done\\":true [DONE]","done":false}\n'
@@ -96,7 +97,9 @@ async def _between(
     gate = Gate(folder / "gate.json")
 
     async def relay(request: web.Request) -> web.StreamResponse:
-        return await gate._relay(request, "ollama", await request.read(), Told())
+        return await gate._relay(
+            request, "ollama", (await request.read(),), Told(), incoming.Held()
+        )
 
     runners = []
     for name, handler in (("inner", engine), ("gate", relay)):

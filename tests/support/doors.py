@@ -78,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(length)
         path = urlsplit(self.path).path
         low = {k.lower(): v for k, v in self.headers.items()}
-        self.server.seen.append(Seen(self.command, self.path, low, body))
+        kept = body[: self.server.keeps]
+        self.server.seen.append(Seen(self.command, self.path, low, kept))
         if low.get("upgrade", "").lower() == "websocket":
             self.send_response(101)
             self.send_header("Upgrade", "websocket")
@@ -146,6 +147,7 @@ class Engine(ThreadingHTTPServer):
         self.answers: dict[str, Any] = {}
         self.streams: set[str] = set()
         self.key = ""
+        self.keeps: int | None = None  # bytes of each body, None: all
         super().__init__(("127.0.0.1", port), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
