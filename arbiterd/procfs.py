@@ -100,6 +100,12 @@ def environ(pid: int) -> dict[str, str]:
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
 
 
+def argv(pid: int) -> list[str]:
+    """Its arguments; empty when it is gone, or a kernel thread."""
+    raw = _read(pid, "cmdline") or b""
+    return [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
+
+
 def command(pid: int) -> str:
     """Its command line with spaces, or its name in brackets (a kernel thread, a zombie)."""
     raw = _read(pid, "cmdline") or b""

@@ -1,30 +1,30 @@
-"""Backends without systemd: a session each, a tag in the environment, pidfds. For development.
+"""Backends without systemd: a warden and a session each, a tag in the environment, pidfds. For development.
 
-Engines outlive a SIGKILL of the daemon (own session, output to a file, no parent-death signal) and
-are adopted by the next start from the records in runtime_dir/backends/NAME.json.
+Engines and their wardens outlive a SIGKILL of the daemon (own sessions, no parent-death signal) and are
+adopted by the next start from the records in runtime_dir/backends/NAME.json, or by their wardens alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pwd
 import select
 import signal
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from arbiterd import procfs
 from arbiterd.act.containers import Containers, exit_of, with_secrets
+from arbiterd.act.direct_record import Record, Running, read_record
 from arbiterd.act.efforts import Efforts
+from arbiterd.act.kin import TAG_BACKEND, TAG_INSTANCE, Kin, Roots
 from arbiterd.act.launcher import (
     BASE_PATH,
     resolve_command,
@@ -33,45 +33,16 @@ from arbiterd.act.launcher import (
     write_files,
     write_record,
 )
-from arbiterd.act.tails import file_tail
+from arbiterd.act.tails import files_tail
+from arbiterd.act.wardens import begin, exit_told, running
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
-from arbiterd.owned import open_log, put_aside, read_owned
 from arbiterd.placing import make_folder
 
-TAG_BACKEND = "GPU_ARBITER_BACKEND"
-TAG_INSTANCE = "GPU_ARBITER_INSTANCE"
 _DIE_S = 15.0  # after SIGKILL: only a process in the D state is still there then
 _POLL_S = 0.02
-_SETTLED_TICKS = 5 * procfs.CLOCK_TICKS  # past its exec for certain
 _SCAN_EVERY_S = 1.0  # a scan of all tags costs 12 µs a process; members are remembered meanwhile
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is known of one started backend; kept on disk for adoption."""
-
-    backend: str
-    pid: int
-    start_time: int
-    boot_id: str
-    invocation: str
-    intent: str
-    started_wall: float
-    container: str = ""
-
-
-@dataclass(slots=True)
-class _Unit:
-    record: _Record
-    since: float
-    process: subprocess.Popen[bytes] | None
-    pidfd: int
-    exit: Exit | None = None
-    stopping: bool = False
-    members: tuple[ProcessRef, ...] = ()
-    scanned: float = 0.0
 
 
 class DirectLauncher:
@@ -93,8 +64,8 @@ class DirectLauncher:
         self._efforts = Efforts()
         self.watch = self._efforts.watch
         self._lock = threading.Lock()
-        self._units: dict[str, _Unit] = {}
-        self._owners: dict[ProcessRef, str] = {}
+        self._units: dict[str, Running] = {}
+        self._kin = Kin(self.instance, self._containers)
         self._epoll = select.epoll()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._wake_r, select.EPOLLIN)
@@ -108,11 +79,11 @@ class DirectLauncher:
     def adopt(self) -> None:
         """Take over what the records name, and leftovers that only their tag still names."""
         for path in sorted(self._dir.glob("*.json")):
-            record = self._read_record(path)
+            record = read_record(path, self.problems)
             if record is None:
                 continue
             main = ProcessRef(record.pid, record.start_time)
-            unit = _Unit(record, time.monotonic(), None, -1)
+            unit = Running(record, time.monotonic(), None, -1)
             lives = record.boot_id == procfs.boot_id() and procfs.alive(main)
             if not lives:
                 unit.exit = Exit()
@@ -122,16 +93,38 @@ class DirectLauncher:
                 self._watch_pid(unit)
             elif not self._members(record.backend):
                 self._forget(record.backend)
+            else:
+                unit.exit = exit_told(None, self._exit_file(record.backend), None)
+        self._adopt_unrecorded()
 
-    def _read_record(self, path: Path) -> _Record | None:
-        try:
-            return _Record(**json.loads(read_owned(path)))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            self.problems.append(put_aside(path, error))
-            return None
+    def _adopt_unrecorded(self) -> None:
+        """Engines whose records are lost (runtime_dir was removed), by their wardens."""
+        for found in running(self.instance):
+            if found.backend in self._units:
+                continue
+            main = found.main or ProcessRef(0, 0)
+            record = Record(
+                found.backend,
+                main.pid,
+                main.start_time,
+                procfs.boot_id(),
+                found.invocation,
+                "",
+                time.time(),
+                warden_pid=found.warden.pid,
+                warden_start=found.warden.start_time,
+            )
+            unit = Running(record, time.monotonic(), None, -1)
+            with self._lock:
+                self._units[found.backend] = unit
+            if found.main is None:
+                unit.exit = Exit()
+            else:
+                self._watch_pid(unit)
+            self._write_record(record)
 
     # -- watching ------------------------------------------------------------------------------
-    def _watch_pid(self, unit: _Unit) -> None:
+    def _watch_pid(self, unit: Running) -> None:
         try:
             unit.pidfd = os.pidfd_open(unit.record.pid)
         except ProcessLookupError:
@@ -156,12 +149,10 @@ class DirectLauncher:
                     self._ended(unit)
                 os.close(fd)
 
-    def _ended(self, unit: _Unit) -> None:
+    def _ended(self, unit: Running) -> None:
         """The main process is gone: keep its status, tell the loop."""
-        status = Exit()
-        if unit.process is not None:
-            code = unit.process.wait()
-            status = Exit(signal=-code) if code < 0 else Exit(code=code)
+        record = unit.record
+        status = exit_told(unit.process, self._exit_file(record.backend), record.roots.warden)
         if unit.record.container:
             status = exit_of(status) or status
         unit.scanned = 0.0
@@ -174,13 +165,13 @@ class DirectLauncher:
         with self._lock:
             units = dict(self._units)
         if any(now - unit.scanned >= _SCAN_EVERY_S for unit in units.values()):
-            found = self._scan()
+            found = self._kin.scan(self._roots())
             for name, unit in units.items():
                 unit.members, unit.scanned = tuple(found.get(name, ())), now
         out = {name: self._observe_one(unit, now) for name, unit in units.items()}
         return out | self._containers.unattended(out.keys(), now)
 
-    def _observe_one(self, unit: _Unit, now: float) -> UnitObservation:
+    def _observe_one(self, unit: Running, now: float) -> UnitObservation:
         record = unit.record
         main = ProcessRef(record.pid, record.start_time)
         # The main process is a member before its first scan, too: it may not have come to its exec.
@@ -210,58 +201,18 @@ class DirectLauncher:
             started_wall=record.started_wall,
         )
 
-    def _scan(self) -> dict[str, list[ProcessRef]]:
-        """Every living process that carries our tag, by backend."""
-        out: dict[str, list[ProcessRef]] = {}
-        owners: dict[ProcessRef, str] = {}
-        settled = time.clock_gettime(time.CLOCK_BOOTTIME) * procfs.CLOCK_TICKS - _SETTLED_TICKS
-        for pid in procfs.pids():
-            ref = procfs.ref(pid)
-            if ref is None:
-                continue
-            backend = self._owners.get(ref)
-            if backend is None:
-                env = procfs.environ(pid)
-                mine = env.get(TAG_INSTANCE) == self.instance
-                backend = env.get(TAG_BACKEND, "") if mine else ""
-            # A process between fork and exec still shows its parent's environment: ask it again.
-            if backend or ref.start_time < settled:
-                owners[ref] = backend
-            if backend and pid != os.getpid():
-                out.setdefault(backend, []).append(ref)
-        self._owners = owners
-        for name in self._containers.known():
-            inside = (procfs.ref(pid) for pid in self._containers.pids(name))
-            members = out.setdefault(name, [])
-            members += [ref for ref in inside if ref and ref not in members]
-        return out
+    def _roots(self) -> dict[str, Roots]:
+        with self._lock:
+            return {name: unit.record.roots for name, unit in self._units.items()}
 
     def _members(self, backend: str) -> list[ProcessRef]:
-        return self._scan().get(backend, [])
+        return self._kin.scan(self._roots()).get(backend, [])
 
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """By its container's cgroup or by tag, else by session leader and ancestors (an engine that
         cleaned its environment).
         """
-        inside = self._containers.owner_of(pid)
-        if inside:
-            return inside, f"container of {inside}"
-        seen: set[int] = set()
-        current = pid
-        while current > 1 and current not in seen:
-            seen.add(current)
-            env = procfs.environ(current)
-            if env.get(TAG_INSTANCE) == self.instance and env.get(TAG_BACKEND):
-                return env[TAG_BACKEND], f"session of {env[TAG_BACKEND]}"
-            found = procfs.stat(current)
-            if found is None:
-                return None
-            with self._lock:
-                for name, unit in self._units.items():
-                    if unit.record.pid in (current, found.session):
-                        return name, f"session of {name}"
-            current = found.parent
-        return None
+        return self._kin.owner_of(pid, self._roots())
 
     def cgroups(self, backend: str) -> tuple[str, ...]:
         """Its container's; a plain command shares ours."""
@@ -280,7 +231,7 @@ class DirectLauncher:
         env = self._environment(spec)
         program = resolve_command(spec.argv, env["PATH"])
         write_files(self._dir / spec.backend, spec.files)
-        record = _Record(
+        record = Record(
             spec.backend,
             0,
             0,
@@ -290,33 +241,34 @@ class DirectLauncher:
             time.time(),
             spec.container.client if spec.container else "",
         )
-        log = self._logs / f"{spec.backend}.log"
-        if log.exists():
-            log.replace(log.with_suffix(".log.1"))
-        user = spec.user if spec.user and os.geteuid() == 0 else None
-        with open_log(log) as output:
-            try:
-                process = subprocess.Popen(
-                    [program, *spec.argv[1:]],
-                    env=env,
-                    cwd=env["HOME"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    user=user,
-                    extra_groups=[] if user else None,
-                )
-            except (OSError, KeyError, subprocess.SubprocessError) as error:
-                msg = f"cannot start {spec.argv[0]}: {error}"
-                raise LaunchError(msg) from None
-        found = procfs.stat(process.pid)
-        record.pid, record.start_time = process.pid, found.start_time if found else 0
+        self._exit_file(spec.backend).unlink(missing_ok=True)
+        names = (self.instance, spec.backend, record.invocation)
+        try:
+            process, main = begin(
+                names,
+                {
+                    "argv": [program, *spec.argv[1:]],
+                    "env": env,
+                    "cwd": env["HOME"],
+                    "user": spec.user if os.geteuid() == 0 else "",
+                    "log": str(self._logs / f"{spec.backend}.log"),
+                    "exit": str(self._exit_file(spec.backend)),
+                },
+            )
+        except (OSError, LaunchError) as error:
+            msg = f"cannot start {spec.argv[0]}: {error}"
+            raise LaunchError(msg) from None
+        warden = procfs.stat(process.pid)
+        record.pid, record.start_time = main.pid, main.start_time
+        record.warden_pid, record.warden_start = process.pid, warden.start_time if warden else 0
         self._write_record(record)
-        unit = _Unit(record, time.monotonic(), process, -1)
+        unit = Running(record, time.monotonic(), process, -1)
         with self._lock:
             self._units[spec.backend] = unit
         self._watch_pid(unit)
+
+    def _exit_file(self, backend: str) -> Path:
+        return self._dir / f"{backend}.exit"
 
     def _environment(self, spec: LaunchSpec) -> dict[str, str]:
         """Nothing of the daemon's own environment reaches an engine, its LD_LIBRARY_PATH least."""
@@ -332,7 +284,7 @@ class DirectLauncher:
         tags = {TAG_BACKEND: spec.backend, TAG_INSTANCE: self.instance}
         return {**base, **spec.base, **secrets_of(spec), **spec.env, **tags}
 
-    def _write_record(self, record: _Record) -> None:
+    def _write_record(self, record: Record) -> None:
         write_record(self._dir / f"{record.backend}.json", asdict(record))
 
     # -- stopping ------------------------------------------------------------------------------
@@ -366,14 +318,29 @@ class DirectLauncher:
                 msg = f"cannot stop {backend}: pid {pids} survives SIGKILL (state D?)"
                 raise LaunchError(msg)
             time.sleep(_POLL_S)
+        if unit is not None:
+            self._dismiss(unit)
         client = unit.record.container if unit else ""
         self._containers.remove(backend, client, attended=attended)
         self._forget(backend)
+
+    def _dismiss(self, unit: Running) -> None:
+        """Its warden has nothing left to do and ends by itself; one that does not is killed."""
+        warden = unit.record.roots.warden
+        deadline = time.monotonic() + 1.0
+        while procfs.alive(warden) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        signal_exactly(warden, signal.SIGKILL)
+        if unit.process is not None:
+            unit.process.wait()
+            if unit.process.stdout is not None:
+                unit.process.stdout.close()
 
     def _forget(self, backend: str) -> None:
         with self._lock:
             self._units.pop(backend, None)
         (self._dir / f"{backend}.json").unlink(missing_ok=True)
+        self._exit_file(backend).unlink(missing_ok=True)
 
     @property
     def can_freeze(self) -> bool:
@@ -396,8 +363,9 @@ class DirectLauncher:
 
     # -- output --------------------------------------------------------------------------------
     def tail(self, backend: str, lines: int) -> tuple[str, ...]:
-        """The end of its log file."""
-        return file_tail(self._logs / f"{backend}.log", lines)
+        """The end of its log file, and of the part before it."""
+        log = self._logs / f"{backend}.log"
+        return files_tail((log.with_suffix(".log.0"), log), lines)
 
     def close(self) -> None:
         """Stop watching; engines go on."""
@@ -410,7 +378,9 @@ class DirectLauncher:
         os.close(self._wake_w)
         with self._lock:
             for unit in self._units.values():
-                if unit.process is not None and unit.exit is None:
+                if unit.process is not None:
                     unit.process.returncode = 0  # ours to leave: no ResourceWarning, no wait
+                    if unit.process.stdout is not None:
+                        unit.process.stdout.close()
             for fd in self._by_fd:
                 os.close(fd)

@@ -49,13 +49,18 @@ def _text(message: object) -> str:
     return str(message or "")
 
 
-def file_tail(path: Path, lines: int) -> tuple[str, ...]:
-    """Oldest first, () without a file; at most the last 256 KiB are looked at."""
+def files_tail(paths: Sequence[Path], lines: int) -> tuple[str, ...]:
+    """Oldest first, of files that follow each other; at most the last 256 KiB of each are looked at."""
+    text = "".join(_end(path) for path in paths)
+    return tuple(text.splitlines()[-lines:])
+
+
+def _end(path: Path) -> str:
+    """The end of a file, "" without one."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - MOST))
-            text = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace")
     except OSError:
-        return ()
-    return tuple(text.splitlines()[-lines:])
+        return ""

@@ -1,0 +1,58 @@
+"""What the direct launcher knows of a started backend, in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbiterd.act.kin import Roots
+from arbiterd.model.devices import ProcessRef
+from arbiterd.model.launch import Exit
+from arbiterd.owned import put_aside, read_owned
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one started backend; kept on disk for adoption."""
+
+    backend: str
+    pid: int
+    start_time: int
+    boot_id: str
+    invocation: str
+    intent: str
+    started_wall: float
+    container: str = ""
+    warden_pid: int = 0
+    warden_start: int = 0
+
+    @property
+    def roots(self) -> Roots:
+        """Its main process and its warden."""
+        main = ProcessRef(self.pid, self.start_time)
+        return Roots(main, ProcessRef(self.warden_pid, self.warden_start))
+
+
+@dataclass(slots=True)
+class Running:
+    """A backend in memory. ``process``: its warden, None when an earlier daemon started it."""
+
+    record: Record
+    since: float
+    process: subprocess.Popen[bytes] | None
+    pidfd: int
+    exit: Exit | None = None
+    stopping: bool = False
+    members: tuple[ProcessRef, ...] = ()
+    scanned: float = 0.0
+
+
+def read_record(path: Path, problems: list[str]) -> Record | None:
+    """A record of an earlier daemon; an unreadable one is put aside and said in ``problems``."""
+    try:
+        return Record(**json.loads(read_owned(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problems.append(put_aside(path, error))
+        return None
