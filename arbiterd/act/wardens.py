@@ -20,6 +20,7 @@ from arbiterd.act.launcher import BASE_PATH
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
+from arbiterd.owned import read_owned
 
 _SCRIPT = str(Path(warden.__file__).resolve())
 _STARTED_S = 60.0  # a fork and an exec, on a machine that is busy
@@ -74,7 +75,7 @@ def exit_told(process: subprocess.Popen[bytes] | None, file: Path, one: ProcessR
     deadline = time.monotonic() + _ENDED_S
     while not text:
         with suppress(OSError):
-            text = file.read_text(encoding="ascii").strip()
+            text = read_owned(file).decode("ascii", "replace").strip()
         if text or one is None or not procfs.alive(one) or time.monotonic() > deadline:
             break
         time.sleep(0.02)
