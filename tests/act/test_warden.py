@@ -173,7 +173,7 @@ def test_a_warden_ends_with_the_last_process(launcher: DirectLauncher) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         os.kill(warden.pid, number)
     assert procfs.alive(warden)
-    done = threading.Event()
-    threading.Thread(target=lambda: (launcher.stop("probe", 5.0), done.set())).start()
-    assert done.wait(60)
+    ending = threading.Thread(target=launcher.stop, args=("probe", 5.0))
+    ending.start()
+    ending.join(60)
     assert not procfs.alive(warden)
