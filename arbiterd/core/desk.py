@@ -194,6 +194,14 @@ class Desk:
         self.tell(name, severity, summary, backend, incident=incident.id, gpu=incident.gpu)
         return incident.id
 
+    def tell_within(self, one: Incident, name: EventName, message: str) -> None:
+        """Log, once per incident, what holds up its end; kept in its evidence."""
+        if one.event is name or any(key == name.value for key, _ in one.evidence):
+            return
+        note = (name.value, message)
+        self._edit(one.id, lambda old: replace(old, evidence=(*old.evidence, note)))
+        self.tell(name, Severity.WARNING, message, one.backend, incident=one.id, gpu=one.gpu)
+
     def close_incident(self, incident_id: str, name: EventName, message: str) -> None:
         """Close it and log how."""
         one = next((i for i in self.incidents if i.id == incident_id), None)

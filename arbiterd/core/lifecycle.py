@@ -103,7 +103,10 @@ def _say_blocked(desk: Desk, backend: BackendState, reason: str) -> None:
     waited = desk.seen.now - backend.since
     if waited < (PORT_TAKEN_AFTER_S if taken else BLOCKED_AFTER_S):
         return
-    if desk.open_incident(backend.name, "", *TROUBLE, name):
+    open_ = desk.open_incident(backend.name, "", *TROUBLE, name)
+    if open_ is not None:
+        if taken:  # whose port it is must be told, whatever it was that ended the engine
+            desk.tell_within(open_, name, f"{backend.name} cannot start: {reason}")
         return
     gpu = desk.gpu_of(backend.name)
     seen = desk.seen.devices.get(gpu)

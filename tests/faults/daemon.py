@@ -136,7 +136,8 @@ def _starve_fds(stage: Stage) -> Crowd:
     used = len(os.listdir(f"/proc/{pid}/fd"))
     import resource
 
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, 65536))
+    most = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, most))
     return Crowd().fill(stage.listen, 200)
 
 
@@ -144,7 +145,9 @@ def _feed_fds(stage: Stage, made: Crowd) -> None:
     import resource
 
     made.close()
-    resource.prlimit(stage.daemon_pid(), resource.RLIMIT_NOFILE, (65536, 65536))
+    pid = stage.daemon_pid()
+    most = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
 
 def _no_false_death(stage: Stage, _: Any) -> None:

@@ -62,6 +62,7 @@ def _children_of_vllm(stage: Stage) -> int:
     main = stage.main_pid("vllm")
     stage.fault("vllm", fork_bomb=200)
     until(lambda: len(stage.tagged()) > 200, "200 children")
+    stage.fault("vllm")
     return stage.kill(main)
 
 
@@ -72,6 +73,7 @@ def _stray(name: str, how: str) -> Any:
         pid = until(
             lambda: [p for p in stage.tagged() if "stray" in procfs.command(p)], "the stray"
         )
+        stage.fault(name)
         stage.kill(main)
         return int(pid[0])
 
@@ -239,9 +241,11 @@ def rows() -> list[Fault]:
         ),
         *(
             _row(f"oom-{n}", n, switch(n, _asked(n), oom_next_request=True),
-                 seen=told("oom", n), undo=off(n), tells=("oom",), promise="an OOM is told with its class")
-            for n in ("vllm", "tensorflow", "ollama")
+                 seen=told("oom|runner_died", n), undo=off(n), tells=("oom|runner_died",), promise="an OOM is told with its class")
+            for n in ("vllm", "ollama")
         ),
+        _row("oom-tensorflow", "tensorflow", switch("tensorflow", _asked("tensorflow"), oom_next_request=True), undo=off("tensorflow"),
+             tells=(), moves=(), promise="a full pool answers 429 and stays up: no restart"),
         _row("too-big-at-start", "vllm", switch("vllm", hit(main_of("vllm")), weights_bytes=20 << 30),
              seen=told("oom", "vllm"), undo=_resumed("vllm"), tells=("oom",), promise="it does not fit its cap: said; back when it fits"),
         _row("hung-start", "tensorflow", _hung_start, seen=_neighbour_up, undo=_restarted("vllm"),

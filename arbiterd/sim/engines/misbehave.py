@@ -24,9 +24,6 @@ class Switches(Protocol):
     def get(self, key: str, default: Any = None) -> Any:
         """The value now."""
 
-    def take(self, key: str) -> bool:
-        """True once."""
-
 
 def begin(faults: Switches, label: str, close_ports: Callable[[], None]) -> None:
     """Before any other thread: ``ignore_sigterm`` blocks the signal for the whole process tree."""
@@ -38,21 +35,23 @@ def begin(faults: Switches, label: str, close_ports: Callable[[], None]) -> None
 
 def _watch(faults: Switches, label: str, close_ports: Callable[[], None]) -> None:
     held: list[bytearray] = []
+    acts: dict[str, Callable[[Any], object]] = {
+        "fork_bomb": lambda count: _fork(int(count)),
+        "double_fork": lambda how: stray(label, bare=how == "bare"),
+        "close_port": lambda _: close_ports(),
+        "host_mib": lambda size: held.append(bytearray(b"x") * (int(size) << 20)),
+    }
+    before = dict.fromkeys(acts)
     while True:
         time.sleep(LOOK_S)
-        count = int(faults.get("fork_bomb", 0))
-        if count and faults.take("fork_bomb"):
-            _fork(count)
-        how = faults.get("double_fork")
-        if how and faults.take("double_fork"):
-            stray(label, bare=how == "bare")
-        if faults.get("close_port") and faults.take("close_port"):
-            close_ports()
+        for key, act in acts.items():
+            value = faults.get(key)
+            if value != before[key]:  # once for each time that it is switched on
+                before[key] = value
+                if value:
+                    act(value)
         if faults.get("flood"):
             _flood(str(faults.get("flood")))
-        size = int(faults.get("host_mib", 0))
-        if size and faults.take("host_mib"):
-            held.append(bytearray(b"x") * (size << 20))
 
 
 def _fork(count: int) -> None:
