@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from arbiterd import __version__, startup
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.load_probe import LoadProbes
+from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
@@ -349,7 +349,7 @@ class Daemon:
     def _learn(self, nvml: NvmlSource) -> None:
         snapshot = nvml.latest(time.monotonic())
         if self._inventory.learn(seen.device for seen in snapshot.devices.values()):
-            threading.Thread(target=self._inventory.save, daemon=True).start()
+            aside(self._inventory.save)
         for event in nvml.said():
             self._events.put(event)
 
@@ -379,7 +379,7 @@ class Daemon:
 
 
 def _reload_aside(reloader: Reloader) -> None:
-    threading.Thread(target=reloader.reload, name="reload", daemon=True).start()
+    aside(reloader.reload, name="reload")
 
 
 def _drain(source: queue.SimpleQueue[T]) -> list[T]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from arbiterd.act.launcher import Launcher
+from arbiterd.aside import aside
 from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.secret_values import Secrets
 
@@ -37,7 +38,7 @@ class LastWords:
             self._asked |= missing
             known = dict(self._words)
         for name in sorted(missing):
-            threading.Thread(target=self._fetch, args=(name,), daemon=True).start()
+            aside(self._fetch, name)
         return known
 
     def _fetch(self, name: str) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from arbiterd.act.launcher import Launcher
+from arbiterd.aside import aside
 from arbiterd.engines.ollama_deaths import Deaths
 from arbiterd.model.health import RunnerDeath
 from arbiterd.model.launch import UnitObservation, UnitState
@@ -80,7 +81,7 @@ class RunnerDeaths:
         if one.due and now >= one.due[0] and not one.reading:
             one.due = [at for at in one.due if at > now]
             one.reading = True
-            threading.Thread(target=self._read, args=(key[0], one), daemon=True).start()
+            aside(self._read, key[0], one)
 
     def _read(self, name: str, one: _Followed) -> None:
         lines: tuple[str, ...] = ()

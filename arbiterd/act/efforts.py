@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from arbiterd import procfs
+from arbiterd.aside import aside
 
 _MEASURE_S = 1.0
 _JOURNAL_S = 10.0
@@ -61,8 +61,7 @@ class Efforts:
             return 0
         if now - seen.asked_at >= _JOURNAL_S and not seen.asking:
             seen.asked_at, seen.asking = now, True
-            work = threading.Thread(target=_ask, args=(seen, invocation), daemon=True)
-            work.start()
+            aside(_ask, seen, invocation)
         return seen.last_entry
 
 

@@ -9,7 +9,6 @@ scheme under which that holds whatever is queued: no priorities, no hand-over, n
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import assert_never
 
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.reclaim import carry_out
+from arbiterd.aside import aside
 from arbiterd.errors import ArbiterError
 from arbiterd.model.actions import (
     Action,
@@ -69,7 +69,6 @@ class Executor:
         self._on_change = on_change
         self._dry_run = dry_run
         self._pools: dict[tuple[str, Lane], queue.Queue[Action | None]] = {}
-        self._threads: list[threading.Thread] = []
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
 
     def prepare(self, devices: Sequence[str]) -> None:
@@ -81,12 +80,7 @@ class Executor:
                 work: queue.Queue[Action | None] = queue.Queue(QUEUE_MAX)
                 self._pools[uuid, lane] = work
                 for number in range(count):
-                    name = f"act-{uuid[:12] or 'cpu'}-{lane}-{number}"
-                    thread = threading.Thread(
-                        target=self._run, args=(work,), name=name, daemon=True
-                    )
-                    thread.start()
-                    self._threads.append(thread)
+                    aside(self._run, work, name=f"act-{uuid[:12] or 'cpu'}-{lane}-{number}")
 
     def apply(self, actions: Sequence[Action]) -> None:
         """Queue actions; a full queue is an outcome, never a wait."""

@@ -29,6 +29,7 @@ from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
 from arbiterd.act.unit_end import UnitEnd
+from arbiterd.aside import aside
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
@@ -187,7 +188,7 @@ class SystemdLauncher:
         """From what the signals told; /proc and the cgroup are read here."""
         if now - self._refreshed_at >= _REFRESH_S:
             self._refreshed_at = now
-            threading.Thread(target=self._refresh_quietly, daemon=True).start()
+            aside(self._refresh_quietly)
         with self._lock:
             units = dict(self._units)
         out = {name: self._observe_one(unit, now) for name, unit in units.items()}

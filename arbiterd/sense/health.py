@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from arbiterd.aside import aside
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed
 from arbiterd.keyring import Keyring
@@ -107,12 +108,10 @@ class Prober:
     def _start(self, order: ProbeOrder, backend: BackendSettings) -> None:
         target = self._targets[order.backend] = _Target(order, backend)
         name = f"probe-{order.backend}"
-        threading.Thread(target=self._run, args=(target,), name=name, daemon=True).start()
+        aside(self._run, target, name=name)
         if self._door is not None:
             target.door = Unknown(_NOT_YET, 0.0)
-            run, given = self._run_door, (target, self._door)
-            name = f"door-{order.backend}"
-            threading.Thread(target=run, args=given, name=name, daemon=True).start()
+            aside(self._run_door, target, self._door, name=f"door-{order.backend}")
 
     def _update(self, target: _Target, order: ProbeOrder) -> None:
         if order.fast and not target.order.fast:
@@ -120,12 +119,10 @@ class Prober:
         target.order = order
         if order.trial and target.tried != order.trial:
             target.tried = order.trial
-            args, name = (target, order.trial), f"trial-{order.backend}"
-            threading.Thread(target=self._trial, args=args, name=name, daemon=True).start()
+            aside(self._trial, target, order.trial, name=f"trial-{order.backend}")
         if order.canary_due and not target.canary_out:
             target.canary_out = True
-            name = f"canary-{order.backend}"
-            threading.Thread(target=self._canary, args=(target,), name=name, daemon=True).start()
+            aside(self._canary, target, name=f"canary-{order.backend}")
 
     def latest(self, now: float) -> dict[str, HealthObservation]:
         """Newest results by backend."""

@@ -202,7 +202,13 @@ class NvmlSource:
             self._why = f"hung: {MAX_STUCK} readers cannot be killed; the driver needs a reboot"
             self._next_start = now + BACKOFF_MAX_S
             return
-        self._child = Child(self._take, self._ended)
+        try:
+            self._child = Child(self._take, self._ended)
+        except OSError as error:
+            self._why = f"its reader cannot be started: {error.strerror}"
+            self._next_start = now + self._backoff_s
+            self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
+            return
         self._want_processes = True
         self._watch_told = None
         self._picture.new_session()
@@ -282,7 +288,11 @@ class NvmlSource:
                 self._bury()
                 # One place is kept for the worker of the healthy devices.
                 if now >= hang.retry_at and len(self._stuck) < MAX_STUCK - 1:
-                    hang.child = Child(self._take, self._ended)
+                    try:
+                        hang.child = Child(self._take, self._ended)
+                    except OSError:
+                        self._try_later(hang, now)
+                        continue
                     self._seq += 1
                     only = Order(self._seq, processes=True, only=(index,), events=False)
                     hang.child.ask(only, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -46,7 +47,12 @@ class Order:
 
 
 class Child:
-    """A worker. ``on_line`` gets each answer, ``on_end`` its exit status, both in a reader thread."""
+    """A worker. ``on_line`` gets each answer, ``on_end`` its exit status, both in a reader thread.
+
+    Raises:
+        OSError: descriptors or pids are used up.
+
+    """
 
     def __init__(
         self,
@@ -59,19 +65,38 @@ class Child:
         self._word = os.memfd_create("nvml-worker")
         os.ftruncate(self._word, 4096)
         os.pwrite(self._word, struct.pack("i", _STARTING), 0)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "arbiterd.sense.nvml_worker", str(os.getpid()), str(self._word)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            bufsize=1,
-            pass_fds=(self._word,),
-        )
+        try:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "arbiterd.sense.nvml_worker",
+                    str(os.getpid()),
+                    str(self._word),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                bufsize=1,
+                pass_fds=(self._word,),
+            )
+        except OSError:
+            os.close(self._word)
+            raise
         self._on_line = on_line
         self._on_end = on_end
         self.reader = threading.Thread(target=self._read, name="nvml", daemon=True)
-        self.reader.start()
+        try:
+            self.reader.start()
+        except RuntimeError as error:  # no thread to be had: as little use as no process
+            self._discard()
+            raise OSError(errno.EAGAIN, str(error)) from None
+
+    def _discard(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        os.close(self._word)
 
     def ask(self, order: Order, now: float) -> bool:
         """Send an order; False when it has ended."""

@@ -529,3 +529,25 @@ def test_state_starts_empty() -> None:
     assert State(run="x").first_tick
     assert replace(State(run="x"), counter=3).counter == 3
     assert TF.priority == 20
+
+
+def test_whose_port_it_is_is_told_within_an_open_exit() -> None:
+    """The port is stolen while its engine is dead: one port_taken in the incident of the exit, and the
+    engine starts as soon as the port is free.
+    """
+    world = World(only("vllm")).up()
+    taken = "port 18000 is taken by pid 7 (nc)"
+    world.host = HostFacts(taken_ports={"vllm": taken})
+    world.die("vllm", Exit(signal=9))
+    world.until("vllm", Phase.WAITING, ticks=200)
+    world.tick(100)
+    assert world.phase("vllm") is Phase.WAITING
+    assert taken in world.view("vllm").reason
+    assert world.told(EventName.PORT_TAKEN, "vllm") == 1
+    mine = [one for one in world.state.incidents if one.backend == "vllm"]
+    open_ = [one for one in mine if one.closed_at is None]
+    assert [one.event for one in open_] == [EventName.EXIT]
+    assert taken in dict(open_[0].evidence)["port_taken"]
+    world.host = HostFacts()
+    world.until("vllm", Phase.READY)
+    assert not [one for one in world.state.incidents if one.closed_at is None]

@@ -155,7 +155,7 @@ def let_go(stage: Stage, made: Any) -> None:
     made.close()
 
 
-def in_background(work: Callable[[], None]) -> threading.Thread:
+def in_background(work: Callable[[], object]) -> threading.Thread:
     """A thread that must not hold up the harness."""
     one = threading.Thread(target=work, daemon=True)
     one.start()

@@ -1,0 +1,71 @@
+"""Work beside the loop, each in a thread of its own.
+
+Where the system refuses a thread (pids used up: TasksMax, a fork bomb), the work is begun as soon as there
+is room again. Callers are in the middle of a tick: it is nothing that they could do better, and nothing
+that may end the daemon.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+AGAIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    run: Callable[..., object]
+    args: tuple[Any, ...]
+    name: str
+
+    def begin(self) -> bool:
+        """Whether its thread runs."""
+        thread = threading.Thread(target=self.run, args=self.args, name=self.name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # "can't start new thread": clone(2) says EAGAIN
+            return False
+        return True
+
+
+class _Keeper:
+    """Begins later what could not be begun. Its own thread is made with the first work, in good time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[_Work] = deque()
+        self._there = False
+        self._news = threading.Event()
+
+    def begin(self, work: _Work) -> None:
+        """Now, or in its turn."""
+        with self._lock:
+            if not self._there:
+                self._there = _Work(self._run, (), "aside").begin()
+            if not self._waiting and work.begin():
+                return
+            self._waiting.append(work)
+        self._news.set()
+
+    def _run(self) -> None:
+        while True:
+            self._news.wait()
+            with self._lock:
+                while self._waiting and self._waiting[0].begin():
+                    self._waiting.popleft()
+                if not self._waiting:
+                    self._news.clear()
+                    continue
+            threading.Event().wait(AGAIN_S)
+
+
+_keeper = _Keeper()
+
+
+def aside(run: Callable[..., object], *args: object, name: str = "") -> None:
+    """Run this in a daemon thread, now or as soon as the system allows one; never raises."""
+    _keeper.begin(_Work(run, args, name))
