@@ -39,6 +39,7 @@ _MODULES = (
     "arbiterd.model.observation",
     "arbiterd.model.pressure",
     "arbiterd.model.reading",
+    "arbiterd.model.sandbox",
     "arbiterd.model.settings",
     "arbiterd.model.switch",
     "arbiterd.core.state",

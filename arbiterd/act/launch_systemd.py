@@ -24,7 +24,7 @@ from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
 from arbiterd.act.efforts import Efforts
 from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
-from arbiterd.act.launcher import put_files, resolve_command, signal_exactly, write_record
+from arbiterd.act.launcher import home_of, put_files, resolve_command, signal_exactly, write_record
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
@@ -257,7 +257,7 @@ class SystemdLauncher:
         """StartTransientUnit, wait for its job; Type=exec makes a missing program a failed job."""
         user = spec.user or DEFAULT_USER
         try:
-            entry = pwd.getpwnam(user)
+            pwd.getpwnam(user)
         except KeyError:
             msg = (
                 f"cannot start {spec.backend}: there is no user {user!r}; make install creates "
@@ -272,9 +272,9 @@ class SystemdLauncher:
         spec = with_secrets(spec, systemd=True)
         self._containers.prepare(spec)
         env = put_files(self._dir, spec)
-        home = entry.pw_dir if Path(entry.pw_dir).is_dir() else "/"
+        wanted = properties(spec, program, user, home_of(user), env)
         try:
-            job = self._bus.start_transient(unit, properties(spec, program, user, home, env))
+            job = self._bus.start_transient(unit, wanted)
         except BusError as error:
             msg = f"cannot start {spec.backend}: systemd says: {error}"
             raise LaunchError(msg) from None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -107,6 +108,15 @@ def resolve_command(argv: Sequence[str], path: str = BASE_PATH) -> str:
         msg = f"cannot start {program}: it {why}; write its full path in command"
         raise LaunchError(msg)
     return os.path.abspath(found)
+
+
+def home_of(user: str) -> str:
+    """The user's home, "/" where there is none."""
+    try:
+        home = pwd.getpwnam(user).pw_dir
+    except KeyError:
+        return "/"
+    return home if os.path.isdir(home) else "/"
 
 
 def signal_exactly(one: ProcessRef, number: signal.Signals) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from arbiterd import sandbox
 from arbiterd.act.containers import SLICE, removal
 from arbiterd.act.launcher import BASE_PATH
 from arbiterd.act.systemd_bus import Property
+from arbiterd.confine import sandbox_of
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitState
 
@@ -59,15 +59,10 @@ def properties(
         # 0 would not switch the limit off on 252, and the line that names the cause is the last
         ("LogRateLimitIntervalUSec", ("t", 30_000_000)),
         ("LogRateLimitBurst", ("u", 1_000_000)),
-        ("NoNewPrivileges", ("b", True)),
-        ("ProtectSystem", ("s", "full")),
         ("LimitMEMLOCK", ("t", 2**64 - 1)),  # pinned host memory
+        *sandbox.properties(sandbox_of(spec, user, home)),
+        *_client(spec, program),
     ]
-    writable = _writable(home, spec.env)
-    if writable:
-        out.append(("ReadWritePaths", ("as", [f"-{path}" for path in writable])))
-    if spec.container is not None:
-        out = [*(one for one in out if one[0] not in _NOT_FOR_CLIENTS), *_client(spec, program)]
     out.append(("EnvironmentFiles", ("a(sb)", [(path, False) for path in files])))
     if spec.unset:
         out.append(("UnsetEnvironment", ("as", list(spec.unset))))
@@ -79,32 +74,10 @@ def properties(
     return out
 
 
-# Where engines write, when their environment moves it.
-_OWN_DEPTH = 3  # /usr/share/ollama at most: what lies above is everybody's
-_WRITES = ("HOME", "OLLAMA_MODELS", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT")
-
-
-def _writable(home: str, env: Mapping[str, str]) -> list[str]:
-    """Folders of the engine that ProtectSystem=full would make read-only: Ollama's package keeps keys
-    and models in /usr/share/ollama. Of one that is not there yet, the nearest that is.
-    """
-    out = []
-    for path in (home, *(env[name] for name in _WRITES if name in env)):
-        there = path
-        while there.count("/") > _OWN_DEPTH and not os.path.exists(there):
-            there = os.path.dirname(there)
-        if there.startswith(("/usr/", "/etc/")):
-            out.append(there)
-    return list(dict.fromkeys(out))
-
-
-# A container client must mount and set up; what an engine may do, its container says.
-_NOT_FOR_CLIENTS = ("NoNewPrivileges", "ProtectSystem")
-
-
 def _client(spec: LaunchSpec, program: str) -> list[Property]:
-    """Podman makes cgroups below its own, and its leftovers are removed here: the daemon's sandbox
-    would not let it. Docker's are its daemon's: the launcher asks that.
+    """A container client has no sandbox here: it must mount and set up, and what an engine may do its
+    container says. Podman makes cgroups below its own, and its leftovers are removed here: the
+    daemon's sandbox would not let it. Docker's are its daemon's: the launcher asks that.
     """
     container = spec.container
     if container is None or container.client != "podman":

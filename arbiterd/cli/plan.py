@@ -17,6 +17,7 @@ from arbiterd.act.containers import completed
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
 from arbiterd.cli.plan_caps import applied, how_lowered, lowered
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows
+from arbiterd.cli.plan_sandbox import sandbox_line, sandbox_rows
 from arbiterd.cli.running import recorded, running
 from arbiterd.config import load
 from arbiterd.config.fit import mode_fits
@@ -170,6 +171,7 @@ def _row(
         },
         "files": {one.name: one.content for one in spec.files},
         "walls": wall_rows(walls(found)),
+        "sandbox": sandbox_rows(settings, spec),
         "knobs": [list(pair) for pair in engine_of(backend.kind).knobs(found)],
         "change": change,
     }
@@ -257,6 +259,7 @@ def _print_backend(
         out.print(f"  {escape(knob[0])} {escape(knob[1])}")
     for line in (line for fit in models for line in fit_lines(fit)):
         out.print(f"  {escape(line)}", soft_wrap=True)
+    out.print(f"  sandbox: {escape(sandbox_line(row['sandbox']))}", soft_wrap=True)
     if isinstance(argv, list):
         out.print(f"  $ {escape(' '.join(argv))}", soft_wrap=True)
     if isinstance(env, dict):

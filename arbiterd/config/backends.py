@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from arbiterd.config.batching import read_batching
 from arbiterd.config.parse import KeyPath, Report, suggestion
+from arbiterd.config.sandbox import read_sandbox
 from arbiterd.config.schema import (
     KIND_BY_NAME,
     KIND_TABLES,
@@ -113,7 +114,10 @@ def read(
     if isinstance(table, TensorflowTable):
         heard = report if only is None or "batching" in only else None
         batching = read_batching(table.batching, at, heard)
-    return _made(name, kind, table, models, batching, request_timeout_s)
+    heard = report if only is None or "sandbox" in only else None
+    box = read_sandbox(table.sandbox, at, heard)
+    made = _made(name, kind, table, models, batching, request_timeout_s)
+    return replace(made, sandbox=box)
 
 
 def read_any(raw: Mapping[str, Any], at: KeyPath, report: Report) -> None:
@@ -179,6 +183,7 @@ def _made(
         secrets=tuple(table.secrets),
         canary=table.canary if isinstance(table, TensorflowTable) else "",
         allow_admin_paths=tuple(table.allow_admin_paths),
+        device_wall=table.device_wall,
         vllm=_vllm(table),
         ollama=_ollama(table),
         tensorflow=_tensorflow(table, batching),

@@ -10,6 +10,7 @@ from arbiterd.config.containers import check_container
 from arbiterd.config.doors import check_doors
 from arbiterd.config.environment import check_environment
 from arbiterd.config.parse import KeyPath, Report
+from arbiterd.config.sandbox import check_sandbox
 from arbiterd.config.schema import FailoverTable, FileSettings
 from arbiterd.config.vllm_config import check_config
 from arbiterd.engines import engine_of
@@ -43,6 +44,7 @@ def check_backend(backend: BackendSettings, at: KeyPath, report: Report) -> None
     check_container(backend, at, report)
     check_environment(backend, at, report)
     check_canary(backend, at, report)
+    check_sandbox(backend, at, report)
     _check_command(backend, at, report)
     if backend.kind is Kind.GENERIC:
         if not backend.health.startswith("/"):

@@ -221,6 +221,17 @@ class BatchingTable(_Table):
     pad_variable_length_inputs: bool | None = None
 
 
+class SandboxTable(_Table):
+    """``sandbox``: what the sandbox of a backend's unit leaves out, or allows beside its own."""
+
+    without: Words = []
+    write: Words = []
+    devices: Words = []
+    syscalls: Words = []
+    families: Words = []
+    capabilities: Words = []
+
+
 class BackendTable(_Table):
     """Keys of every kind. None: the default of the kind (see DEFAULTS)."""
 
@@ -250,6 +261,8 @@ class BackendTable(_Table):
     env_file: str = ""
     secrets: Words = []
     allow_admin_paths: Words = []
+    sandbox: Any = None  # a SandboxTable: read on its own, as each of its keys is told by itself
+    device_wall: bool = False
 
 
 class VllmTable(BackendTable):

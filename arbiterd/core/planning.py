@@ -100,6 +100,7 @@ def launch_spec(context: LaunchContext) -> LaunchSpec:
         env_file=backend.env_file,
         user=backend.user,
         intent=context.intent,
+        sandbox=backend.sandbox,
         ports=tuple(port for port in (context.port, context.grpc_port) if port),
     )
     return container.wrap(context, whole) if backend.image else whole

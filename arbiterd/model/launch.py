@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from arbiterd.model.container import ContainerSpec
 from arbiterd.model.devices import ProcessRef
+from arbiterd.model.sandbox import SandboxSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class LaunchSpec:
     ``intent``: a digest of the configuration that concerns this backend (not of argv), so that a
     new version of ours restarts nothing (design, section 7).
     ``container``: set when argv is a container client's; it then runs as root, not as ``user``.
+    ``sandbox``: what the operator changes of the unit's sandbox. ``nodes``: the GPU's device nodes that
+    it may open; None: every NVIDIA node.
     """
 
     backend: str
@@ -51,6 +54,8 @@ class LaunchSpec:
     container: ContainerSpec | None = None
     base: Mapping[str, str] = field(default_factory=dict)
     unset: tuple[str, ...] = ()
+    sandbox: SandboxSettings = SandboxSettings()
+    nodes: tuple[str, ...] | None = None
 
 
 class UnitState(StrEnum):

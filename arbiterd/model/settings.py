@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from arbiterd.model.sandbox import SandboxSettings
+
 FOR_EVER_S = (
     10 * 365 * 86400.0
 )  # what a negative keep_alive comes to: a number that min() and round() take
@@ -125,7 +127,7 @@ class BackendSettings:
     ``user`` empty means gpu-engines under systemd, the daemon's own user under the direct launcher,
     for an image its own. ``secrets``: names of variables and options whose values nobody may read, beside
     those whose names tell it. ``digest``: of a trace, what core.intent made of it before its secrets were
-    taken out; "" otherwise.
+    taken out; "" otherwise. ``device_wall``: its unit may open the devices of its placement only.
     """
 
     name: str
@@ -161,6 +163,8 @@ class BackendSettings:
     canary: str = ""
     allow_admin_paths: tuple[str, ...] = ()
     served_also: tuple[str, ...] = ()
+    sandbox: SandboxSettings = SandboxSettings()
+    device_wall: bool = False
     vllm: VllmOptions = VllmOptions()
     ollama: OllamaOptions = OllamaOptions()
     tensorflow: TensorflowOptions = TensorflowOptions()
