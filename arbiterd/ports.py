@@ -8,6 +8,7 @@ from contextlib import suppress
 import psutil
 
 from arbiterd import procfs
+from arbiterd.model import strangers
 
 
 def can_bind(host: str, port: int) -> bool:
@@ -36,7 +37,4 @@ def describe(pid: int | None) -> str:
     """'pid 7 of ollama.service (ollama serve); systemctl disable --now ollama.service'."""
     if not pid:
         return "a process that cannot be seen"
-    unit = procfs.unit_of(pid)
-    where = f" of {unit}" if unit else ""
-    hint = f"; systemctl disable --now {unit}" if unit.endswith(".service") else ""
-    return f"pid {pid}{where} ({procfs.command(pid)[:80]}){hint}"
+    return strangers.listener(pid, procfs.command(pid), procfs.unit_of(pid))

@@ -1,4 +1,4 @@
-"""The files that ``[gateway]`` names: certificate and keys of the doors."""
+"""Files of secrets: certificate and keys of the doors, the token of the API."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from arbiterd.config.parse import Report
 from arbiterd.config.schema import FileSettings
 from arbiterd.env_text import keys_in
+from arbiterd.token_file import read_token
 
 
 def check_doors(settings: FileSettings, report: Report) -> None:
@@ -21,6 +22,23 @@ def check_doors(settings: FileSettings, report: Report) -> None:
         _check_certificate(settings.gateway.certificate, report)
     if settings.gateway.key_file:
         _check_keys(settings.gateway.key_file, report)
+
+
+def check_token(settings: FileSettings, report: Report) -> None:
+    """A token that cannot be read shuts the API; one that others may read opens it."""
+    path, at = settings.arbiter.token_file, ("arbiter", "token_file")
+    if not path:
+        return
+    right = f"umask 077; openssl rand -hex 32 > {path}"
+    try:
+        read_token(path)
+    except PermissionError:
+        report.add(at, f"{path} may not be read by you: not looked at", "check as root", "warning")
+    except OSError as error:
+        report.add(at, f"{path} cannot be read: {error.strerror}", right)
+    except ValueError as error:
+        wrong, _, right = str(error).partition(": ")
+        report.add(at, wrong, right)
 
 
 def _check_keys(path: str, report: Report) -> None:

@@ -174,6 +174,8 @@ def _settings(
         arbiter=ArbiterSettings(
             listen_host=host.strip("[]"),
             listen_port=int(port),
+            expose=arbiter.expose,
+            token_file=arbiter.token_file,
             poll_s=arbiter.poll,
             headroom_bytes=arbiter.headroom,
             launcher=arbiter.launcher,

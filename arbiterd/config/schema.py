@@ -159,6 +159,8 @@ class ArbiterTable(_Table):
     """``[arbiter]``."""
 
     listen: Annotated[str, BeforeValidator(_listen)] = "127.0.0.1:9480"
+    expose: Literal["own", "full"] = "own"
+    token_file: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
     poll: Duration = 0.25
     headroom: Annotated[int | None, BeforeValidator(_headroom)] = None
     launcher: Literal["auto", "systemd", "direct"] = "auto"

@@ -16,6 +16,7 @@ from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.progress import why_hung
 from arbiterd.core.state import BackendState, DeviceState, SleepStage
 from arbiterd.engines import engine_of
+from arbiterd.model import strangers
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Pressure
 from arbiterd.model.reading import Known
@@ -192,9 +193,7 @@ def holders(seen: DeviceObservation, but: str = "") -> str:
 
 def describe(process: GpuProcess) -> str:
     """A stranger in words: 'pid 4711 (python3 of bob, session-3.scope)'."""
-    what = process.command.split(" ")[0].rsplit("/", 1)[-1] if process.command else "unknown"
-    user = f" of {process.user}" if process.user else ""
-    return f"pid {process.pid} ({what}{user}, {process.unit or 'no unit'})"
+    return strangers.named(process.pid, process.command, process.user, process.unit)
 
 
 def _label(seen: DeviceObservation | None, uuid: str) -> str:

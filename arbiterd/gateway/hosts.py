@@ -50,13 +50,14 @@ def names_of(settings: Settings, here: Iterable[str] = (), origins: Iterable[str
         if one.kind is Kind.OLLAMA:
             allowed += one.env.get("OLLAMA_ORIGINS", "").split(",")
     return Names(
-        _tidy(hosts),
-        _tidy(o.rstrip("/") for o in allowed),
+        tidy(hosts),
+        tidy(o.rstrip("/") for o in allowed),
         ipaddress.ip_address(gateway.bind).is_loopback,
     )
 
 
-def _tidy(words: Iterable[str]) -> tuple[str, ...]:
+def tidy(words: Iterable[str]) -> tuple[str, ...]:
+    """Names in lower case, each once, without what no name has."""
     kept = (re.sub(r"[^!-&(-~]", "", word).lower().rstrip(".") for word in words)
     return tuple(dict.fromkeys(word for word in kept if word))
 

@@ -29,10 +29,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArbiterSettings:
-    """Table ``[arbiter]``. ``headroom_bytes`` None means auto: 4 %, at least 512 MiB, at most 2 GiB."""
+    """Table ``[arbiter]``. ``headroom_bytes`` None means auto: 4 %, at least 512 MiB, at most 2 GiB.
+
+    ``expose``: whether readers over a network see other users' processes, too. ``token_file``: the
+    token that API and page ask for, "" for none.
+    """
 
     listen_host: str = "127.0.0.1"
     listen_port: int = 9480
+    expose: Literal["own", "full"] = "own"
+    token_file: str = ""
     poll_s: float = 0.25
     headroom_bytes: int | None = None
     launcher: Literal["auto", "systemd", "direct"] = "auto"

@@ -16,6 +16,7 @@ from arbiterd import procfs
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.reload import ReloadAnswer
 from arbiterd.report import shape
+from arbiterd.web import bodies
 from arbiterd.web.replies import Handler, answer, error
 
 GROUP = "gpu-arbiter"
@@ -45,8 +46,9 @@ class Admin:
         for verb in _VERBS:
             post(f"/v1/admin/backends/{{name}}/{verb.value}", self.backend)
 
-    async def reload(self, _request: web.Request) -> web.Response:
+    async def reload(self, request: web.Request) -> web.Response:
         """Read the file again; all or nothing."""
+        await bodies.read(request)  # nothing is asked for in it, and nonsense is not passed over
         found = await asyncio.get_running_loop().run_in_executor(None, self._reload)
         if found.accepted:
             warnings = [{"text": str(one)} for one in found.warnings]
@@ -69,10 +71,12 @@ class Admin:
 
     async def stop_all(self, request: web.Request) -> web.Response:
         """Stop every backend; they stay stopped until resume."""
+        await bodies.read(request)
         return self._ask(request, Verb.STOP_ALL, "")
 
     async def backend(self, request: web.Request) -> web.Response:
         """drain, resume, restart, sleep, wake, reset-cap."""
+        await bodies.read(request)
         verb = Verb(request.path.rsplit("/", 1)[-1])
         return self._ask(request, verb, request.match_info["name"])
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadUndone, LoadVerdict
+from arbiterd.web import bodies
 from arbiterd.web.replies import answer, error
 
 WAIT_MAX_S = 60.0
@@ -78,8 +79,8 @@ class LoadDesk:
         """{id, backend, model, predicted_bytes, wait_s, shares, resident} → {verdict, reason,
         retry_after_s}.
         """
+        given = await bodies.read(request)
         try:
-            given = await request.json()
             asked = LoadAsk(
                 str(given["id"]),
                 str(given["backend"]),
@@ -90,7 +91,7 @@ class LoadDesk:
                 _rows(given.get("resident")),
             )
             wait_s = min(WAIT_MAX_S, max(0.0, float(given.get("wait_s", 10))))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return error(422, "bad_request", "send id, backend, model and predicted_bytes")
         future: asyncio.Future[LoadAnswer] = asyncio.get_running_loop().create_future()
         with self._lock:
@@ -110,10 +111,10 @@ class LoadDesk:
 
     async def done(self, request: web.Request) -> web.Response:
         """{id, backend, detail}: the load has ended, detail "" when well."""
+        given = await bodies.read(request)
         try:
-            given = await request.json()
             name, backend = str(given["id"]), str(given.get("backend", ""))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return error(422, "bad_request", "send id")
         self._forget(name)
         self._end(name, backend, str(given.get("detail", ""))[:300])
@@ -121,10 +122,10 @@ class LoadDesk:
 
     async def unloaded(self, request: web.Request) -> web.Response:
         """{backend, model}: a client has asked for it to leave."""
+        given = await bodies.read(request)
         try:
-            given = await request.json()
             undone = LoadUndone(str(given["backend"]), str(given["model"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return error(422, "bad_request", "send backend and model")
         with self._lock:
             self._undones.append(undone)

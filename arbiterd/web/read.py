@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable
 from importlib import resources
 
 from aiohttp import web
@@ -10,11 +10,16 @@ from aiohttp import web
 from arbiterd.model.backend import BackendView
 from arbiterd.model.published import Published
 from arbiterd.report import ladder, metrics, route, shape, status
+from arbiterd.report.outsiders import own_pids, without_strangers
+from arbiterd.web import params
+from arbiterd.web.guard import OUTSIDER
 from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
-from arbiterd.web.replies import BadParameter, answer, error
+from arbiterd.web.replies import BadParameter, answer, as_text, error, shown
 
-_LIMIT, _LIMIT_MAX = 50, 200
+_KEPT = (
+    64  # answers of one tick; a client that makes up parameters gets its own, and no more memory
+)
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
@@ -23,6 +28,9 @@ class Read:
 
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
+        self._of: Published | None = None
+        self._texts: dict[tuple[str, str, bool], str] = {}
+        self._schema = as_text(document())
         folder = resources.files("arbiterd.web") / "page"
         self._files = {
             name: (folder / name).read_bytes() for name in ("index.html", "page.css", "page.js")
@@ -60,7 +68,7 @@ class Read:
     def _no_backend(self, request: web.Request) -> web.Response:
         known = ", ".join(self._now().decision.backends) or "none"
         name = request.match_info["name"]
-        return error(404, "not_found", f"there is no backend {name!r}; there is {known}")
+        return error(404, "not_found", f"there is no backend '{shown(name, 60)}'; there is {known}")
 
     async def livez(self, _request: web.Request) -> web.Response:
         """Whether the control loop runs. Never about backends."""
@@ -80,36 +88,40 @@ class Read:
 
     async def status(self, request: web.Request) -> web.Response:
         """Everything."""
-        return answer(status.status(self._now(), host_of(request)))
+        host = host_of(request)
+        return self._kept(request, host, lambda seen: status.status(seen, host))
 
-    async def gpus(self, _request: web.Request) -> web.Response:
+    async def gpus(self, request: web.Request) -> web.Response:
         """GPUs with their ledgers."""
-        return answer({"gpus": status.gpus(self._now())})
+        return self._kept(request, "", lambda seen: {"gpus": status.gpus(seen)})
 
     async def backends(self, request: web.Request) -> web.Response:
         """All backends."""
-        return answer({"backends": status.backends(self._now(), host_of(request))})
+        host = host_of(request)
+        return self._kept(request, host, lambda seen: {"backends": status.backends(seen, host)})
 
     async def backend(self, request: web.Request) -> web.Response:
         """One backend."""
         view = self._view(request)
         if view is None:
             return self._no_backend(request)
-        return answer(status.backend(self._now(), view, host_of(request)))
+        host = host_of(request)
+        return self._kept(request, host, lambda seen: status.backend(seen, view, host))
 
     async def ready(self, request: web.Request) -> web.Response:
         """What a load balancer asks before routing."""
         view = self._view(request)
         if view is None:
             return self._no_backend(request)
+        body = self._shown(request, status.ready(view))
         if view.accepting and not self._holder.late_s():
-            return answer(status.ready(view))
-        return answer(status.ready(view), 503, max(1, view.retry_after_s))
+            return answer(body)
+        return answer(body, 503, max(1, view.retry_after_s))
 
     async def route(self, request: web.Request) -> web.Response:
         """Where to send a request now."""
-        known = {"model", "backend"}
-        given = {key: value for key, value in request.query.items() if key in known and value}
+        asked = {key: params.one(request, key) for key in ("model", "backend")}
+        given = {key: value for key, value in asked.items() if value}
         if len(given) != 1:
             msg = "give one of ?model=NAME and ?backend=NAME"
             raise BadParameter(msg)
@@ -118,23 +130,26 @@ class Read:
             found = route.by_model(self._now(), given["model"], host)
         else:
             found = route.by_backend(self._now(), given["backend"], host)
-        return answer(found.body(), found.status, found.retry_after_s)
+        return answer(self._shown(request, found.body()), found.status, found.retry_after_s)
 
     async def incidents(self, request: web.Request) -> web.Response:
         """Incidents, newest first."""
-        limit = _limit(request.query.get("limit"))
-        since = _since(request.query.get("since"))
-        backend = request.query.get("backend")
-        found = [
-            one
-            for one in self._now().decision.incidents
-            if one.opened_at >= since and (not backend or one.backend == backend)
-        ]
-        return answer({"incidents": [shape.incident(one) for one in found[:limit]]})
+        limit, since = params.limit(request), params.since(request)
+        backend = params.one(request, "backend")
 
-    async def caps(self, _request: web.Request) -> web.Response:
+        def build(seen: Published) -> object:
+            found = [
+                one
+                for one in seen.decision.incidents
+                if one.opened_at >= since and (not backend or one.backend == backend)
+            ]
+            return {"incidents": [shape.incident(one) for one in found[:limit]]}
+
+        return self._kept(request, f"{limit} {since} {backend}", build)
+
+    async def caps(self, request: web.Request) -> web.Response:
         """What OOMs have taught."""
-        return answer({"caps": ladder.caps(self._now())})
+        return self._kept(request, "", lambda seen: {"caps": ladder.caps(seen)})
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus."""
@@ -145,7 +160,29 @@ class Read:
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """The schema of all this."""
-        return answer(document())
+        return web.Response(text=self._schema, content_type="application/json")
+
+    def _kept(
+        self, request: web.Request, about: str, build: Callable[[Published], object]
+    ) -> web.Response:
+        """The answer of this tick, rendered once however many read it. ``about``: what it depends on
+        besides the path.
+        """
+        seen = self._now()
+        if seen is not self._of:
+            self._of, self._texts = seen, {}
+        key = (request.path, about, request.get(OUTSIDER, False))
+        text = self._texts.get(key)
+        if text is None:
+            text = as_text(self._shown(request, build(seen)))
+            if len(self._texts) < _KEPT:
+                self._texts[key] = text
+        return web.Response(text=text, content_type="application/json")
+
+    def _shown(self, request: web.Request, body: object) -> object:
+        if not request.get(OUTSIDER, False):
+            return body
+        return without_strangers(body, own_pids(self._now()))
 
     async def page(self, request: web.Request) -> web.Response:
         """The page and its two files."""
@@ -166,23 +203,3 @@ def host_of(request: web.Request) -> str:
 
 def _plain(host: str) -> bool:
     return all(char.isalnum() or char in ".-_:[]" for char in host)
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _LIMIT
-    if not text.isdigit() or not 1 <= int(text) <= _LIMIT_MAX:
-        msg = f"limit={text!r} is no number from 1 to {_LIMIT_MAX}"
-        raise BadParameter(msg)
-    return int(text)
-
-
-def _since(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        when = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError:
-        msg = f"since={text!r} is no ISO 8601 time; write 2026-01-31T12:00:00Z"
-        raise BadParameter(msg) from None
-    return when.astimezone().timestamp()

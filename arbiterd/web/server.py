@@ -1,6 +1,7 @@
 """The HTTP server: one thread with an event loop of its own, aiohttp, two doors.
 
-TCP on ``listen`` is read only. The unix socket serves the same and, alone, the admin routes.
+TCP on ``listen`` is read only. The unix socket serves the same and, alone, the admin routes. How many
+connections each takes, and how fast: web/lines.py; who may read over TCP: web/guard.py.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from arbiterd.errors import ArbiterError
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
+from arbiterd.hostnames import HostNames
 from arbiterd.placing import hand_over
 from arbiterd.redact import Redactor
 from arbiterd.tap import Tap
 from arbiterd.web.admin import GROUP, Admin
+from arbiterd.web.guard import Guard
 from arbiterd.web.holder import Holder
+from arbiterd.web.lines import MOST_GATE, MOST_TCP, MOST_UNIX, Doorman, descriptors
 from arbiterd.web.loads import LoadDesk
 from arbiterd.web.read import Read
 from arbiterd.web.replies import as_json, hiding
@@ -59,7 +64,8 @@ class WebServer:
         self._tap = tap
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
-        self._runners: list[web.AppRunner] = []
+        self._open: list[tuple[Doorman, web.AppRunner]] = []
+        self._names = HostNames()
         self._unix = False
         self._tcp = False
 
@@ -105,66 +111,92 @@ class WebServer:
             future.result(_START_S)
         except (OSError, TimeoutError) as error:
             number = getattr(error, "errno", None)
-            why = os.strerror(number) if number else str(error)
+            why = os.strerror(number) if number and number > 0 else error.strerror or str(error)
             msg = f"cannot listen on {what}: {why}; free it or change [arbiter] listen"
             raise ArbiterError(msg) from None
 
-    async def _runner(self, *, admin: bool) -> web.AppRunner:
-        app = web.Application(
-            middlewares=[hiding(self._redactor), as_json], client_max_size=_BODY_LIMIT
-        )
+    async def _serve(
+        self, app: web.Application, most: int, *sockets: socket.socket, leave: bool = False
+    ) -> None:
+        """``leave``: a handler ends with its client."""
         app.logger.setLevel(logging.ERROR)
-        Read(self._holder).add_to(app)
-        if admin:
-            self._admin.add_to(app)
-            if self._tap is not None:
-                TraceStream(self._tap, self._redactor).add_to(app)
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            handler_cancellation=leave,
         )
+        # the outermost: the doorman knows of every request, whatever becomes of it
+        doorman = Doorman(most, descriptors())
+        app.middlewares.insert(0, doorman.around)
         await runner.setup()
-        return runner
+        if runner.server is None:
+            msg = "the application has no server"
+            raise ArbiterError(msg)
+        doorman.open(runner.server, *sockets)
+        self._open.append((doorman, runner))
+
+    def _reading(self, *more: Any) -> web.Application:
+        order = [hiding(self._redactor), as_json, *more]
+        app = web.Application(middlewares=order, client_max_size=_BODY_LIMIT)
+        Read(self._holder).add_to(app)
+        return app
 
     async def _open_tcp(self) -> None:
-        runner = await self._runner(admin=False)
-        try:
-            await web.TCPSite(runner, self._host, self._port, reuse_address=True).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runners.append(runner)
+        # aside: the first to ask waits for a resolver
+        asyncio.get_running_loop().run_in_executor(None, self._names.names)
+        guard = Guard(self._holder, self._names.names)
+        sockets = await _bound(self._host, self._port)
+        await self._serve(self._reading(guard.check), MOST_TCP, *sockets)
 
     async def _open_unix(self) -> None:
         sock = _unix(self._path, GROUP)
-        try:
-            runner = await self._runner(admin=True)
-            await web.SockSite(runner, sock).start()
-        except OSError:
-            sock.close()
-            raise
-        self._runners.append(runner)
+        app = self._reading()
+        self._admin.add_to(app)
+        if self._tap is not None:
+            TraceStream(self._tap, self._redactor).add_to(app)
+        await self._serve(app, MOST_UNIX, sock)
 
     async def _open_loads(self) -> None:
         """The load gate's socket: it can ask for loads there, and nothing else."""
         if self._loads is None:
             return
         desk, path = self._loads
-        app = web.Application(middlewares=[hiding(self._redactor)], client_max_size=_BODY_LIMIT)
+        hide = hiding(self._redactor)
+        app = web.Application(middlewares=[hide, as_json], client_max_size=_BODY_LIMIT)
         desk.add_to(app)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=1.0,
-            handler_cancellation=True,
-        )
-        await runner.setup()
-        await web.SockSite(runner, _unix(path, GATE_GROUP)).start()
-        self._runners.append(runner)
+        await self._serve(app, MOST_GATE, _unix(path, GATE_GROUP), leave=True)
 
     async def _close(self) -> None:
-        for runner in self._runners:
+        for doorman, runner in self._open:
+            doorman.close()
             await runner.cleanup()
+
+
+async def _bound(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of ``host``.
+
+    Raises:
+        OSError: there is none, or one is taken.
+
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    out: list[socket.socket] = []
+    try:
+        for family, kind, proto, _, address in dict.fromkeys(found):
+            one = socket.socket(family, kind, proto)
+            out.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(address)
+    except OSError:
+        for one in out:
+            one.close()
+        raise
+    return out
 
 
 def _unix(path: Path, group: str) -> socket.socket:

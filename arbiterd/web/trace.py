@@ -10,6 +10,7 @@ from aiohttp import web
 from arbiterd.redact import Redactor
 from arbiterd.tap import KEPT, Tap
 from arbiterd.trace import Writer
+from arbiterd.web import params
 from arbiterd.web.replies import error
 
 _IDLE_S = 5.0
@@ -31,12 +32,7 @@ class TraceStream:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """``?seconds=N`` ends it by itself; else the client does."""
-        try:
-            seconds = float(request.query.get("seconds", "inf"))
-        except ValueError:
-            seconds = -1.0
-        if not seconds > 0:
-            return error(422, "bad_request", "seconds is a number above 0")
+        seconds = params.seconds(request)
         if len(self._tap.listeners) >= MOST:
             return error(429, "busy", f"{MOST} recordings run already")
         reply = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
