@@ -166,7 +166,7 @@ def _with_stranger(site: Site) -> None:
     world.strangers[STRANGER] = (world.device().uuid, 2 << 30)
     world.tick(40)
     seen = published(world)
-    taken = strangers.listener(STRANGER, "/home/eve/secret-miner --flag", "miner.service")
+    taken = strangers.listener(STRANGER, "/opt/secret-miner --flag", "miner.service")
     doors = {"vllm": f"port 8000 is taken by {taken}"}
     gateway = replace(seen.observation.gateway, taken_doors=doors)
     site.holder.put(replace(seen, observation=replace(seen.observation, gateway=gateway)))
