@@ -111,7 +111,7 @@ def _health(prober: Prober) -> HealthObservation | None:
 
 def test_a_prober_follows_its_orders(engine: tuple[type[Engine], str]) -> None:
     """Results grow, a new fence forgets them, no order ends the probing, on_change wakes the loop."""
-    handler, url = engine
+    _, url = engine
     woken = threading.Event()
     settings = only("vllm")
     before = set(threading.enumerate())
