@@ -8,6 +8,7 @@ within milliseconds. What it reads back (``latest``) is the evidence from traffi
 from __future__ import annotations
 
 import json
+import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,10 +24,10 @@ from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
 from arbiterd.gateway import render, rules, runtime
 from arbiterd.gateway.gate_config import gate_config
-from arbiterd.gateway.layout import Door, Layout, doors_of, layout
+from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout
 from arbiterd.gateway.limits import split
 from arbiterd.gateway.paths import GROUP, Paths
-from arbiterd.gateway.reading import line_of, traffic_of
+from arbiterd.gateway.reading import line_of, states, traffic_of
 from arbiterd.hostnames import HostNames
 from arbiterd.keyring import Keyring
 from arbiterd.model.devices import ProcessRef
@@ -84,6 +85,8 @@ class GatewayKeeper:
         self._services = services
         self._on_change = on_change
         self._systemd = systemd
+        # a child of ours inherits our limit
+        self._files = FILES if systemd else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -156,7 +159,7 @@ class GatewayKeeper:
         keys = self._keys.of(settings, now)
         made = seen.layout
         if seen.settings is not settings or made is None or (here, keys) != (seen.here, made.keys):
-            made = seen.layout = layout(settings, seen.taken, here, keys)
+            made = seen.layout = layout(settings, seen.taken, here, keys, self._files)
             seen.settings, seen.here = settings, here
         self._write_live(wish, made, settings)
         self._write_gate(settings, made)
@@ -218,7 +221,7 @@ class GatewayKeeper:
         with suppress(runtime.GatewayGone, runtime.GatewayRefused):
             commands = [self._set(key, entries[key], known=key in known) for key in changed]
             commands += [f"del map {self._paths.live} {key}" for key in gone]
-            commands += _states(wish, made, {k: v for k, v in entries.items() if k in changed})
+            commands += states(wish, made, {k: v for k, v in entries.items() if k in changed})
             if seen.pid:
                 runtime.tell(self._paths.runtime, commands)
 
@@ -382,17 +385,3 @@ class GatewayKeeper:
                     some = lower if limit < lines[name].limit else higher
                     some.append(f"set maxconn server {name} {limit}")
         return [*lower, *higher], limits
-
-
-def _states(wish: GatewayWish, made: Layout, changed: Mapping[str, str]) -> list[str]:
-    """maint or ready for every backend whose state has just changed: shed and maint in one step."""
-    out = []
-    for one in made.backends:
-        state = changed.get(f"st:{one.name}")
-        if state is None:
-            continue
-        down = wish.backends[one.name].admit in (Admit.HOLD, Admit.SHED)
-        for grpc in (False, True) if one.grpc_port else (False,):
-            name = rules.engine(one, grpc=grpc)
-            out.append(f"set server {name} state {'maint' if down else 'ready'}")
-    return out

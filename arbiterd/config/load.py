@@ -194,6 +194,7 @@ def _settings(
             certificate=gateway.certificate,
             key_file=gateway.key_file,
             hosts=tuple(gateway.hosts),
+            trusted_proxies=tuple(gateway.trusted_proxies),
             cors=tuple(gateway.cors),
             max_body_bytes=gateway.max_body,
         ),

@@ -108,6 +108,14 @@ def _host_name(value: str) -> str:
     raise ValueError(msg)
 
 
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text.strip(), strict=False))
+    except ValueError:
+        msg = f'invalid address or network {text!r}; write one like "192.0.2.10" or "10.0.0.0/24"'
+        raise ValueError(msg) from None
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -146,6 +154,7 @@ Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
 PortOrOff = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Words = Annotated[list[str], BeforeValidator(_words)]
+Networks = Annotated[Words, AfterValidator(lambda given: [_network(one) for one in given])]
 HostNames = Annotated[Words, AfterValidator(lambda given: [_host_name(one) for one in given])]
 Origins = Annotated[Words, AfterValidator(lambda given: [_origin(one) for one in given])]
 Folder = Annotated[str, BeforeValidator(_absolute)]
@@ -183,6 +192,7 @@ class GatewayTable(_Table):
     key_file: Annotated[str, BeforeValidator(_absolute_or_none)] = ""
     hosts: HostNames = []
     cors: Origins = []
+    trusted_proxies: Networks = []
     max_body: Annotated[Size, Field(ge=1024)] = 32 * 1024**2
 
 

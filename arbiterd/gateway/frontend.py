@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiterd.gateway import guards, keys, rules
+from arbiterd.gateway import crowds, guards, keys, rules
 from arbiterd.gateway.layout import Door, Layout
 from arbiterd.gateway.paths import Paths
 
@@ -17,6 +17,7 @@ def opening(
     llm: bool,
     lists: bool = False,
     named: bool = False,
+    grpc: bool = False,
 ) -> list[str]:
     """The beginning of every frontend. ``llm``: bodies are read, and our own headers mean something.
     ``lists``: the gate answers its lists of models. ``named``: it judges Host and Origin, which
@@ -33,6 +34,8 @@ def opening(
             "http-after-response set-header X-Arbiter-Served-By gpu-arbiter unless { res.hdr(x-arbiter-served-by) -m found }"
         )
         lines += guards.straight_paths(api, lists=lists)
+        if not grpc:
+            lines += guards.short_lines(api)
     if named:
         lines += guards.host_rules(layout.names, api)
         lines += guards.origin_rules(layout.names, api)
@@ -55,8 +58,11 @@ def opening(
         f"http-response set-header Retry-After {rules.retry_full(paths)} if {{ status 429 503 }}"
     )
     lines.append(f"{again} !{{ res.hdr(retry-after) -m found }}")
-    option = "    option http-buffer-request" if llm else "    # no body is read here"
+    # a slow body must not hold a slot of the engine; gRPC's streams have no end to wait for
+    option = "    # bodies are passed on at once" if grpc else "    option http-buffer-request"
     head = [f"frontend {name}", f"    bind {bind}", option, rules.errors(api, paths)]
+    if public:
+        lines = [*crowds.at_accept(layout), *lines]
     return [*head, *(f"    {line}" for line in lines)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arbiterd.gateway import crowds
 from arbiterd.gateway.hosts import Names, host_pattern, origin_pattern
 from arbiterd.gateway.rules import refuse
 
@@ -27,6 +28,18 @@ def straight_paths(api: str, *, lists: bool) -> list[str]:
         *refuse(api, 403, text, "crooked"),
         *(refuse(api, 403, text, f"slashed !{ONE_MODEL}") if lists else ()),
     ]
+
+
+def short_lines(api: str) -> list[str]:
+    """400 for a header line, or a URL, that is longer than servers take; HAProxy's buffer holds eight."""
+    most = crowds.LINE_MOST
+    return [
+        *refuse(
+            api, 400, f"a header line is longer than {most} bytes",
+            f"{{ req.hdrs -m len gt {most} }} {{ req.hdrs -m reg '[^\\r\\n]{{{most + 1}}}' }}",
+        ),
+        *refuse(api, 400, f"the URL is longer than {most} bytes", f"{{ url -m len gt {most} }}"),
+    ]  # fmt: skip
 
 
 def host_rules(names: Names, api: str) -> list[str]:

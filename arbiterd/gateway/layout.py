@@ -15,6 +15,8 @@ from arbiterd.model.settings import BackendSettings, Kind, Settings
 LLM_DOOR = "llm"
 LLM_KINDS = (Kind.VLLM, Kind.OLLAMA)
 ANY_MODEL = "*"
+FILES = 65536  # LimitNOFILE of gpu-arbiter-gateway.service
+HERE = ("127.0.0.0/8", "::1")  # this host
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Behind:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Everything a rendered configuration depends on, besides its paths. ``sharing``: LLM backends
-    that serve a model which another one serves, too.
+    that serve a model which another one serves, too. ``trusted``: sources that no count applies to.
+    ``files``: file descriptors that HAProxy may have.
     """
 
     bind: str
@@ -68,6 +71,8 @@ class Layout:
     names: Names = Names()
     keys: Keys = Keys()
     sharing: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = HERE
+    files: int = FILES
 
     def behind(self, name: str) -> Behind:
         """The backend of this name."""
@@ -79,6 +84,7 @@ def layout(
     without: Collection[str] = (),
     here: Collection[str] = (),
     keys: Keys | None = None,
+    files: int = FILES,
 ) -> Layout:
     """The doors of the active mode. ``without``: names of doors to leave out (their port is taken).
     ``here``: names of this machine.
@@ -96,6 +102,8 @@ def layout(
         names=names,
         keys=keys or Keys(),
         sharing=tuple(name for name in active if name in several),
+        trusted=(*HERE, *gateway.trusted_proxies),
+        files=files,
     )
 
 

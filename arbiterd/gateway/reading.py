@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from arbiterd.gateway import rules, runtime
+from arbiterd.gateway.layout import Layout
 from arbiterd.gateway.limits import Line
-from arbiterd.model.gateway import Traffic
+from arbiterd.model.gateway import Admit, GatewayWish, Traffic
 
 
 def line_of(row: runtime.Row | None, whole: runtime.Row | None, old: int) -> Line:
@@ -47,3 +48,17 @@ def traffic_of(
         queue_ms=float(max((r.number("qtime") for r in mine), default=0)),
         engine_up=any(r.values.get("status", "").startswith("UP") for r in mine),
     )
+
+
+def states(wish: GatewayWish, made: Layout, changed: Mapping[str, str]) -> list[str]:
+    """maint or ready for every backend whose state has just changed: shed and maint in one step."""
+    out = []
+    for one in made.backends:
+        state = changed.get(f"st:{one.name}")
+        if state is None:
+            continue
+        down = wish.backends[one.name].admit in (Admit.HOLD, Admit.SHED)
+        for grpc in (False, True) if one.grpc_port else (False,):
+            name = rules.engine(one, grpc=grpc)
+            out.append(f"set server {name} state {'maint' if down else 'ready'}")
+    return out

@@ -7,7 +7,7 @@ live: docs/facts/gateway.md).
 
 from __future__ import annotations
 
-from arbiterd.gateway import frontend, key_rules, probes, routes, rules
+from arbiterd.gateway import crowds, frontend, key_rules, probes, routes, rules
 from arbiterd.gateway.layout import LLM_DOOR, LLM_KINDS, Behind, Door, Layout
 from arbiterd.gateway.llm_door import llm_door
 from arbiterd.gateway.paths import GROUP, Paths
@@ -15,7 +15,7 @@ from arbiterd.gateway.paths import GROUP, Paths
 
 def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
     """The whole file."""
-    parts = [_global(layout, paths, systemd=systemd), _defaults(layout, paths)]
+    parts = [_global(layout, paths, systemd=systemd), _defaults(layout, paths), crowds.tables()]
     for door in layout.doors:
         if door.name == LLM_DOOR:
             parts.append(llm_door(layout, door, paths))
@@ -44,7 +44,7 @@ global
     log {paths.log} len 4096 format raw local0
     stats socket {paths.runtime} mode 660{group} level admin expose-fd listeners
     stats timeout 30s
-    maxconn {rules.MAX_CONNECTIONS}
+    maxconn {crowds.whole(layout)}
     nbthread 1
     ssl-default-bind-options ssl-min-ver TLSv1.2
     # keys and certificate: {layout.keys.digest or "none"}
@@ -73,9 +73,10 @@ defaults
     retries 2
     retry-on conn-failure
     timeout connect {rules.CONNECT_MS}ms
-    timeout client {rules.duration_ms(longest)}
+    # a client that waits for its answer is not timed by it (docs/facts/gateway.md)
+    timeout client {crowds.STALL_S}s
     timeout server {rules.duration_ms(longest)}
-    timeout http-request 60s
+    timeout http-request {crowds.HEADER_S}s
     timeout http-keep-alive 60s
     timeout queue 10s
     # every frontend: {paths.live}
@@ -127,7 +128,7 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     paths_ok = " ".join(one.routes.grpc)
     denied = (
         "http-request return status 200 hdr grpc-status 7 "
-        f'hdr grpc-message "%[path] is not let through" file {paths.files / "empty"} '
+        f'hdr grpc-message "%[path,url_enc] is not let through" file {paths.files / "empty"} '
         f"unless {{ path -m beg {paths_ok} }}"
     )
     # a `return` with an empty body carries no content type of its own, and Go's client wants one
@@ -141,7 +142,7 @@ def _grpc_door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
         typed,
     ]
     bind = frontend.bind(layout, door, paths)
-    head = frontend.opening(layout, f"door-{door.name}", bind, "plain", paths, llm=False)
+    head = frontend.opening(layout, f"door-{door.name}", bind, "plain", paths, llm=False, grpc=True)
     return frontend.text(head, lines, rules.backend_of(one.name, grpc=True))
 
 
@@ -189,9 +190,16 @@ def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
 def _gate(layout: Layout, paths: Paths) -> str:
     if not any(one.inner for one in layout.backends):
         return ""
+    # what aiohttp's parser refuses it refuses in plain text
+    own = [
+        "http-request set-var(txn.v1) int(1) if { path_beg /v1/ }",
+        *rules.restate(400, "this is no HTTP request that can be handed on"),
+    ]
+    lines = "".join(f"    {line}\n" for line in own)
     return f"""\
 backend gate
     http-request set-header x-arbiter-src %[src]
+{lines.rstrip()}
     server gate unix@{paths.gate} check inter 500ms fall 2 rise 1
 """
 

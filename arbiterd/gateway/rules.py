@@ -8,7 +8,6 @@ from arbiterd.gateway.paths import Paths
 BUFFER_BYTES = 65536  # larger ones cost CPU per request and per token; 32 MiB broke streaming
 CONNECT_MS = 200  # loopback; also the pause before the retry that finds the substitute
 PATIENT_MS = 3000  # where nobody stands in: a SYN that the engine dropped is sent again after 1 s
-MAX_CONNECTIONS = 4000
 
 # the beginning of an error, its end when we cannot (5xx), its end when the client must not (4xx)
 _OPENAI = (
@@ -47,6 +46,15 @@ def refuse(api: str, status: int, text: str, cond: str, more: str = "") -> list[
     ]
 
 
+def restate(status: int, text: str) -> list[str]:
+    """An answer of this status that is no JSON, told in the shape of the API; txn.v1: it is OpenAI's."""
+    plain = f"{{ status {status} }} !{{ res.hdr(content-type) -m beg application/json }}"
+    return [
+        f"http-response return status {status} {JSON} lf-string '{ends[0]}{text}{ends[2]}' if {plain}{only}"
+        for ends, only in ((_OPENAI, " { var(txn.v1) -m found }"), (_PLAIN, ""))
+    ]
+
+
 def errors(api: str, paths: Paths) -> str:
     """Errors that HAProxy makes itself, in the shape of the door."""
     texts = {
@@ -63,13 +71,15 @@ def errors(api: str, paths: Paths) -> str:
         for status, text in texts.items()
     ]
     plain = {
-        400: "this is no HTTP request",
+        400: "this is no HTTP request, or its header is larger than 63 KiB",
         403: "not allowed",
         408: "the request took too long to arrive",
         413: "the body is too large",
     }
+    # made before any rule has run: the door's own shape, not the path's
+    before, _, after = _OPENAI if api == "openai" else _PLAIN
     lines += [
-        f'    http-error status {status} {JSON} string \'{{"error":"{text}"}}\''
+        f"    http-error status {status} {JSON} string '{before}{text}{after}'"
         for status, text in plain.items()
     ]
     return "\n".join(lines)

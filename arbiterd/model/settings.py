@@ -53,6 +53,7 @@ class GatewaySettings:
     """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, ``key_file``: the
     keys that they ask for, one a line; "" for none.
     ``hosts``: further names that the doors answer to; ``cors``: origins of pages that may use them;
+    ``trusted_proxies``: addresses and networks of routers, which many clients share;
     ``max_body_bytes``: of a body that has to be read to route it.
     """
 
@@ -66,6 +67,7 @@ class GatewaySettings:
     key_file: str = ""
     hosts: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024 * 1024
 
 

@@ -64,6 +64,7 @@ BROKEN = [
     ("a host with its port", 'mode = "A"', 'mode = "A"\ngateway.hosts = ["https://LLM.example.com:443/x"]', 2, "gateway.hosts", "is no host name", '"LLM.example.com"'),
     ("a host that is none", 'mode = "A"', 'mode = "A"\ngateway.hosts = ["a b"]', 2, "gateway.hosts", "is no host name", "llm.example.com"),
     ("an origin without scheme", 'mode = "A"', 'mode = "A"\ngateway.cors = ["app.example.com"]', 2, "gateway.cors", "is no origin", '"https://app.example.com"'),
+    ("a router by its name", 'mode = "A"', 'mode = "A"\ngateway.trusted_proxies = ["router.example"]', 2, "gateway.trusted_proxies", "invalid address or network 'router.example'", "10.0.0.0/24"),
     ("a bare limit of bodies", 'mode = "A"', 'mode = "A"\ngateway.max_body = 1000000', 2, "gateway.max_body", "has no unit", "512MiB"),
     ("a path with a space", *_vllm('allow_admin_paths = ["/a b"]'), 5, "backends.vllm.allow_admin_paths", "is no path", "/metrics"),
     ("no address", END, END + '[gateway]\nbind = "lan"\n', 18, "gateway.bind", "is no IP address", "127.0.0.1"),

@@ -63,6 +63,7 @@ def test_names_and_origins_are_taken_as_they_are_sent(tmp_path: Path) -> None:
 hosts = ["LLM.Example.com.", "*.lab.example", "bücher.example", "192.0.2.1", "*"]
 cors = ["https://App.example.com/", "https://*.example.com:*", "chrome-extension://*", "*"]
 max_body = "1GiB"
+trusted_proxies = ["192.0.2.10", "10.1.2.3/16", "2001:db8::/32"]
 """
     gateway = _load(tmp_path, FIFTEEN + text).gateway
     assert gateway.hosts == (
@@ -79,6 +80,7 @@ max_body = "1GiB"
         "*",
     )
     assert gateway.max_body_bytes == 1024 * MIB
+    assert gateway.trusted_proxies == ("192.0.2.10/32", "10.1.0.0/16", "2001:db8::/32")
     plain = _load(tmp_path).gateway
     assert (plain.hosts, plain.cors, plain.max_body_bytes) == ((), (), 32 * MIB)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import resource
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 from arbiterd.act.door_keys import DoorKeys
 from arbiterd.gateway import live, render, runtime
 from arbiterd.gateway.gate_config import gate_config
-from arbiterd.gateway.layout import layout
+from arbiterd.gateway.layout import HERE, layout
 from arbiterd.gateway.paths import paths
 from arbiterd.keyring import Keyring
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
@@ -203,6 +204,7 @@ class Doors:
     extra: dict[str, int] = field(default_factory=dict)
     adapters: dict[str, str] = field(default_factory=dict)
     ring: Keyring = field(default_factory=Keyring)
+    trusted: tuple[str, ...] = HERE
 
     @property
     def ports(self) -> dict[str, int]:
@@ -217,7 +219,9 @@ class Doors:
         keys = DoorKeys(where, self.ring, shared=False)
         known = keys.of(self.settings, 0.0)
         keys.write()
-        self.layout = layout(self.settings, here=self.here, keys=known)
+        made = layout(self.settings, here=self.here, keys=known)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self.layout = replace(made, trusted=self.trusted, files=most)
         where.config.write_text(render.render(self.layout, where, systemd=False))
         where.lua.write_text(render.lua(where))
         (where.files / "empty").write_text("")
@@ -375,9 +379,13 @@ def made(change: Callable[[Settings], Settings] | None = None, **gateway: Any) -
 
 
 @contextmanager
-def doors(given: Settings | None = None, ring: Keyring | None = None) -> Iterator[Doors]:
-    """Open; closed at the end. ``ring``: what the daemon has learned about keys."""
-    one = Doors(given or made(), ring=ring or Keyring())
+def doors(
+    given: Settings | None = None, ring: Keyring | None = None, trusted: tuple[str, ...] = HERE
+) -> Iterator[Doors]:
+    """Open; closed at the end. ``ring``: what the daemon has learned about keys. ``trusted``: sources
+    that are not counted.
+    """
+    one = Doors(given or made(), ring=ring or Keyring(), trusted=trusted)
     try:
         one.start()
         yield one
