@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from arbiterd import __version__, startup
+from arbiterd import __version__, startup, unwritten
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.load_probe import LoadProbes
@@ -55,6 +55,8 @@ NVML_FIRST_S = 1.2  # how long a start waits for the first inventory, to refuse 
 STATUS_EVERY_S = 1.0
 LISTEN_RETRY_S = 5.0
 EXTEND_S = 30
+# Sockets and records are gone with it, and nothing keeps a second daemon away.
+HOMELESS = "{} was removed: the daemon ends, engines run on; its next start adopts them"
 T = TypeVar("T")
 
 
@@ -213,6 +215,9 @@ class Daemon:
             self._learn(nvml)
             self._report(published)
             now = time.monotonic()
+            if self._lock.lost() and not self._signals.how:
+                self._leave(HOMELESS.format(self._arbiter.runtime_dir), Severity.CRITICAL)
+                return EX_REFUSED
             if not self._listening and now >= retry_at:
                 retry_at = now + LISTEN_RETRY_S
                 self._listen(web)
@@ -341,6 +346,7 @@ class Daemon:
             config_pending=reloader.pending,
             config_refused=self._refused,
             notes=self._notes,
+            unwritten=unwritten.told(),
         )
 
     def _all_devices(self) -> Sequence[Device]:
@@ -353,8 +359,8 @@ class Daemon:
         for event in nvml.said():
             self._events.put(event)
 
-    def _leave(self, text: str) -> None:
-        self._journal.say(Severity.NOTICE, text)
+    def _leave(self, text: str, severity: Severity = Severity.NOTICE) -> None:
+        self._journal.say(severity, text)
         self._notify.stopping()
 
     # -- out -----------------------------------------------------------------------------------
@@ -373,6 +379,8 @@ class Daemon:
         if now - self._status_at < STATUS_EVERY_S:
             return
         self._status_at = now
+        if unwritten.told():
+            threading.Thread(target=unwritten.catch_up, name="catch-up", daemon=True).start()
         self._notify.status(self._hide.text(status_line(published)))
         if self._signals.how == "stop":
             self._notify.extend(EXTEND_S)

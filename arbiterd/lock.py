@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from arbiterd import procfs
@@ -34,8 +35,21 @@ class Lock:
             holder = _pid_in(self._fd)
             os.close(self._fd)
             raise AlreadyRunning(str(path), holder) from None
+        self._path = path
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # a full disk: the lock holds, its holder's pid is not told
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def lost(self) -> bool:
+        """Whether the folder (or this file in it) was removed or replaced: another daemon could start."""
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        mine = os.fstat(self._fd)
+        return (found.st_dev, found.st_ino) != (mine.st_dev, mine.st_ino)
 
     def close(self) -> None:
         """Give it back."""

@@ -102,6 +102,7 @@ class Inbox:
     config_pending: bool = False
     config_refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
 
 
 class Loop:
@@ -194,6 +195,7 @@ class Loop:
             requests=inbox.requests,
             logs=self._words.of(units),
             stopping=inbox.stopping,
+            unwritten=inbox.unwritten,
             xids=parts.nvml.xids(now),
             deaths=self._deaths.of(units, self.settings, now),
             can_freeze=parts.launcher.can_freeze,

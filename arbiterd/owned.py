@@ -13,9 +13,11 @@ import pwd
 import shlex
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from arbiterd import unwritten
 from arbiterd.errors import ArbiterError
 
 MAX_BYTES = 32 * 1024 * 1024  # a thousand times what any of these files has had
@@ -123,9 +125,20 @@ def put_owned(
 
     Raises:
         NotTrusted: its folder is a link.
-        OSError: it cannot be written; the old file is untouched.
+        OSError: it cannot be written; the old file is untouched, and it is tried again (unwritten.py).
 
     """
+    try:
+        _put(path, data, mode, gid, sync=sync)
+    except NotTrusted:
+        raise
+    except OSError as error:
+        unwritten.failed(path, error, partial(put_owned, path, data, mode, gid, sync=sync))
+        raise
+    unwritten.written(path)
+
+
+def _put(path: Path, data: bytes, mode: int, gid: int, *, sync: bool) -> None:
     folder = open_folder(path.parent)
     name = f".{path.name}.new"
     try:

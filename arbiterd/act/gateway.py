@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from arbiterd import ports, procfs
 from arbiterd.act.door_keys import DoorKeys
@@ -34,6 +35,7 @@ from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
+from arbiterd.owned import NotTrusted
 from arbiterd.placing import make_folder
 from arbiterd.redact import Redactor
 
@@ -64,6 +66,8 @@ class _Seen:
     taken: dict[str, str] = field(default_factory=dict)
     here: tuple[str, ...] = ()
     bound: frozenset[str] = frozenset()
+    behind: bool = False  # the map on disk is older than what HAProxy was told
+    reload_due: bool = False
 
 
 class GatewayKeeper:
@@ -207,12 +211,24 @@ class GatewayKeeper:
         return frozenset(name.removeprefix("door-") for name in names)
 
     # -- files ---------------------------------------------------------------------------------
+    def _put(self, path: Path, text: str) -> bool:
+        """Whether it could be written; what could not is told (unwritten.py) and tried each turn."""
+        try:
+            put(path, text, shared=self._systemd)
+        except NotTrusted:
+            raise
+        except OSError:
+            return False
+        return True
+
     def _write_live(self, wish: GatewayWish, made: Layout, settings: Settings) -> None:
-        """The map file; what changed is told at once, state and maint in one line."""
+        """The map file; what changed is told at once, state and maint in one line, also when the file
+        cannot be written: a full disk must not keep a door open.
+        """
         seen = self._seen
         entries = live_map.live(wish, made, settings, self._redactor.text)
         entries |= {k: v for k, v in seen.live.items() if k.startswith(("lim:", "pid:"))}
-        if entries == seen.live and self._paths.live.exists():
+        if entries == seen.live and not seen.behind and self._paths.live.exists():
             return
         changed = [key for key, value in entries.items() if seen.live.get(key) != value]
         gone = [key for key in seen.live if key not in entries]
@@ -226,8 +242,17 @@ class GatewayKeeper:
                 runtime.tell(self._paths.runtime, commands)
 
     def _put_live(self, entries: dict[str, str]) -> None:
-        put(self._paths.live, live_map.text(entries), shared=self._systemd)
-        self._seen.live = entries
+        """A reload makes HAProxy read the file: none while it is behind (``current`` is the unit's word
+        for that, and removing a file works on a full disk).
+        """
+        seen, current = self._seen, self._paths.files / "current"
+        seen.live = entries
+        seen.behind = not self._put(self._paths.live, live_map.text(entries))
+        with suppress(OSError):
+            if seen.behind:
+                current.unlink(missing_ok=True)
+            elif not current.exists():
+                current.touch()
 
     def _set(self, key: str, value: str, *, known: bool) -> str:
         verb = "set" if known else "add"
@@ -236,34 +261,48 @@ class GatewayKeeper:
     def _write_gate(self, settings: Settings, made: Layout) -> None:
         if self._seen.gated is not made:
             text = json.dumps(gate_config(settings, self._paths, made.keys.guarded), indent=1)
-            put(self._paths.gate_config, text, shared=self._systemd)
-            self._seen.gated = made
+            if self._put(self._paths.gate_config, text):
+                self._seen.gated = made
 
     def _write_config(self, made: Layout) -> str:
         """A new configuration needs a reload; one that HAProxy refuses changes nothing."""
+        seen = self._seen
+        if seen.rendered is not made:
+            text = render.render(made, self._paths, systemd=self._systemd)
+            try:
+                if text != seen.config:
+                    self._replace_config(text)
+            except NotTrusted:
+                raise
+            except OSError:
+                return seen.refused  # told as unwritten; tried again
+            seen.rendered = made
+        if seen.reload_due and not seen.behind:
+            seen.reload_due = False
+            if seen.pid:
+                self._services.reload(GATEWAY)
+        return seen.refused
+
+    def _replace_config(self, text: str) -> None:
+        """Write it and what it names; a reload is due, unless HAProxy refuses it or has it already.
+
+        Raises:
+            OSError: something cannot be written; the old configuration is untouched.
+
+        """
         seen, where = self._seen, self._paths
-        if seen.rendered is made:
-            return seen.refused
-        seen.rendered = made
-        text = render.render(made, where, systemd=self._systemd)
-        if text == seen.config:
-            return seen.refused
         first = not seen.config and where.config.exists() and where.config.read_text() == text
-        seen.config = text
         self._keys.write()
-        if first:
-            return ""
-        put(where.lua, render.lua(where), shared=self._systemd)
-        put(where.files / "empty", "", shared=self._systemd)
         draft = where.config.with_suffix(".new")
-        put(draft, text, shared=self._systemd)
-        seen.refused = check(draft)
-        if seen.refused:
-            return seen.refused
-        draft.replace(where.config)
-        if seen.pid:
-            self._services.reload(GATEWAY)
-        return ""
+        if not first:
+            put(where.lua, render.lua(where), shared=self._systemd)
+            put(where.files / "empty", "", shared=self._systemd)
+            put(draft, text, shared=self._systemd)
+        seen.config = text
+        seen.refused = "" if first else check(draft)
+        if not first and not seen.refused:
+            draft.replace(where.config)
+            seen.reload_due = True
 
     # -- processes -----------------------------------------------------------------------------
     def _begin(self, why: str, now: float) -> str:
@@ -317,7 +356,7 @@ class GatewayKeeper:
             with suppress(runtime.GatewayGone):
                 seen.old = tuple(pid for pid in runtime.workers(where.master) if pid != look.pid)
         seen.bound = frozenset(r.proxy for r in look.rows if r.name == "FRONTEND")
-        old = self._old_streams()
+        old = runtime.streams_of(where.master, seen.old)
         rows = {f"{r.proxy}/{r.name}": r for r in look.rows}
         commands, limits = self._limits(wish, made, rows, old)
         entries = {k: v for k, v in seen.live.items() if not k.startswith("pid:")} | limits
@@ -339,18 +378,6 @@ class GatewayKeeper:
         return {
             one.name: Known(traffic_of(one.name, rows, old, limits), now) for one in made.backends
         }
-
-    def _old_streams(self) -> dict[str, int]:
-        """Streams that old workers still carry."""
-        out: dict[str, int] = {}
-        for pid in self._seen.old:
-            try:
-                found = runtime.in_flight_of(self._paths.master, pid)
-            except runtime.GatewayGone:
-                continue
-            for name, count in found.items():
-                out[name] = out.get(name, 0) + count
-        return out
 
     def _limits(
         self,

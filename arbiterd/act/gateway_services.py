@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from arbiterd import procfs
+from arbiterd import procfs, unwritten
 from arbiterd.act.launcher import BASE_PATH
 from arbiterd.act.systemd_bus import Bus, BusError
 from arbiterd.errors import LaunchError
@@ -82,15 +82,20 @@ class SystemdServices:
 
 
 class DirectServices:
-    """Children in sessions of their own, remembered in FILES/NAME.json."""
+    """Children in sessions of their own, remembered in FILES/NAME.json or found by their command line."""
 
     def __init__(self, where: Paths) -> None:
         self._paths = where
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, ProcessRef] = {}
         self._logs = where.files.parent / "logs"
 
     def start(self, name: str) -> None:
         """Start unless the remembered process lives."""
+        if self._recorded(name) is None and self._ref(name) is not None:
+            self.stop(
+                name
+            )  # its folder was removed, and with it the sockets by which it is reached
         if self._alive(name):
             return
         argv = self._argv(name)
@@ -115,7 +120,12 @@ class DirectServices:
         self._children[name] = child
         found = procfs.stat(child.pid)
         record = {"pid": child.pid, "start_time": found.start_time if found else 0}
-        put_owned(self._paths.files / f"{name}.pid.json", json.dumps(record).encode())
+        self._started[name] = ProcessRef(record["pid"], record["start_time"])
+        with suppress(OSError):  # a full disk: written later
+            put_owned(self._record(name), json.dumps(record).encode())
+
+    def _record(self, name: str) -> Path:
+        return self._paths.files / f"{name}.pid.json"
 
     def _argv(self, name: str) -> list[str]:
         where = self._paths
@@ -139,7 +149,10 @@ class DirectServices:
                 time.sleep(0.02)
             if self._alive(name):
                 _signal(one, signal.SIGKILL)
-        (self._paths.files / f"{name}.pid.json").unlink(missing_ok=True)
+        self._started.pop(name, None)
+        unwritten.written(self._record(name))
+        with suppress(OSError):
+            self._record(name).unlink(missing_ok=True)
 
     def words(self, name: str) -> str:
         """The last line of its log."""
@@ -150,12 +163,29 @@ class DirectServices:
         return ""
 
     def _ref(self, name: str) -> ProcessRef | None:
-        try:
-            record = json.loads(read_owned(self._paths.files / f"{name}.pid.json"))
-            one = ProcessRef(int(record["pid"]), int(record["start_time"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return self._recorded(name) or self._found(name)
+
+    def _recorded(self, name: str) -> ProcessRef | None:
+        """As started by us, or by an earlier daemon that could write it down."""
+        one = self._started.get(name)
+        if one is None:
+            try:
+                record = json.loads(read_owned(self._record(name)))
+                one = ProcessRef(int(record["pid"]), int(record["start_time"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
         return one if procfs.alive(one) else None
+
+    def _found(self, name: str) -> ProcessRef | None:
+        """By its command line, which names a file of this runtime_dir; HAProxy's workers have the same
+        as their master, and end with it.
+        """
+        mark = str(self._paths.gate_config if name == GATE else self._paths.config)
+        program = self._argv(name)[0]
+        words = ((pid, procfs.argv(pid)) for pid in procfs.pids())
+        same = [pid for pid, argv in words if argv[:1] == [program] and mark in argv]
+        masters = [pid for pid in same if (one := procfs.stat(pid)) and one.parent not in same]
+        return procfs.ref(masters[0]) if masters else None
 
     def _alive(self, name: str) -> bool:
         child = self._children.get(name)

@@ -24,7 +24,14 @@ from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
 from arbiterd.act.efforts import Efforts
 from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
-from arbiterd.act.launcher import home_of, put_files, resolve_command, signal_exactly, write_record
+from arbiterd.act.launcher import (
+    forget_record,
+    home_of,
+    put_files,
+    resolve_command,
+    signal_exactly,
+    write_record,
+)
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
@@ -365,8 +372,8 @@ class SystemdLauncher:
 
     def _forget(self, backend: str) -> None:
         self._records.pop(backend, None)
-        (self._dir / f"{backend}.json").unlink(missing_ok=True)
-        (self._dir / f"{backend}.env").unlink(missing_ok=True)
+        forget_record(self._dir / f"{backend}.json")
+        forget_record(self._dir / f"{backend}.env")
 
     @property
     def can_freeze(self) -> bool:

@@ -10,10 +10,11 @@ import pwd
 import shutil
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
-from arbiterd import env_text, procfs
+from arbiterd import env_text, procfs, unwritten
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
@@ -139,10 +140,20 @@ def signal_exactly(one: ProcessRef, number: signal.Signals) -> None:
 
 
 def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
-    """Write an engine's files, readable for its user, whoever that is. They hold no secret."""
-    make_folder(folder)
-    for spec in files:
-        put_file(folder / spec.name, spec.content, EVERYONE_FILE)
+    """Write an engine's files, readable for its user, whoever that is. They hold no secret.
+
+    Raises:
+        LaunchError: they cannot be written.
+
+    """
+    path = folder
+    try:
+        make_folder(folder)
+        for spec in files:
+            path = folder / spec.name
+            put_file(path, spec.content, EVERYONE_FILE)
+    except OSError as error:
+        raise _cannot_start(folder.name, path, error) from None
 
 
 def put_files(folder: Path, spec: LaunchSpec) -> str:
@@ -150,7 +161,8 @@ def put_files(folder: Path, spec: LaunchSpec) -> str:
     is root's alone. Returns the path of the latter.
 
     Raises:
-        LaunchError: env_file is not there: systemd's own word for that names no file.
+        LaunchError: env_file is not there: systemd's own word for that names no file; or ours cannot be
+            written.
 
     """
     if spec.env_file and not os.path.isfile(spec.env_file):
@@ -158,13 +170,32 @@ def put_files(folder: Path, spec: LaunchSpec) -> str:
         raise LaunchError(msg)
     write_files(folder / spec.backend, spec.files)
     path = folder / f"{spec.backend}.env"
-    put_file(path, env_text.render(spec.env), 0o600)
+    try:
+        put_file(path, env_text.render(spec.env), 0o600)
+    except OSError as error:
+        raise _cannot_start(spec.backend, path, error) from None
     return str(path)
 
 
+def _cannot_start(backend: str, path: Path, error: OSError) -> LaunchError:
+    unwritten.written(path)  # made anew at the next start
+    why = error.strerror or error
+    return LaunchError(f"cannot start {backend}: cannot write {path}: {why}; make room: df -h")
+
+
 def write_record(path: Path, record: Mapping[str, object]) -> None:
-    """Write an adoption record. The next daemon acts on it, so nobody else may write it."""
-    put_file(path, json.dumps(record), OWN_FILE)
+    """Write an adoption record, now or as soon as it can be. The next daemon acts on it, so nobody else
+    may write it.
+    """
+    with suppress(OSError):
+        put_file(path, json.dumps(record), OWN_FILE)
+
+
+def forget_record(path: Path) -> None:
+    """Remove an adoption record, one that is still to be written as well."""
+    unwritten.written(path)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def secrets_of(spec: LaunchSpec) -> dict[str, str]:

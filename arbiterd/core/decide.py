@@ -16,6 +16,7 @@ from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.evidence import refusals
 from arbiterd.core.faults import judge_xids
+from arbiterd.core.files import judge_files
 from arbiterd.core.gate import loading
 from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
@@ -73,6 +74,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     climb(desk)
     back_to = switch.follow(desk)
     judge_gateway(desk)
+    judge_files(desk)
     loads, held = answer_loads(desk)
     doors = wish(desk)
     _availability(desk)

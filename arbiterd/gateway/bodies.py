@@ -17,7 +17,7 @@ from typing import Any
 
 from arbiterd.engines.ollama_models import ANEW, BY_FIT, cap_tokens
 from arbiterd.engines.ollama_names import same_model
-from arbiterd.gateway import json_scan
+from arbiterd.gateway import go_duration, json_scan
 
 _FOLDS = str.maketrans({"ſ": "s", "\u212a": "k"})
 # Options that size a runner: another value makes Ollama load the model anew, at that size.
@@ -246,6 +246,7 @@ def clamped(body: Body, clamp: Clamp, *, v1: bool, path: str = "") -> Sent:
                 raise BadBody(msg)
             continue
         if folded == "keep_alive":
+            _duration(value)
             kept[folded] = value
             continue
         # duplicates of other keys: Go takes the last, in whatever case it is written
@@ -266,6 +267,17 @@ def clamped(body: Body, clamp: Clamp, *, v1: bool, path: str = "") -> Sent:
         }
         out["keep_alive"] = keep_alive(asked, clamp, name)
     return _written(out)
+
+
+def _duration(value: Any) -> None:
+    """Ollama refuses a body with a keep_alive that is no duration, before it loads anything."""
+    if isinstance(value, Part):
+        value = value.source.raw[value.start : value.start + 1]
+    try:
+        if value is not None:
+            go_duration.seconds(value)
+    except ValueError as error:
+        raise BadBody(str(error)) from None
 
 
 def _written(members: dict[str, Any]) -> Sent:
@@ -331,32 +343,11 @@ def is_zero(asked: object) -> bool:
     return seconds is not None and 0 <= seconds < 1e-9
 
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
 def go_seconds(value: object) -> float | None:
-    """Ollama's Duration: a number of seconds, or Go's '1h30m'. None when it is neither."""
-    if isinstance(value, bool) or value is None:
+    """Ollama's Duration in seconds. None: not given, or none at all."""
+    if value is None:
         return None
-    if isinstance(value, int | float):
-        return float(value)
-    text = str(value).strip()
-    if text in ("0", "+0", "-0"):
-        return 0.0  # the one number that needs no unit
-    sign, text = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
-    if not text:
-        return None  # Go: invalid duration
-    total, number = 0.0, ""
-    while text:
-        if text[0].isdigit() or text[0] == ".":
-            number, text = number + text[0], text[1:]
-            continue
-        unit = next((u for u in ("ns", "us", "µs", "ms", "s", "m", "h") if text.startswith(u)), "")
-        if not unit or not number.strip("."):
-            return None
-        try:
-            total += float(number) * _UNITS[unit]
-        except ValueError:
-            return None
-        number, text = "", text[len(unit) :]
-    return None if number else sign * total
+    try:
+        return go_duration.seconds(value)
+    except ValueError:
+        return None

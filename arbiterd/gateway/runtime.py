@@ -128,3 +128,16 @@ def in_flight_of(master: Path, pid: int) -> dict[str, int]:
     """Streams per backend/server of one (old) worker."""
     rows = stat_rows(ask(master, f"@!{pid} show stat"))
     return {f"{r.proxy}/{r.name}": r.number("scur") for r in rows if r.name == "engine"}
+
+
+def streams_of(master: Path, pids: Sequence[int]) -> dict[str, int]:
+    """Streams per backend/server that these (old) workers still carry; one that is gone has none."""
+    out: dict[str, int] = {}
+    for pid in pids:
+        try:
+            found = in_flight_of(master, pid)
+        except GatewayGone:
+            continue
+        for name, count in found.items():
+            out[name] = out.get(name, 0) + count
+    return out

@@ -76,6 +76,7 @@ class EventName(StrEnum):
     DOOR_BROKEN = "door_broken"
     RUNNER_DIED = "runner_died"
     STATE_UNREADABLE = "state_unreadable"
+    STATE_UNWRITABLE = "state_unwritable"
     BUG = "bug"
 
 

@@ -39,7 +39,8 @@ class Observation:
     (backend, death), likewise.
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
     ``settings_queued``: a newer accepted file waits for the end of the switch under way;
-    ``queued_mode``: its mode.
+    ``queued_mode``: its mode. ``unwritten``: files of ours that cannot be written, and why, each a
+    sentence.
     """
 
     now: float
@@ -63,3 +64,4 @@ class Observation:
     queued_mode: str = ""
     xids: tuple[XidEvent, ...] = ()
     deaths: tuple[tuple[str, RunnerDeath], ...] = ()
+    unwritten: tuple[str, ...] = ()

@@ -84,6 +84,7 @@ CATALOGUE: Mapping[EventName, Entry] = {
     EventName.DOOR_BROKEN: Entry("A backend cannot be reached through its door", "The engine answers, but the same request through HAProxy and the load gate does not: one of them hangs, answers errors, or the engine refuses what they send (a Host, for example). /ready and /v1/route say no; nothing is restarted for it.", "The message has the answer. systemctl status gpu-arbiter-gateway gpu-arbiter-gate; systemctl restart gpu-arbiter-gate cuts the streams that it carries."),
     EventName.GATEWAY_DOWN: Entry("The gateway does not serve", "HAProxy or the load gate is not there or refuses its configuration; the message has its words. The engines go on; it is started again every second.", "journalctl -u gpu-arbiter-gateway -u gpu-arbiter-gate"),
     EventName.STATE_UNREADABLE: Entry("A state file could not be read", "It was kept aside under another name; the daemon goes on without it.", "Look at the file if you care for its history; otherwise nothing."),
+    EventName.STATE_UNWRITABLE: Entry("A file of the daemon cannot be written", "A disk is full, read-only or broken. Decisions go on, and HAProxy is told them directly; it is not reloaded until its files have caught up. What was to be kept is written as soon as it can be.", "df -h and mount show the disk; make room. The message names the first file."),
     EventName.BUG: Entry("The daemon met a state it did not expect", "It goes on, on the safe side.", "Please report it, with the journal of the last minutes."),
 }  # fmt: skip
 

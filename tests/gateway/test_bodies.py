@@ -106,6 +106,11 @@ def test_no_spelling_gets_past_the_clamp(
 ) -> None:
     """Duplicates, letter case, escapes, merging objects: Go reads our values and nothing else."""
     body = parse(write([("model", "qwen2.5:3b"), *members], escape))
+    stays = [v for k, v in members if go_fold(k) == "keep_alive" and v is not None]
+    if not v1 and any(go_seconds(one) is None for one in stays):
+        with pytest.raises(BadBody):
+            clamped(body, CLAMP, v1=v1)
+        return
     seen = go_read(clamped(body, CLAMP, v1=v1))
     assert seen["model"] == body.model
     if v1:
@@ -159,6 +164,22 @@ def test_keep_alive_is_at_most_the_configured_time(asked: object, answer: int | 
     """Negative is the most, too; the warm model stays for ever unless it is sent away."""
     assert keep_alive(asked, CLAMP, "llama3.2:1b") == answer
     assert keep_alive(asked, CLAMP, "QWEN2.5:3b") == (0 if answer == 0 else -1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [("abc", 'time: invalid duration "abc"'), ("", 'time: invalid duration ""'), ("90", 'time: missing unit in duration "90"'),
+     ("-1", 'time: missing unit in duration "-1"'), ("5 s", 'time: unknown unit " s" in duration "5 s"'), (" 5s", 'time: invalid duration " 5s"'),
+     (True, "Unsupported type: 'bool'"), ([], "Unsupported type: '[]interface {}'"), ([1], "Unsupported type: '[]interface {}'"),
+     ({}, "Unsupported type: 'map[string]interface {}'")],
+)  # fmt: skip
+def test_a_keep_alive_that_is_none_is_refused_in_ollamas_words(asked: object, says: str) -> None:
+    """As recorded from 0.33: 400 before anything is loaded; below /v1 Ollama does not look at it."""
+    body = parse(json.dumps({"model": "m", "keep_alive": asked, "keep_alivE": 5}).encode())
+    with pytest.raises(BadBody) as told:
+        clamped(body, CLAMP, v1=False)
+    assert str(told.value) == says
+    assert go_read(clamped(body, CLAMP, v1=True)) == {"model": "m"}
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, -0.0, "0", "0s", "0m0s", "-0s", "0h"])

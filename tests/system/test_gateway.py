@@ -91,3 +91,26 @@ def test_the_doors_outlive_a_crash_of_the_daemon_and_end_with_a_stop(box: Box) -
     for unit in (GATEWAY, GATE):
         wait_until(lambda unit=unit: box.show(unit, "ActiveState") == "inactive", 10, unit)  # type: ignore[misc]
     assert box.pids() == {}
+
+
+def test_a_removed_runtime_dir_costs_neither_an_engine_nor_a_door(box: Box) -> None:
+    """The daemon ends, systemd makes the folder anew, engines are adopted by their units alone. A reload
+    of HAProxy is refused as long as its files are behind what it was told.
+    """
+    box.start()
+    before = (box.pids(), box.show(GATEWAY, "MainPID"))
+    box.sh("rm -rf /run/gpu-arbiter")
+    wait_until(
+        lambda: box.run("test", "-e", "/run/gpu-arbiter/gateway/current").returncode == 0, 60, "it"
+    )
+    box.wait_ready()
+    assert (box.pids(), box.show(GATEWAY, "MainPID")) == before
+    assert ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200
+    assert ask(box, "http://127.0.0.1:11434/api/generate", OLLAMA)[0] == 200
+    said = box.sh("journalctl -u gpu-arbiter --no-pager -o cat")
+    assert "/run/gpu-arbiter was removed: the daemon ends, engines run on" in said
+    assert box.run("systemctl", "reload", GATEWAY).returncode == 0
+    box.sh("systemctl kill -s STOP gpu-arbiter; rm /run/gpu-arbiter/gateway/current")
+    assert box.run("systemctl", "reload", GATEWAY).returncode != 0
+    assert box.show(GATEWAY, "ActiveState") == "active"
+    box.sh("systemctl kill -s CONT gpu-arbiter")
