@@ -380,7 +380,7 @@ class Daemon:
             return
         self._status_at = now
         if unwritten.told():
-            threading.Thread(target=unwritten.catch_up, name="catch-up", daemon=True).start()
+            aside(unwritten.catch_up, name="catch-up")
         self._notify.status(self._hide.text(status_line(published)))
         if self._signals.how == "stop":
             self._notify.extend(EXTEND_S)
