@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from arbiterd import procfs
 from arbiterd.aside import aside
-from arbiterd.aside import aside
 
 _MEASURE_S = 1.0
 _JOURNAL_S = 10.0
