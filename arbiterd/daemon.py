@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from arbiterd import __version__, startup, unwritten
 from arbiterd.act.executor import Executor
@@ -23,8 +22,9 @@ from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
+from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
-from arbiterd.intake import Ending
+from arbiterd.intake import Ending, drained
 from arbiterd.inventory import Inventory
 from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
@@ -57,7 +57,6 @@ LISTEN_RETRY_S = 5.0
 EXTEND_S = 30
 # Sockets and records are gone with it, and nothing keeps a second daemon away.
 HOMELESS = "{} was removed: the daemon ends, engines run on; its next start adopts them"
-T = TypeVar("T")
 
 
 class Daemon:
@@ -96,6 +95,7 @@ class Daemon:
         self._listening = False
         self._gateway: GatewayParts | None = None
         self._tap = Tap()
+        self._ports = EnginePorts(settings, self.waker.wake, self._journal.say)
 
     # -- wiring --------------------------------------------------------------------------------
     def run(self) -> int:
@@ -106,8 +106,8 @@ class Daemon:
             ArbiterError: something the daemon cannot run without.
 
         """
-        settings = self._settings
         self._signals.catch()
+        settings = self._settings = self._ports.begin(self._settings)
         launcher = startup.make_launcher(settings, self.waker.wake)
         nvml = NvmlSource(
             on_change=self.waker.wake,
@@ -147,6 +147,7 @@ class Daemon:
             )
             # three random bytes: ids of different runs never meet in one journal
             good = self._layouts.before(self._path, self._environ)
+            good = good and self._ports.granted(good)
             state = State(
                 run=uuid.uuid4().hex[:6],
                 incidents=self._stores.incidents.load(),
@@ -168,6 +169,7 @@ class Daemon:
             host.close()
             executor.close()
             launcher.close()
+            self._ports.close()
             self._stores.close()
             self._journal.close()
             self._lock.close()
@@ -214,6 +216,7 @@ class Daemon:
             published = loop.tick(inbox)
             self._learn(nvml)
             self._report(published)
+            self._ports.order(published.settings, switching=published.decision.switch is not None)
             now = time.monotonic()
             if self._lock.lost() and not self._signals.how:
                 self._leave(HOMELESS.format(self._arbiter.runtime_dir), Severity.CRITICAL)
@@ -226,6 +229,7 @@ class Daemon:
             if self._signals.how == "stop" and published.decision.settled:
                 if self._gateway is not None:
                     self._gateway.keeper.stop()
+                self._ports.stop()
                 return 0
             poll_s = loop.settings.arbiter.poll_s
             # A tick out of turn (an exit, an answer) moves the next one up, it never puts it off.
@@ -333,13 +337,13 @@ class Daemon:
 
     def _inbox(self, reloader: Reloader) -> Inbox:
         pending = reloader.look(time.monotonic())
-        accepted = _drain(self._accepted)
-        settings = accepted[-1].settings if accepted else None
+        accepted = drained(self._accepted)
+        settings = self._ports.granted(accepted[-1].settings) if accepted else None
         if accepted or (self._rolled_back and reloader.in_file):
             self._refused, self._rolled_back = (), False
-        events = _drain(self._events)
+        events = drained(self._events)
         return Inbox(
-            requests=tuple(_drain(self._requests)),
+            requests=tuple(drained(self._requests)),
             settings=settings,
             events=(*events, pending) if pending else tuple(events),
             stopping=self._signals.how == "stop",
@@ -347,6 +351,7 @@ class Daemon:
             config_refused=self._refused,
             notes=self._notes,
             unwritten=unwritten.told(),
+            ports=self._ports.latest(),
         )
 
     def _all_devices(self) -> Sequence[Device]:
@@ -356,7 +361,7 @@ class Daemon:
         snapshot = nvml.latest(time.monotonic())
         if self._inventory.learn(seen.device for seen in snapshot.devices.values()):
             aside(self._inventory.save)
-        for event in nvml.said():
+        for event in (*nvml.said(), *self._ports.said()):
             self._events.put(event)
 
     def _leave(self, text: str, severity: Severity = Severity.NOTICE) -> None:
@@ -390,25 +395,15 @@ def _reload_aside(reloader: Reloader) -> None:
     aside(reloader.reload, name="reload")
 
 
-def _drain(source: queue.SimpleQueue[T]) -> list[T]:
-    out: list[T] = []
-    while True:
-        try:
-            out.append(source.get_nowait())
-        except queue.Empty:
-            return out
-
-
 def run(path: Path, environ: Mapping[str, str]) -> int:
     """Run the daemon on this file; returns the exit status. Errors are said, never raised."""
+    hide = Secrets(environ).of(path).text
     try:
         return Daemon(startup.choose(path, environ), path, environ).run()
     except ConfigRefused as refused:
-        secrets = Secrets(environ)
-        secrets.read(path)
         for problem in refused.problems:
-            sys.stderr.write(f"{secrets.redactor.text(str(problem))}\n")
+            sys.stderr.write(f"{hide(str(problem))}\n")
         return EX_CONFIG
     except (ArbiterError, OSError) as error:
-        sys.stderr.write(f"arbiterd: {error}\n")
+        sys.stderr.write(f"arbiterd: {hide(str(error))}\n")
         return EX_REFUSED

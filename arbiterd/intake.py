@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import queue
 from dataclasses import dataclass
+from typing import TypeVar
 
 from arbiterd.core.diff import same
 from arbiterd.model.decision import Decision
 from arbiterd.model.settings import Settings
+
+T = TypeVar("T")
+
+
+def drained(source: queue.SimpleQueue[T]) -> list[T]:
+    """All that waits in a queue, oldest first."""
+    out: list[T] = []
+    while True:
+        try:
+            out.append(source.get_nowait())
+        except queue.Empty:
+            return out
 
 
 @dataclass(frozen=True, slots=True)

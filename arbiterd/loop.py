@@ -26,7 +26,7 @@ from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import Event
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUndone
 from arbiterd.model.observation import HostFacts, Observation
-from arbiterd.model.published import LoopFacts, Published
+from arbiterd.model.published import LoopFacts, PortGuard, Published
 from arbiterd.model.settings import Settings
 from arbiterd.runner_deaths import RunnerDeaths
 from arbiterd.secret_values import Secrets
@@ -103,6 +103,7 @@ class Inbox:
     config_refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
+    ports: PortGuard = PortGuard()
 
 
 class Loop:
@@ -169,6 +170,7 @@ class Loop:
                 config_pending=inbox.config_pending,
                 config_refused=inbox.config_refused,
                 notes=inbox.notes,
+                ports=inbox.ports,
             ),
         )
         self._parts.publish(published, (*inbox.events, *decision.events))

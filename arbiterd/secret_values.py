@@ -23,7 +23,9 @@ from arbiterd.redact import Redactor
 # tokens are no secrets, and hiding a model's name would make every message useless.
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH", re.IGNORECASE)
 _PUBLIC = re.compile(
-    r"TOKENI[ZS]|(?:MAX|MIN|NUM|BATCHED|PER)[-_A-Z]*TOKENS|(?:FILE|FILES|PATH|PATHS|DIR|SOCK|AUTHOR|AUTHORS)$",
+    r"TOKENI[ZS]|(?:MAX|MIN|NUM|BATCHED|PER)[-_A-Z]*TOKENS|TOKENS?[-_](?:ID|DETAILS|AS|THRESHOLD|BUDGET|LIMIT)"
+    r"|(?:BOS|EOS|PAD|UNK|SEP|CLS|MASK|STOP|SPECIAL|IMAGE|AUDIO|VIDEO)[-_]TOKEN|ALLOW[-_]CREDENTIALS"
+    r"|(?:FILE|FILES|PATH|PATHS|DIR|SOCK|AUTHOR|AUTHORS)$",
     re.IGNORECASE,
 )
 _PAIR = re.compile(
@@ -183,6 +185,11 @@ class Secrets:
                 self._files.setdefault(one, (0, 0, 0))
         self.redactor.learn(found.values)
         self.look()
+
+    def of(self, path: Path) -> Redactor:
+        """What hides the secrets of this configuration."""
+        self.read(path)
+        return self.redactor
 
     def read(self, path: Path) -> None:
         """The configuration at this path, if it can be read; whether it is good is another question."""

@@ -137,6 +137,7 @@ def make_gateway(
 
 
 DIRECT_NOTES = (
+    "launcher direct: every local user can open the engines' own ports, and sleep is off (local_users)",
     "launcher direct: for development; SIGTERM stops every engine, only SIGKILL leaves them",
     "launcher direct: engines run as the daemon's own user unless it is root and `user` is set",
     "launcher direct: memory is attributed by process tree and tag, not by cgroup",

@@ -99,6 +99,9 @@ def test_names_that_tell_a_secret() -> None:
         "TOKENIZERS_PARALLELISM",
         "--max-num-batched-tokens",
         "--ssl-keyfile",
+        "--return-tokens-as-token-ids",
+        "--allow-credentials",
+        "eos_token_id",
     ):
         assert not is_secret(name), name
     assert is_secret("DSN", ["dsn"])

@@ -48,7 +48,7 @@ def stop_slice() -> None:
     try:
         with suppress(BusError):
             bus.stop(SLICE)
-        for name in ("gateway", "gate"):
+        for name in ("gateway", "gate", "ports"):
             with suppress(BusError):
                 bus.stop(f"gpu-arbiter-{name}.service")
     finally:

@@ -13,6 +13,8 @@ from arbiterd import procfs
 from arbiterd.cli.client import Client
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
 from arbiterd.cli.plan_fit import fit_lines, fit_row
+from arbiterd.cli.ports import guard
+from arbiterd.cli.ports import mend as mend_ports
 from arbiterd.cli.screen import know
 from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
@@ -20,6 +22,7 @@ from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.config.parse import Report
 from arbiterd.containers import any_alive
 from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
 from arbiterd.gateway.layout import owners
@@ -145,6 +148,22 @@ def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
     for name, text in facts.missing_commands.items():
         _warn(report, settings.mode, name, "image" if backends[name].image else "command", text)
     _ports(settings, daemon, report)
+    _guard(settings, daemon, report)
+
+
+def _guard(settings: Settings, daemon: Client, report: Report) -> None:
+    """Engine ports that local users can open, and the sleep that is therefore not used."""
+    if settings.arbiter.local_users == "trusted":
+        return
+    seen = guard(settings, daemon)
+    if seen.closed:
+        return
+    command = mend_ports(settings)
+    if command:  # else nothing on this host would close them: the launcher says so at its start
+        wrong = f"every local user can open the engines' own ports: {seen.problem}"
+        report.add(("arbiter", "local_users"), wrong, command, "warning")
+    for name in sleepers(settings):
+        report.add(("backends", name, "sleep"), *sleepless(seen.problem), "warning")
 
 
 def _warn(report: Report, mode: str, backend: str, key: str, text: str) -> None:

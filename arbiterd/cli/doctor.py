@@ -11,6 +11,8 @@ import typer
 from rich.markup import escape
 
 from arbiterd import procfs
+from arbiterd.cli import ports
+from arbiterd.cli.client import Client
 from arbiterd.cli.common import console, globals_of, inventory, print_json
 from arbiterd.cli.doctor_print import print_findings
 from arbiterd.config import Loaded, check_devices, load
@@ -59,7 +61,7 @@ def doctor(context: typer.Context) -> None:
     found = [*of_problems(problems), *findings(seen), *of_host(checked, seen, settings)]
     unseen = [*seen.unseen, *unread]
     if settings is not None:
-        engines, more = _engines(settings, seen)
+        engines, more = _engines(settings, seen, own.client())
         found += engines
         unseen += more
     found = sorted(dict.fromkeys(found), key=lambda one: _ORDER[one.level])
@@ -145,7 +147,7 @@ def _hidden(program: str) -> bool:
     return bool(found and found[0] and found[0].need == "x" and found[0].path != program)
 
 
-def _engines(settings: Settings, seen: Survey) -> tuple[list[Finding], list[str]]:
+def _engines(settings: Settings, seen: Survey, client: Client) -> tuple[list[Finding], list[str]]:
     """Commands, users, folders and models of the active mode's backends."""
     found: list[Finding] = []
     unseen: list[str] = []
@@ -162,6 +164,13 @@ def _engines(settings: Settings, seen: Survey) -> tuple[list[Finding], list[str]
         found.append(Finding("command", "blocks", f"{name}: {wrong}", why, mend))
     if settings.arbiter.launcher == "direct" or not os.path.isdir("/run/systemd/system"):
         return found, unseen  # engines run as the daemon's own user there
+    seen_ports = ports.guard(settings, client)
+    if not seen_ports.closed and settings.arbiter.local_users != "trusted":
+        what = f"every local user can open the engines' own ports: {seen_ports.problem}"
+        why = (
+            "they go past keys, limits and allow-lists of the doors; vLLM is started without sleep"
+        )
+        found.append(Finding("engine_ports", "advice", what, why, ports.mend(settings)))
     for backend in settings.active.backends.values():
         more, dark = engine_check.check(backend, config, seen.venvs)
         found += more

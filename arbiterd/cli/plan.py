@@ -61,6 +61,7 @@ def plan(
         devices, why = inventory(Path(settings.arbiter.state_dir))
         learned, unread = LearnedStore(Path(settings.arbiter.state_dir)).look()
         found = running(own.client(), settings)
+        settings = found.effective(settings)
         changes = found.changes(settings)
         rows, fits = plan_rows(settings, devices, learned, changes)
         models = model_fits(settings, devices)

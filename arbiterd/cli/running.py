@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arbiterd.cli.client import Client, Json, Unreachable
+from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
 from arbiterd.config import load
 from arbiterd.core import diff
 from arbiterd.core.state import BackendState
+from arbiterd.engine_ports import granted
 from arbiterd.errors import ConfigRefused
 from arbiterd.layouts import LAST_GOOD
 from arbiterd.model.backend import Phase
@@ -24,20 +26,25 @@ from arbiterd.model.switch import Change
 @dataclass(frozen=True, slots=True)
 class Running:
     """``backends``: by name. ``before``: the settings in force, None when they cannot be told.
-    ``times``: (start, stop) in seconds.
+    ``times``: (start, stop) in seconds. ``closed``: the engine ports are, to local users.
     """
 
     backends: dict[str, BackendState]
     before: Settings | None = None
     times: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    closed: bool = True
+
+    def effective(self, settings: Settings) -> Settings:
+        """As the daemon would use them: no sleep while local users reach the engines' ports."""
+        return granted(settings, closed=self.closed)
 
     def changes(self, settings: Settings) -> dict[str, Change]:
         """What these settings would do, by the same function that the daemon uses."""
-        return diff.plan(settings, self.backends)
+        return diff.plan(self.effective(settings), self.backends)
 
     def why(self, name: str, change: Change, settings: Settings) -> str:
         """Which keys differ."""
-        return diff.reason(name, change, self.before, settings)
+        return diff.reason(name, change, self.before, self.effective(settings))
 
     def estimate(self, settings: Settings) -> float:
         """Seconds that a switch to these settings would take."""
@@ -47,10 +54,11 @@ class Running:
 
 def running(client: Client, settings: Settings) -> Running:
     """Ask the daemon; without one, the records in runtime_dir tell."""
+    closed = guard(settings, client).closed
     try:
         status = as_row(client.get("/v1/status"))
     except Unreachable:
-        return recorded(settings)
+        return recorded(settings, closed=closed)
     backends = {}
     for row in rows(status.get("backends")):
         name = str(row.get("name"))
@@ -64,12 +72,13 @@ def running(client: Client, settings: Settings) -> Running:
         name: (_seconds(as_row(one).get("start_s")), _seconds(as_row(one).get("stop_s")))
         for name, one in as_row(status.get("times")).items()
     }
-    return Running(backends, _in_force(status, settings), times)
+    before = _in_force(status, settings)
+    return Running(backends, before and granted(before, closed=closed), times, closed)
 
 
-def recorded(settings: Settings) -> Running:
+def recorded(settings: Settings, *, closed: bool = True) -> Running:
     """By the records that both launchers keep of the running invocations."""
-    return Running(dict(_records(Path(settings.arbiter.runtime_dir) / "backends")))
+    return Running(dict(_records(Path(settings.arbiter.runtime_dir) / "backends")), closed=closed)
 
 
 def _in_force(status: Row, settings: Settings) -> Settings | None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from arbiterd.config.batching import read_batching
 from arbiterd.config.parse import KeyPath, Report, suggestion
+from arbiterd.config.remote_paths import remote
 from arbiterd.config.sandbox import read_sandbox
 from arbiterd.config.schema import (
     KIND_BY_NAME,
@@ -248,7 +249,13 @@ def _models(
         for name, path in given.items():
             if report and not (isinstance(path, str) and path.startswith("/")):
                 where = (*at, "models", str(name))
-                report.bad(where, f"{path!r} is no absolute path", "write it in full")
+                wrong, right = "is no absolute path", "write it in full"
+                if isinstance(path, str) and remote(path):
+                    wrong, right = (
+                        "lies on another host",
+                        "copy it here: its unit reaches loopback only",
+                    )
+                report.bad(where, f"{path!r} {wrong}", right)
         return tuple(paths), paths
     right = (
         'write models = { resnet50 = "/srv/models/resnet50" }'

@@ -13,6 +13,7 @@ from arbiterd.config.backends import kind_of, read, read_any
 from arbiterd.config.check import check_backend, check_failover, check_file, check_ports
 from arbiterd.config.modes import check_mode, read_mode
 from arbiterd.config.parse import Report, parse
+from arbiterd.config.remote_paths import check_remote
 from arbiterd.config.salvage import salvage
 from arbiterd.config.schema import FileSettings
 from arbiterd.errors import ConfigRefused, Problem
@@ -109,6 +110,8 @@ def _build(
         kinds[name] = kind
         base[name] = read(name, kind, table, at, report, None, timeout)
         check_backend(base[name], at, report)
+        if _alone(file):
+            check_remote(base[name], at, report)
     modes: dict[str, Mode] = {}
     for name, raw in file.modes.items():
         mode = modes[name] = read_mode(name, raw, kinds, file.backends, report, timeout)
@@ -117,11 +120,18 @@ def _build(
         for backend, one in mode.backends.items():
             if one != base[backend]:
                 _check_override(one, ("modes", name, backend), report)
+                if _alone(file) and one.command != base[backend].command:
+                    check_remote(one, ("modes", name, backend), report)
     if not file.modes and not report.broken("modes"):
         report.add(("modes",), "names no mode", "write [modes.A] with one line per backend")
     _check_named(file, report)
     check_failover(file, base, tuple(file.backends), report)
     return _settings(file, modes, path, text, environ)
+
+
+def _alone(file: FileSettings) -> bool:
+    """Whether TensorFlow's unit gets IPAddressDeny=: under systemd, behind the doors."""
+    return file.gateway.enabled and file.arbiter.launcher != "direct"
 
 
 def _check_named(file: FileSettings, report: Report) -> None:
@@ -183,6 +193,7 @@ def _settings(
             runtime_dir=arbiter.runtime_dir,
             log=arbiter.log,
             dry_run=arbiter.dry_run,
+            local_users=arbiter.local_users,
         ),
         gateway=GatewaySettings(
             enabled=gateway.enabled,

@@ -177,6 +177,7 @@ class ArbiterTable(_Table):
     runtime_dir: Folder = "/run/gpu-arbiter"
     log: Literal["auto", "journal", "json", "pretty"] = "auto"
     dry_run: bool = False
+    local_users: Literal["untrusted", "trusted"] = "untrusted"
 
 
 class GatewayTable(_Table):

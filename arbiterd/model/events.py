@@ -58,6 +58,7 @@ class EventName(StrEnum):
     CONFIG_PENDING = "config_pending"
     CONFIG_REFUSED = "config_refused"
     PORT_TAKEN = "port_taken"
+    PORTS_OPEN = "ports_open"
     UNKNOWN_HOST = "unknown_host"
     STOPPED_BY_OPERATOR = "stopped_by_operator"
     LOAD_HELD = "load_held"

@@ -10,6 +10,17 @@ from arbiterd.model.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
+class PortGuard:
+    """Whether the engine ports are closed to local users. ``ports``: those that the rule is for, () where
+    the file wants none; ``problem``: why it is not in force, "" when it is.
+    """
+
+    closed: bool = False
+    ports: tuple[int, ...] = ()
+    problem: str = "not looked at yet"
+
+
+@dataclass(frozen=True, slots=True)
 class LoopFacts:
     """The loop about itself. ``finished_at`` is monotonic seconds of the last finished tick."""
 
@@ -21,6 +32,7 @@ class LoopFacts:
     config_pending: bool = False
     config_refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ports: PortGuard = PortGuard()
 
 
 @dataclass(frozen=True, slots=True)

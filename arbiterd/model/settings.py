@@ -33,6 +33,7 @@ class ArbiterSettings:
 
     ``expose``: whether readers over a network see other users' processes, too. ``token_file``: the
     token that API and page ask for, "" for none.
+    ``local_users`` trusted: every account of this host may open the engines' own ports.
     """
 
     listen_host: str = "127.0.0.1"
@@ -46,6 +47,7 @@ class ArbiterSettings:
     runtime_dir: str = "/run/gpu-arbiter"
     log: Literal["auto", "journal", "json", "pretty"] = "auto"
     dry_run: bool = False
+    local_users: Literal["untrusted", "trusted"] = "untrusted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ def status(published: Published, asked_host: str) -> Json:
         "last_switch": switching.result_json(published.decision.last_switch),
         "config_pending": loop.config_pending,
         "config_refused": list(loop.config_refused),
-        "notes": list(loop.notes) + _gateway_note(published),
+        "notes": list(loop.notes) + _gateway_note(published) + _ports_note(published),
+        "engine_ports": _engine_ports(published),
         "loop": {
             "tick": loop.tick,
             "period_ms": loop.period_ms,
@@ -67,6 +68,19 @@ def _gateway_note(published: Published) -> list[str]:
     if published.settings.gateway.enabled:
         return []
     return ["the gateway is off: engines take their public ports themselves, nothing is shed"]
+
+
+def _engine_ports(published: Published) -> Json:
+    """Whether local users are kept away from the engines' own ports; else why not."""
+    seen = published.loop.ports
+    return {"closed": seen.closed, "ports": list(seen.ports), "problem": seen.problem}
+
+
+def _ports_note(published: Published) -> list[str]:
+    seen, settings = published.loop.ports, published.settings
+    if seen.closed or settings.arbiter.local_users == "trusted" or not settings.gateway.enabled:
+        return []
+    return [f"every local user can open the engines' own ports: {seen.problem}"]
 
 
 def _sharing(published: Published) -> str:

@@ -55,6 +55,7 @@ class Host:
     def _arbiter(self) -> str:
         return (
             f'[arbiter]\nlisten = "127.0.0.1:{self.listen}"\nlauncher = "direct"\nlog = "json"\n'
+            'local_users = "trusted"\n'  # else no vLLM sleeps here: nothing sets the rule of its port
             f'poll = "100ms"\nstate_dir = "{self.home}/state"\nruntime_dir = "{self.home}/run"\n'
             f"[gateway]\nenabled = {str(self.gateway).lower()}\nllm_port = {self.ports['llm']}\n"
         )

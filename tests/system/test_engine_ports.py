@@ -1,0 +1,142 @@
+"""Engine ports and secrets under a real systemd: who reaches an engine, what systemd shows of one."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from arbiterd.act.port_unit import PORTS
+from tests.support import wait_until
+from tests.system.conftest import PYTHON, Box
+from tests.system.test_gateway import CHAT, OLLAMA, ask
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+TABLE = "nft list table inet gpu_arbiter"
+CONNECT = """
+import os, pwd, socket, sys
+os.setuid(pwd.getpwnam(sys.argv[1]).pw_uid)
+one = socket.socket()
+one.settimeout(10)
+sys.exit(one.connect_ex(("127.0.0.1", int(sys.argv[2]))))
+"""
+REFUSED = 111
+PLANTED = ("planted-inline-one", "planted-of-file")
+
+
+def _connects(box: Box, user: str, port: int) -> int:
+    """0, or the error that this user gets."""
+    box.put("/run/connect.py", CONNECT)
+    return box.run(PYTHON, "/run/connect.py", user, str(port)).returncode
+
+
+def _with_secrets(box: Box) -> None:
+    text = box.config()
+    first = text.index("env = {")
+    text = (
+        text[:first]
+        + f'sleep = true\nenv_file = "/etc/vllm.env"\nenv = {{ HF_TOKEN = "{PLANTED[0]}",'
+        + text[first + 7 :]
+    )
+    box.put("/etc/vllm.env", f"OF_FILE_SECRET={PLANTED[1]}\n")
+    box.sh("chmod 600 /etc/vllm.env")
+    box.config(text)
+
+
+def _argv(box: Box) -> str:
+    return box.sh(f"tr '\\0' ' ' </proc/{box.main_pid('vllm')}/cmdline")
+
+
+def test_only_the_doors_reach_an_engine_and_systemd_shows_no_secret(box: Box) -> None:
+    """From the first start on; after a flush; through a restart of the daemon; until it is stopped."""
+    _with_secrets(box)
+    box.start()
+    status = box.status()["engine_ports"]
+    assert status == {"closed": True, "ports": [18000, 21434], "problem": ""}, box.journal_text()[
+        -3000:
+    ]
+    assert not any("engine" in note for note in box.status()["notes"])
+    for user, expected in (("root", 0), ("haproxy", 0), ("gpu-arbiter-gate", 0),
+                           ("gpu-engines", REFUSED), ("nobody", REFUSED)):  # fmt: skip
+        assert _connects(box, user, 18000) == expected, user
+    assert _connects(box, "nobody", 8000) == 0, "the doors are open to everybody"
+    assert ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200
+    assert ask(box, "http://127.0.0.1:11434/api/generate", OLLAMA)[0] == 200
+    assert "--enable-sleep-mode" in _argv(box)
+
+    # -- no secret: what systemd shows and keeps, what the arbiter keeps and tells -------------------
+    unit = "gpu-arbiter-backend-vllm.service"
+    shown = box.sh(f"systemctl show --all {unit}; systemctl cat {unit}; systemctl status --no-pager {unit}; "
+                   "busctl get-property org.freedesktop.systemd1 "
+                   "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2dvllm_2eservice "
+                   "org.freedesktop.systemd1.Service Environment || true")  # fmt: skip
+    for word in PLANTED:
+        assert word not in shown
+        environ = box.sh(f"tr '\\0' '\\n' </proc/{box.main_pid('vllm')}/environ")
+        assert word in environ, "the engine has it all the same"
+        found = box.sh(
+            f"grep -rls -e {word} /run /var/lib/gpu-arbiter /etc/systemd /usr/local/lib/systemd || true"
+        )
+        own = {"/run/gpu-arbiter/last-good.toml", "/run/gpu-arbiter/backends/vllm.env"}
+        assert set(found.split()) <= own, found
+        for path in found.split():
+            assert box.sh(f"stat -c %a:%U {path}") == "600:root", path
+        for command in (
+            "status --json",
+            "plan --json",
+            "plan",
+            "check",
+            "check --json",
+            "why vllm",
+            "incidents",
+        ):
+            done = box.run("/opt/gpu-arbiter/bin/arbiterctl", *command.split())
+            assert word not in done.stdout + done.stderr, command
+        assert word not in json.dumps(box.journal())
+
+    # -- the rule is looked at, and told when it was gone --------------------------------------------
+    since, pids = time.time() - 0.5, box.pids()
+    box.sh("nft flush ruleset")
+    assert _connects(box, "nobody", 18000) == 0
+    assert box.run("systemctl", "restart", "gpu-arbiter").returncode == 0
+    assert "was gone, and is back" in box.event("ports_open", since)["MESSAGE"]
+    assert _connects(box, "nobody", 18000) == REFUSED
+    box.wait_ready()
+    assert box.pids() == pids, "a restart of the daemon restarts no engine"
+
+    # -- its unit ------------------------------------------------------------------------------------
+    assert box.run("systemd-analyze", "verify", PORTS).stderr == ""
+    level = box.sh(f"systemd-analyze security --no-pager {PORTS} | tail -1")
+    assert float(level.split(": ")[1].split()[0]) <= 1.5, level
+    box.sh("systemctl stop gpu-arbiter")
+    assert box.run("sh", "-c", TABLE).returncode != 0, "nothing is left of it"
+
+
+def test_without_nft_the_daemon_starts_and_says_so_and_nothing_sleeps(box: Box) -> None:
+    """The reason is in the journal, status, check and doctor; it is mended without a restart."""
+    _with_secrets(box)
+    box.sh("mv /usr/sbin/nft /usr/sbin/nft.away")
+    try:
+        box.start()
+        assert not box.status()["engine_ports"]["closed"]
+        assert "nft cannot be run; apt-get install nftables" in box.event("ports_open")["MESSAGE"]
+        assert any("every local user can open" in note for note in box.status()["notes"])
+        assert "--enable-sleep-mode" not in _argv(box)
+        assert "vllm: sleep = true is not used" in box.journal_text()
+        checked = box.run("/opt/gpu-arbiter/bin/arbiterctl", "check")
+        assert checked.returncode == 0
+        assert "apt-get install nftables" in checked.stderr
+        assert "backends.vllm.sleep: is not used" in checked.stderr
+        assert (
+            "apt-get install nftables"
+            in box.run("/opt/gpu-arbiter/bin/arbiterctl", "doctor").stdout
+        )
+        plan = json.loads(box.run("/opt/gpu-arbiter/bin/arbiterctl", "plan", "--json").stdout)
+        row = next(one for one in plan["backends"] if one["name"] == "vllm")
+        assert row["change"] == "keep"
+        assert "--enable-sleep-mode" not in row["argv"]
+    finally:
+        box.sh("mv /usr/sbin/nft.away /usr/sbin/nft")
+    wait_until(lambda: box.status()["engine_ports"]["closed"], 60, "the rule comes with nft")
+    assert _connects(box, "nobody", 18000) == REFUSED
