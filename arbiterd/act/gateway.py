@@ -11,28 +11,28 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arbiterd import ports, procfs
 from arbiterd.act.door_keys import DoorKeys
-from arbiterd.act.gate_question import GateQuestion
+from arbiterd.act.gate_keeper import GateKeeper, replaced
 from arbiterd.act.gateway_files import check, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
+from arbiterd.act.silence import Silence, door_answers
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
-from arbiterd.gateway import render, rules, runtime
+from arbiterd.gateway import render, runtime
 from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout
-from arbiterd.gateway.limits import split
 from arbiterd.gateway.paths import GROUP, Paths
-from arbiterd.gateway.reading import line_of, states, traffic_of
+from arbiterd.gateway.reading import states, traffic_of, wanted_limits
 from arbiterd.hostnames import HostNames
 from arbiterd.keyring import Keyring
 from arbiterd.model.devices import ProcessRef
-from arbiterd.model.gateway import Admit, GatewayObservation, GatewayWish, Traffic
+from arbiterd.model.gateway import GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
 from arbiterd.owned import NotTrusted
@@ -42,7 +42,8 @@ from arbiterd.redact import Redactor
 STALE_S = 2.0
 START_EVERY_S = 1.0
 DOORS_EVERY_S = 2.0
-GATE_EVERY_S = 1.0
+HAPROXY_SILENT_S = 10.0  # neither its socket nor a door answers
+_DOOR_S = 1.0
 _CHECK_S = 10.0
 
 
@@ -62,7 +63,6 @@ class _Seen:
     start_at: float = 0.0
     worker: ProcessRef | None = None
     doors_at: float = 0.0
-    gate_at: float = 0.0
     taken: dict[str, str] = field(default_factory=dict)
     here: tuple[str, ...] = ()
     bound: frozenset[str] = frozenset()
@@ -98,7 +98,8 @@ class GatewayKeeper:
         self._latest = GatewayObservation(enabled=True, problem="not looked at yet")
         self._seen = _Seen()
         self._names = HostNames()
-        self._gate = GateQuestion(where.gate)
+        self._gate = GateKeeper(where.gate, services)
+        self._haproxy_silence = Silence(runtime.TIMEOUT_S + _DOOR_S)
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
     def start(self) -> None:
@@ -168,12 +169,13 @@ class GatewayKeeper:
         self._write_live(wish, made, settings)
         self._write_gate(settings, made)
         problem = self._write_config(made) or self._keys.problem
-        gate_problem = self._keep_gate(now)
+        gate_problem = self._gate.keep(now, wanted=any(one.inner for one in made.backends))
         try:
             traffic = self._reconcile(wish, made, now)
         except (runtime.GatewayGone, runtime.GatewayRefused) as error:
-            gone = self._begin(str(error), now)
+            gone = self._begin(error, settings)
             return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
+        self._haproxy_silence.heard()
         shut = {d.name for d in made.doors if f"door-{d.name}" not in seen.bound}
         return GatewayObservation(
             True, problem, gate_problem, traffic, dict(seen.taken), opening=frozenset(shut)
@@ -305,13 +307,21 @@ class GatewayKeeper:
             seen.reload_due = True
 
     # -- processes -----------------------------------------------------------------------------
-    def _begin(self, why: str, now: float) -> str:
+    def _begin(
+        self, error: runtime.GatewayGone | runtime.GatewayRefused, settings: Settings
+    ) -> str:
         """HAProxy is not there: start it, at most once a second."""
-        seen = self._seen
+        seen, why, now = self._seen, str(error), time.monotonic()
         if seen.worker is not None and procfs.alive(seen.worker):
             # Doors and streams go on as they were told last; only a restart makes a new socket (a reload
-            # inherits the old one), and whether streams may be cut is not ours to say.
-            return f"HAProxy runs but does not obey: {why}; systemctl restart gpu-arbiter-gateway"
+            # inherits the old one). Streams may be cut only where none can be alive.
+            if not isinstance(error, runtime.GatewayGone) or not self._is_silent(error, settings):
+                text = f"HAProxy runs but does not obey: {why}"
+                return f"{text}; systemctl restart gpu-arbiter-gateway"
+            return replaced(
+                self._services, GATEWAY, f"HAProxy has not answered for {HAPROXY_SILENT_S:g} s"
+            )
+        self._haproxy_silence.heard()
         seen.pid = 0
         if seen.refused:
             return seen.refused
@@ -321,29 +331,20 @@ class GatewayKeeper:
         seen.settings = None  # look at the ports anew: they may be what kept it from starting
         try:
             self._services.start(GATEWAY)
-        except LaunchError as error:
-            return str(error)
+        except LaunchError as failed:
+            return str(failed)
         said = self._services.words(GATEWAY)
         return f"{why}; being started" + (f"; it said: {said}" if "ALERT" in said else "")
 
-    def _keep_gate(self, now: float) -> str:
-        """The load gate answers on its socket, or is started."""
-        seen = self._seen
-        if now - seen.gate_at < GATE_EVERY_S and not self._gate.out:
-            return self._latest.gate_problem
-        seen.gate_at = now
-        if seen.layout is None or not any(one.inner for one in seen.layout.backends):
-            return ""
-        said = self._gate.asked()
-        if said is None:  # hung, perhaps; known when its time is over
-            return self._latest.gate_problem
-        if isinstance(said, runtime.GatewayGone):
-            try:
-                self._services.start(GATE)
-            except LaunchError as error:
-                return str(error)
-            return f"{said}; being started"
-        return "" if " 200 " in said[:20] else f"the load gate says {said[:40]!r}"
+    def _is_silent(self, error: runtime.GatewayGone, settings: Settings) -> bool:
+        """Neither the Runtime API nor a door has answered for HAPROXY_SILENT_S, and we were not late."""
+        asked = time.monotonic() - runtime.TIMEOUT_S
+        doors = [d for d in doors_of(settings) if d.name not in self._seen.taken]
+        bind = settings.gateway.bind
+        if not error.silent or not doors or door_answers(bind, doors[0].port, _DOOR_S):
+            self._haproxy_silence.heard()
+            return False
+        return self._haproxy_silence.missed(asked, time.monotonic()) >= HAPROXY_SILENT_S
 
     # -- what is, against what is wanted ------------------------------------------------------
     def _reconcile(
@@ -358,7 +359,7 @@ class GatewayKeeper:
         seen.bound = frozenset(r.proxy for r in look.rows if r.name == "FRONTEND")
         old = runtime.streams_of(where.master, seen.old)
         rows = {f"{r.proxy}/{r.name}": r for r in look.rows}
-        commands, limits = self._limits(wish, made, rows, old)
+        commands, limits = wanted_limits(wish, made, rows, old)
         entries = {k: v for k, v in seen.live.items() if not k.startswith("pid:")} | limits
         entries[f"pid:{look.pid}"] = "ok"
         if entries != seen.live:
@@ -378,37 +379,3 @@ class GatewayKeeper:
         return {
             one.name: Known(traffic_of(one.name, rows, old, limits), now) for one in made.backends
         }
-
-    def _limits(
-        self,
-        wish: GatewayWish,
-        made: Layout,
-        rows: Mapping[str, runtime.Row],
-        old: Mapping[str, int],
-    ) -> tuple[list[str], dict[str, str]]:
-        """Commands that bring maxconn and maint to what they should be; the map's lim: entries."""
-        lower: list[str] = []
-        higher: list[str] = []
-        limits: dict[str, str] = {}
-        for one in made.backends:
-            wanted = wish.backends.get(one.name)
-            if wanted is None:
-                continue
-            names = [rules.engine(one)] + ([rules.engine(one, grpc=True)] if one.grpc_port else [])
-            lines = {
-                n: line_of(rows.get(n), rows.get(f"{n.split('/')[0]}/BACKEND"), old.get(n, 0))
-                for n in names
-            }
-            for name, limit in split(wanted.max_in_flight, lines).items():
-                row = rows.get(name)
-                if row is None:
-                    continue
-                limits[f"lim:{name.split('/')[0]}"] = str(limit)
-                down = limit == 0 or wanted.admit in (Admit.HOLD, Admit.SHED)
-                if down != (row.values.get("status", "").startswith("MAINT")):
-                    state = "maint" if down else "ready"
-                    (lower if down else higher).append(f"set server {name} state {state}")
-                if limit and limit != lines[name].limit:
-                    some = lower if limit < lines[name].limit else higher
-                    some.append(f"set maxconn server {name} {limit}")
-        return [*lower, *higher], limits

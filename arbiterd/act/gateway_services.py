@@ -42,6 +42,14 @@ class Services(Protocol):
     def reload(self, name: str) -> None:
         """New configuration; streams go on in the old worker."""
 
+    def replace(self, name: str) -> None:
+        """Kill it, all of its processes, and start it anew: it is hung.
+
+        Raises:
+            LaunchError: it cannot be started.
+
+        """
+
     def stop(self, name: str) -> None:
         """Stop it, streams included."""
 
@@ -62,6 +70,17 @@ class SystemdServices:
     def reload(self, name: str) -> None:
         """ReloadUnit: checked by haproxy -c first (the unit's ExecReload)."""
         self._call("ReloadOrRestartUnit", name)
+
+    def replace(self, name: str) -> None:
+        """SIGKILL: a stopped process heeds no other; Restart=always starts it, StartUnit makes sure."""
+        unit = f"gpu-arbiter-{name}.service"
+        try:
+            self._bus.kill(unit, "all", signal.SIGKILL)
+        except BusError as error:
+            if not error.no_such_unit:
+                msg = f"{unit}: systemd says: {error}"
+                raise LaunchError(msg) from None
+        self.start(name)
 
     def stop(self, name: str) -> None:
         """StopUnit."""
@@ -138,6 +157,17 @@ class DirectServices:
         one = self._ref(name)
         if one is not None:
             _signal(one, signal.SIGUSR2)
+
+    def replace(self, name: str) -> None:
+        """SIGKILL to its process group, which HAProxy's workers belong to."""
+        one = self._ref(name)
+        if one is not None:
+            with suppress(OSError):
+                os.killpg(one.pid, signal.SIGKILL)
+            deadline = time.monotonic() + _STOP_S
+            while self._alive(name) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        self.start(name)
 
     def stop(self, name: str) -> None:
         """SIGTERM, SIGKILL later, wait."""

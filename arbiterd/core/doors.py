@@ -21,7 +21,7 @@ from arbiterd.core.limits import (
     RETRY_AFTER_MAX_S,
 )
 from arbiterd.core.state import BackendState, DoorState
-from arbiterd.core.views import not_accepting, retry_after_s
+from arbiterd.core.views import not_accepting, retry_after_s, unreached
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
@@ -36,7 +36,7 @@ def wish(desk: Desk) -> GatewayWish:
     """What the gateway shall do from now on."""
     active = desk.settings.active.backends
     whys = {n: not_accepting(desk, desk.backends[n]) for n in active if n in desk.backends}
-    able = {name for name, why in whys.items() if not why and not broken(desk.backends[name])}
+    able = {n for n, why in whys.items() if not (why or _no_way(desk, desk.backends[n]))}
     failover = {
         (rule.from_backend, rule.model): rule.to_backend
         for rule in reversed(desk.settings.failover)
@@ -128,7 +128,7 @@ def _wish(
     advice = next((d.advice for d in desk.settings.degrade if d.from_backend == backend.name), "")
     to = next((d.to_backends for d in desk.settings.degrade if d.from_backend == backend.name), ())
     # A broken way sheds nobody: what HAProxy and the gate can still do, they shall do.
-    told = why or broken(backend)
+    told = why or _no_way(desk, backend)
     return BackendWish(
         backend=backend.name,
         admit=door.admit,
@@ -142,6 +142,12 @@ def _wish(
         version=wanted.version or desk.seen.host.versions.get(backend.name, ""),
         device_bytes=_device_bytes(desk, backend.name),
     )
+
+
+def _no_way(desk: Desk, backend: BackendState) -> str:
+    """Why its door leads nowhere, by the second probe or by HAProxy's checks."""
+    ready = backend.phase is Phase.READY
+    return broken(backend) or (unreached(desk, backend.name) if ready else "")
 
 
 def _device_bytes(desk: Desk, name: str) -> int:

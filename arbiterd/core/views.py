@@ -199,7 +199,17 @@ def shut(desk: Desk, name: str) -> str:
     if name in seen.opening:
         return "its door is being opened"
     backend = desk.backends.get(name)
-    return backend.vitals.door_why if backend and backend.phase is Phase.READY else ""
+    if backend is None or backend.phase is not Phase.READY:
+        return ""
+    return backend.vitals.door_why or unreached(desk, name)
+
+
+def unreached(desk: Desk, name: str) -> str:
+    """Whether HAProxy's own checks find a port of this engine shut: its door is 503 then, whatever an
+    older connection of ours still says.
+    """
+    seen = traffic(desk, name)
+    return "its port takes no connections" if seen is not None and seen.engine_down else ""
 
 
 def _full(desk: Desk, name: str) -> str:

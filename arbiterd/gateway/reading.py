@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from arbiterd.gateway import rules, runtime
 from arbiterd.gateway.layout import Layout
-from arbiterd.gateway.limits import Line
+from arbiterd.gateway.limits import Line, split
 from arbiterd.model.gateway import Admit, GatewayWish, Traffic
 
 
@@ -47,6 +47,7 @@ def traffic_of(
         latency_ms=float(max((r.number("ttime") for r in mine), default=0)),
         queue_ms=float(max((r.number("qtime") for r in mine), default=0)),
         engine_up=any(r.values.get("status", "").startswith("UP") for r in mine),
+        engine_down=any(r.values.get("status", "").startswith("DOWN") for r in mine),
     )
 
 
@@ -62,3 +63,37 @@ def states(wish: GatewayWish, made: Layout, changed: Mapping[str, str]) -> list[
             name = rules.engine(one, grpc=grpc)
             out.append(f"set server {name} state {'maint' if down else 'ready'}")
     return out
+
+
+def wanted_limits(
+    wish: GatewayWish,
+    made: Layout,
+    rows: Mapping[str, runtime.Row],
+    old: Mapping[str, int],
+) -> tuple[list[str], dict[str, str]]:
+    """Commands that bring maxconn and maint to what they should be; the map's lim: entries."""
+    lower: list[str] = []
+    higher: list[str] = []
+    limits: dict[str, str] = {}
+    for one in made.backends:
+        wanted = wish.backends.get(one.name)
+        if wanted is None:
+            continue
+        names = [rules.engine(one)] + ([rules.engine(one, grpc=True)] if one.grpc_port else [])
+        lines = {
+            n: line_of(rows.get(n), rows.get(f"{n.split('/')[0]}/BACKEND"), old.get(n, 0))
+            for n in names
+        }
+        for name, limit in split(wanted.max_in_flight, lines).items():
+            row = rows.get(name)
+            if row is None:
+                continue
+            limits[f"lim:{name.split('/')[0]}"] = str(limit)
+            down = limit == 0 or wanted.admit in (Admit.HOLD, Admit.SHED)
+            if down != (row.values.get("status", "").startswith("MAINT")):
+                state = "maint" if down else "ready"
+                (lower if down else higher).append(f"set server {name} state {state}")
+            if limit and limit != lines[name].limit:
+                some = lower if limit < lines[name].limit else higher
+                some.append(f"set maxconn server {name} {limit}")
+    return [*lower, *higher], limits

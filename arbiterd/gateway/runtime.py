@@ -17,7 +17,9 @@ _SPECIAL = re.compile(r"([ \\;])")
 
 
 class GatewayGone(ArbiterError):
-    """The socket is not there, or nobody answers."""
+    """The socket is not there, or nobody answers. ``silent``: somebody holds it and does not answer."""
+
+    silent = False
 
 
 class GatewayRefused(ArbiterError):
@@ -55,7 +57,10 @@ def ask(path: Path, command: str, timeout_s: float = TIMEOUT_S) -> str:
                 parts.append(chunk)
     except OSError as error:
         msg = f"{path}: {error.strerror or type(error).__name__}"
-        raise GatewayGone(msg) from None
+        gone = GatewayGone(msg)
+        # EAGAIN: the line of those who wait to be accepted is full
+        gone.silent = isinstance(error, TimeoutError | BlockingIOError)
+        raise gone from None
     return b"".join(parts).decode(errors="replace")
 
 

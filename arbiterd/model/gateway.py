@@ -62,7 +62,8 @@ class Traffic:
     have streams. Totals grow until HAProxy restarts.
 
     ``responses``: finished answers by first digit of their status ('2' .. '5'); ``latency_ms`` and
-    ``queue_ms``: HAProxy's means over the last 1024 requests.
+    ``queue_ms``: HAProxy's means over the last 1024 requests. ``engine_up``: HAProxy's checks reach one of
+    its ports; ``engine_down``: they do not reach one of them (neither while it is in maintenance).
     """
 
     in_flight: int = 0
@@ -75,6 +76,7 @@ class Traffic:
     latency_ms: float = 0.0
     queue_ms: float = 0.0
     engine_up: bool = False
+    engine_down: bool = False
 
 
 BUCKETS_S = (

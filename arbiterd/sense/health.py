@@ -155,6 +155,9 @@ class Prober:
             while not target.stop:
                 began = time.monotonic()
                 target.wake.clear()
+                # by a new connection, as clients come: an engine that has closed its port may go on
+                # answering on an old one
+                via.clear()
                 good = self._alive(target, via)
                 every = FAST_S if target.order.fast else COUNTERS_S
                 if good and began - counters_at >= every * 0.9:

@@ -7,7 +7,7 @@ import pytest
 from arbiterd.core.limits import GATEWAY_DOWN_S
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
-from arbiterd.model.gateway import Admit
+from arbiterd.model.gateway import Admit, Traffic
 from arbiterd.model.launch import Exit
 from tests.core.test_doors import with_failover
 from tests.core.world import TICK_S, World, settings
@@ -112,3 +112,21 @@ def test_its_incident_ends_with_the_engine(gone: str) -> None:
     assert all(
         i.closed_at is not None for i in world.state.incidents if i.event is EventName.DOOR_BROKEN
     )
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "vllm", "ollama"])
+def test_what_haproxys_checks_do_not_reach_is_told_to_routers(name: str) -> None:
+    """Its door is 503 then, whatever our own probes say; open again it is back, and nothing was restarted."""
+    world = World(with_failover(), ways=dict.fromkeys(("tensorflow", "vllm", "ollama"), "")).up()
+    world.traffic[name] = Traffic(engine_down=True)
+    world.tick()
+    view = world.view(name)
+    assert (view.phase, view.accepting, view.restarts) == (Phase.READY, False, 0)
+    assert view.reason == "its port takes no connections"
+    assert not world.door(name).accepting
+    assert world.decision is not None
+    assert name not in world.decision.gateway.failover.values(), "nobody is sent there instead"
+    world.traffic[name] = Traffic(engine_up=True)
+    world.tick(2)
+    assert world.view(name).accepting
+    assert world.stopped == []

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from arbiterd.act.gateway import HAPROXY_SILENT_S
 from arbiterd.gateway import runtime
 from arbiterd.model.health import HealthObservation, ProbeOrder
 from arbiterd.model.reading import Known
@@ -23,7 +24,7 @@ from arbiterd.sense.health import Prober
 from tests.core.world import only
 from tests.gateway.client import one, session
 from tests.support import free_port, wait_until
-from tests.support.host import MODEL, NAMES, Host
+from tests.support.host import MODEL, NAMES, Host, settle
 
 
 def pid_of(host: Host, name: str) -> int:
@@ -54,42 +55,98 @@ def untouched(host: Host) -> Callable[[], bool]:
     return lambda: look() == before
 
 
-def test_a_hung_gate_is_found_and_nothing_is_restarted(host: Host) -> None:
-    """SIGSTOP: Ollama answers, its clients would wait for ever. The others are not behind the gate."""
+def test_a_hung_gate_is_found_and_replaced(host: Host) -> None:
+    """SIGSTOP: Ollama answers, its clients would wait for ever. The others are not behind the gate, and
+    no engine is touched.
+    """
     same = untouched(host)
     gate = pid_of(host, "gate")
     os.kill(gate, signal.SIGSTOP)
-    try:
-        told = host.wait_event("door_broken", "ollama")
-        assert "not through its door" in told["MESSAGE"]
-        assert refused(host, "ollama")
-        assert not refused(host, "vllm")
-        reply = host.get("/v1/route?backend=ollama")
-        assert reply.json().get("backend") != "ollama"
-        health = host.session.get(host.door("ollama", "/api/version"), timeout=5)
-        assert health.status_code == 503
-        assert not host.backend("ollama")["accepting"]
-    finally:
-        os.kill(gate, signal.SIGCONT)
+    host.wait(lambda: refused(host, "ollama"), "routers to be told")
+    assert not refused(host, "vllm")
+    assert host.get("/v1/route?backend=ollama").json().get("backend") != "ollama"
+    host.wait(lambda: pid_of(host, "gate") != gate, "another gate")
     host.wait_ready()
-    host.wait(lambda: host.events("recovered", "ollama"), "the end of its incident")
+    assert not Path(f"/proc/{gate}").exists() or "Z" in state_of(gate)
+    url, body = (
+        host.door("ollama", "/api/generate"),
+        {"model": "qwen2.5:3b", "prompt": "x", "stream": False},
+    )
+    host.wait(lambda: host.session.post(url, json=body, timeout=20).status_code == 200, "Ollama")
     assert same()
 
 
-def test_haproxy_that_hangs_is_found(host: Host) -> None:
-    """Master and worker stopped: no door answers, and every router is told so."""
+def state_of(pid: int) -> str:
+    """As /proc tells it."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return "Z"
+
+
+def test_a_gate_that_is_gone_is_started(host: Host) -> None:
+    """Under the direct launcher nobody but the daemon does."""
+    gate = pid_of(host, "gate")
+    os.kill(gate, signal.SIGKILL)
+    host.wait(lambda: pid_of(host, "gate") != gate, "another gate")
+    host.wait_ready()
+
+
+def test_haproxy_that_hangs_is_found_and_restarted(host: Host) -> None:
+    """Master and worker stopped: no door answers, every router is told so; then doors are open again."""
     same = untouched(host)
-    pids = [p for p in host.services() if p != pid_of(host, "gate")]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        host.wait(lambda: all(refused(host, n) for n in NAMES), "all to be refused")
-        host.wait_event("door_broken", "vllm")
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+    master = pid_of(host, "gateway")
+    for pid in host.services():
+        if pid != pid_of(host, "gate"):
+            os.kill(pid, signal.SIGSTOP)
+    host.wait(lambda: all(refused(host, n) for n in NAMES), "all to be refused")
+    host.wait(lambda: pid_of(host, "gateway") != master, "another HAProxy", 90)
     host.wait_ready()
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
+    url = host.door("vllm", "/v1/completions")
+    host.wait(lambda: host.session.post(url, json=body, timeout=20).status_code == 200, "the door")
     assert same()
+
+
+def test_a_daemon_that_was_stopped_itself_restarts_nobody(host: Host) -> None:
+    """Longer than any silence: it knows that it was away."""
+    pids = pid_of(host, "gate"), pid_of(host, "gateway")
+    host.signal(signal.SIGSTOP)
+    time.sleep(HAPROXY_SILENT_S + 2)
+    host.signal(signal.SIGCONT)
+    host.wait_ready()
+    assert settle(lambda: (pid_of(host, "gate"), pid_of(host, "gateway")) == pids, 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_engine_that_closes_its_port_and_lives_is_out_everywhere(host: Host, name: str) -> None:
+    """Old connections still answer: /ready, /v1/route, health URL and door agree all the same. A door
+    may be answered by a substitute.
+    """
+    work: dict[str, tuple[str, str, object]] = {
+        "tensorflow": ("/v1/models/resnet50", "/v1/models/resnet50:predict", {"instances": [1]}),
+        "vllm": ("/health", "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 1}),
+        "ollama": (
+            "/api/version",
+            "/v1/completions",
+            {"model": "qwen2.5:3b", "prompt": "x", "max_tokens": 1},
+        ),
+    }
+    health, path, body = work[name]
+
+    def out() -> list[bool]:
+        """At the door, at its health URL, at /ready and at /v1/route."""
+        reply = host.session.post(host.door(name, path), json=body, timeout=20)
+        gone = reply.status_code == 503 or reply.headers.get("X-Arbiter-Served-By") != name
+        well = host.session.get(host.door(name, health), timeout=20).status_code == 200
+        routed = host.get(f"/v1/route?backend={name}").json().get("backend") == name
+        return [gone, not well, refused(host, name), not routed]
+
+    began = time.monotonic()
+    host.fault(name, close_port=True)
+    host.wait(lambda: any(out()), "anybody to notice")
+    host.wait(lambda: all(out()), "all to agree")
+    print(f"{name}: all agree after {time.monotonic() - began:.2f} s")
+    host.fault(name)
 
 
 class _Broken(BaseHTTPRequestHandler):

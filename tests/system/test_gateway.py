@@ -75,6 +75,27 @@ def test_whoever_restarts_or_reloads_the_gateway_it_comes_back_in_order(box: Box
         )
 
 
+@pytest.mark.parametrize(
+    ("unit", "url", "body"),
+    [
+        (GATE, "http://127.0.0.1:11434/api/generate", OLLAMA),
+        (GATEWAY, "http://127.0.0.1:8000/v1/completions", CHAT),
+    ],
+)
+def test_a_hung_gate_and_a_hung_haproxy_are_replaced(
+    box: Box, unit: str, url: str, body: object
+) -> None:
+    """SIGSTOP to all of its processes; systemd alone would never see it (HAProxy sends no watchdog)."""
+    box.start()
+    box.wait_ready()
+    before = box.show(unit, "MainPID")
+    box.sh(f"systemctl kill -s STOP {unit}")
+    wait_until(lambda: box.show(unit, "MainPID") not in (before, "0"), 60, unit)
+    box.wait_ready()
+    wait_until(lambda: ask(box, url, body)[0] == 200, 30, url)
+    assert box.show(unit, "WatchdogUSec") in ("0", "infinity")
+
+
 def test_the_doors_outlive_a_crash_of_the_daemon_and_end_with_a_stop(box: Box) -> None:
     """Same HAProxy before and after; `systemctl stop` ends it last, also with a dead daemon."""
     box.start()
