@@ -38,7 +38,7 @@ class About:
     ``endless``: its num_predict is 0, which no cap ends. ``trained``: tokens of context that it was
     trained for, 0 when unknown. ``embeds``: an embedding model, which generates nothing.
     ``weights``: the file that its runner reads, "" when not told; ``rest``: its other runner options
-    and adapters.
+    and adapters. ``can``: its capabilities, () when not told.
     """
 
     modelfile_ctx: int = 0
@@ -49,6 +49,7 @@ class About:
     vision: bool = False
     weights: str = ""
     rest: tuple[tuple[str, str], ...] = ()
+    can: tuple[str, ...] = ()
 
     def num_ctx(self, context_length: int) -> int:
         """The context that every route gets: the Modelfile's when it is smaller than ours."""
@@ -102,6 +103,7 @@ def about(show: Mapping[str, Any]) -> About:
         vision="vision" in can,
         weights=next((path for word, path in parts if word == "FROM"), ""),
         rest=tuple(rest + parts[1:]),
+        can=tuple(str(one) for one in can),
     )
 
 

@@ -19,7 +19,7 @@ import aiohttp
 
 from arbiterd.engines import ollama_names as names
 from arbiterd.engines.ollama import EMBED_ROUTES
-from arbiterd.gateway import bodies, fit
+from arbiterd.gateway import abilities, bodies, fit
 from arbiterd.gateway.arbiter import Arbiter
 from arbiterd.gateway.library import Known, Library, Refused, Resident
 
@@ -141,6 +141,12 @@ class Loads:
         )  # bad: before any load
         if known.about.embeds and path not in EMBED_ROUTES:
             yield Ticket(sent)  # Ollama refuses it before it loads anything
+            return
+        lacks = abilities.missing(body, path, known.about.can)
+        if lacks == "vision":
+            raise Refused(abilities.NO_IMAGES, status=400)
+        if lacks:
+            yield Ticket(sent)  # likewise
             return
         ends = unload is bodies.Unload.AFTER
         await self._admit(known, model, loads=not ends)

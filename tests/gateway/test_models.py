@@ -241,6 +241,7 @@ LIBRARY = {
         "parameters": {"num_predict": 0, "num_ctx": 8},
     },
     "tiny-h": {"blob": "tiny-a"},
+    "tiny-x": {"weights": 120_000_000, "kv_per_token": 1024, "layers": 4},
 }
 
 
@@ -280,6 +281,33 @@ def test_a_chat_with_an_embedding_model_loads_nothing(library: Host) -> None:
         assert (reply.status_code, "does not support" in reply.text) == (400, True), reply.text
     assert "tiny-f:latest" not in resident(library)
     assert leases(library) == granted
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "says"),
+    [
+        ("/api/chat", {"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}, "does not support tools"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}, "does not support tools"),
+        ("/api/generate", {"prompt": "x", "suffix": "y"}, "does not support insert"),
+        ("/api/generate", {"prompt": "x", "think": True}, "does not support thinking"),
+        ("/api/generate", {"prompt": "x", "images": ["AA=="]}, "Multimodal data provided"),
+        ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["AA=="]}]}, "Multimodal data provided"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]}, "Multimodal data provided"),
+        ("/api/generate", {"prompt": "x", "keep_alive": "abc"}, 'time: invalid duration "abc"'),
+        ("/api/chat", {"messages": [], "keep_alive": True}, "Unsupported type: 'bool'"),
+    ],
+)  # fmt: skip
+def test_what_a_model_cannot_do_loads_nothing(
+    library: Host, path: str, more: dict[str, object], says: str
+) -> None:
+    """400 in Ollama's words, before any load."""
+    granted = leases(library)
+    reply = post(library, path, {"model": "tiny-x", "stream": False, **more})
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert says in (error["message"] if path.startswith("/v1/") else error)
+    assert leases(library) == granted
+    assert "tiny-x:latest" not in resident(library)
 
 
 @pytest.mark.parametrize("model", ["tiny-a", "tiny-c", "tiny-g"])
