@@ -10,7 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from arbiterd.core import breaker, evidence, judge, learn, progress, reclaim, sleeping, trying
+from arbiterd.core import (
+    breaker,
+    evidence,
+    judge,
+    learn,
+    progress,
+    reclaim,
+    returned,
+    sleeping,
+    trying,
+)
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
@@ -163,6 +173,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
         vitals=Vitals(),
         sleep=Sleep(),
         canaries=Canaries(),
+        missed={},
         started_cap=desk.placements[backend.name].cap_bytes,
         restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
         restart_asked=False,
@@ -260,6 +271,10 @@ def _ready(desk: Desk, backend: BackendState) -> None:
     if desk.unit(backend.name).state is UnitState.STOPPING:
         return  # by a person's hand: its door is shut (views.not_accepting), its end is still to come
     wanted = desk.settings.active.backends[backend.name]
+    backend, why = returned.look(desk, backend)
+    if why:
+        fail(desk, backend, why, Cause(CauseClass.OTHER, "", why))
+        return
     held, spare = remember(desk, backend)
     backend = updated(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
     backend = _vitals(desk, backend, wanted.stuck_after_s)

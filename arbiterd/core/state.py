@@ -135,7 +135,8 @@ class BackendState:
     ``adopted``: taken over from an earlier run, not heard from yet.
     ``started_cap``: bytes, its cap on each device when it was started.
     ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
-    last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``gone_at``:
+    last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``missed``: what it
+    held on devices that are lost, or back and not looked at yet. ``gone_at``:
     its last process was gone; from then on its bytes must come back.
     """
 
@@ -167,6 +168,7 @@ class BackendState:
     blocked_by: str = ""
     held_bytes: Mapping[str, int] = field(default_factory=dict)
     spare_then: Mapping[str, int] = field(default_factory=dict)
+    missed: Mapping[str, int] = field(default_factory=dict)
     gone_at: float | None = None
     release_slow_said: bool = False
     adopted: bool = False

@@ -177,8 +177,7 @@ class Demo:
     {sim} hold 0 3GiB    # an unmanaged process takes memory: named, never signalled; idle models make room
       undo: Ctrl-C in that terminal
     {sim} lose 0         # the card falls off the bus
-      undo: {sim} restore 0
-            for name in tensorflow vllm ollama; do {ctl} --config {self.config} restart $name; done   # it is back empty
+      undo: {sim} restore 0    # engines that hold nothing any more are started anew
     {ctl} --config {self.config} mode B      # or edit the line `mode` and run: {ctl} --config {self.config} reload
       undo: {ctl} --config {self.config} mode A
 

@@ -82,6 +82,18 @@ def model_for(scheduler: Scheduler, ask: Ask) -> Model:
     return model
 
 
+def check_abilities(body: Mapping[str, Any], model: Model) -> None:
+    """What these models cannot do, asked on any route; before a load.
+
+    Raises:
+        Refused: they have tools and insertion of no kind.
+    """
+    if body.get("suffix"):
+        raise Refused(400, f"{model.name.full} does not support insert")
+    if body.get("tools"):
+        raise Refused(400, f"{model.name.full} does not support tools")
+
+
 def prompt_tokens(ask: Ask) -> int:
     """A word is a token here."""
     return len(ask.prompt.split()) + (0 if ask.raw else _TEMPLATE_TOKENS)

@@ -11,6 +11,7 @@ from arbiterd.sim.engines.go_words import Refused
 from arbiterd.sim.engines.ollama_generate import (
     Ask,
     Counts,
+    check_abilities,
     model_for,
     parts,
     prompt_tokens,
@@ -70,6 +71,7 @@ class More:
             raise Early(400, "messages is required")
         ask = Ask(body["model"], text_of(body["messages"]), chat=True, options=options(body))
         model = model_for(self.scheduler, ask)
+        check_abilities(body, model)
         counts = Counts(time.time(), prompt_tokens(ask))
         head: dict[str, Any] = {
             "id": f"msg_{next(_numbers)}",

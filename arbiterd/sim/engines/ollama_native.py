@@ -12,6 +12,7 @@ from arbiterd.sim.engines.ollama_generate import (
     Ask,
     Counts,
     Part,
+    check_abilities,
     model_for,
     parts,
     prompt_tokens,
@@ -319,10 +320,7 @@ def _ask(body: Mapping[str, Any], prompt: str, *, chat: bool) -> Ask:
 
 def _check(ask: Ask, body: Mapping[str, Any], model: Model) -> None:
     """What these models cannot do."""
-    if body.get("suffix"):
-        raise Refused(400, f"{model.name.full} does not support insert")
-    if body.get("tools"):
-        raise Refused(400, f"{model.name.full} does not support tools")
+    check_abilities(body, model)
     if body.get("think"):
         raise Refused(400, f'"{ask.model}" does not support thinking')
     if body.get("images"):

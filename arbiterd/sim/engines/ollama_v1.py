@@ -13,6 +13,7 @@ from arbiterd.sim.engines.ollama_generate import (
     Ask,
     Counts,
     Part,
+    check_abilities,
     model_for,
     parts,
     prompt_tokens,
@@ -189,6 +190,7 @@ class OpenAi:
 
     async def _serve(self, request: Request, ask: Ask, body: Mapping[str, Any]) -> None:
         model = model_for(self.scheduler, ask)
+        check_abilities(body, model)
         counts = Counts(time.time(), prompt_tokens(ask))
         stream = bool(body.get("stream"))
         head = self._head(ask, stream=stream)

@@ -1,0 +1,54 @@
+"""A card that was lost and is back: what a ready engine held on it must still be there.
+
+A reset ends every CUDA context on a card, and not every engine ends with it: one that answers its health
+URL and holds nothing any more serves errors, or computes on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arbiterd.core.desk import Desk
+from arbiterd.core.ledger import used_of
+from arbiterd.core.limits import FRESH_SAMPLES, GROWING_BYTES
+from arbiterd.core.state import BackendState, DeviceState
+from arbiterd.engines import engine_of
+from arbiterd.model.devices import GpuState
+from arbiterd.model.reading import Known
+from arbiterd.units import format_size
+
+
+def look(desk: Desk, backend: BackendState) -> tuple[BackendState, str]:
+    """(the backend with what it held on lost cards, why its context is gone or "").
+
+    Called before ``held_bytes`` is renewed: that of a lost card is the last that was seen.
+    """
+    missed = dict(backend.missed)
+    for uuid, held in backend.held_bytes.items():
+        seen = desk.seen.devices.get(uuid)
+        if seen is not None and seen.state is GpuState.LOST and held >= GROWING_BYTES:
+            missed.setdefault(uuid, held)
+    for uuid, held in list(missed.items()):
+        seen = desk.seen.devices.get(uuid)
+        fresh = desk.devices.get(uuid, DeviceState()).samples >= FRESH_SAMPLES
+        if seen is None or seen.state is not GpuState.OK or not fresh:
+            continue
+        used = used_of(desk.ledgers.get(uuid, ()), backend.name)
+        if used is None:
+            continue
+        del missed[uuid]
+        if used == 0 and not _unloaded(desk, backend.name):
+            why = (
+                f"GPU {seen.device.index} was lost and is back, and of the {format_size(held)} that it "
+                "held there nothing is left: its CUDA context is gone"
+            )
+            return replace(backend, missed=missed), why
+    return (backend if missed == backend.missed else replace(backend, missed=missed)), ""
+
+
+def _unloaded(desk: Desk, name: str) -> bool:
+    """It says itself that it has no model resident: it needs no context."""
+    wanted, health = desk.wanted(name), desk.seen.health.get(name)
+    if wanted is None or not engine_of(wanted.kind).warm_model(wanted):
+        return False
+    return health is not None and isinstance(health.loaded, Known) and not health.loaded.value
