@@ -26,7 +26,7 @@ from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.intake import Ending, drained
 from arbiterd.inventory import Inventory
-from arbiterd.keyring import Keyring
+from arbiterd.keyring import KEPT, Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
@@ -117,7 +117,7 @@ class Daemon:
         nvml.start()
         host = HostFactsSource(launcher.owner_of)
         host.refresh(settings)
-        keys = Keyring()
+        keys = Keyring(Path(self._arbiter.state_dir) / KEPT)
         self._gateway = startup.make_gateway(settings, self.waker.wake, keys, self._hide)
         door = self._gateway.paths.probe if self._gateway else None
         prober = Prober(self.waker.wake, door, keys, self._hide)

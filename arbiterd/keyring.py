@@ -6,10 +6,12 @@ recorded. Who needs one asks here, by the backend's settings.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from arbiterd.engines import engine_of
 from arbiterd.engines.shell_line import assignments
 from arbiterd.env_text import keys_in
 from arbiterd.model.settings import BackendSettings
+from arbiterd.owned import put_owned, read_owned
 
 # what an HTTP header can carry; a line's end would also break the files of keys, one a line
 _SENT = re.compile(r"[ -~\u00a0-\u00ff]+")
+KEPT = "keyed.json"  # in state_dir
 _MAX_BYTES = 1024 * 1024  # a file of keys; /dev/zero by mistake must not fill the memory
 
 
@@ -34,12 +38,15 @@ class Keyring:
     """Reads each file again when it has changed. Every method may be called by any thread.
 
     ``refusing``: backends whose last answer to the arbiter was 401, with the key it knows or without one.
+    Their names are kept (``kept``) over restarts: an engine that is down when the daemon starts cannot say
+    again that it demands a key, and its substitute must not open what that guards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Path | None = None) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, _Read] = {}
-        self.refusing: frozenset[str] = frozenset()
+        self._kept = kept
+        self.refusing: frozenset[str] = _names(kept) if kept else frozenset()
 
     def engine(self, backend: BackendSettings) -> tuple[str, ...]:
         """The keys that this engine takes, the first one to send; () when it demands none, or none
@@ -61,10 +68,14 @@ class Keyring:
     def heard(self, name: str, status: int) -> None:
         """An engine's answer to a request that its key guards; the daemon's probes tell it."""
         with self._lock:
+            before = self.refusing
             if status == 401:
                 self.refusing |= {name}
             elif status == 200:
                 self.refusing -= {name}
+            if self._kept is not None and self.refusing != before:
+                with suppress(OSError):  # written as soon as it can be
+                    put_owned(self._kept, json.dumps(sorted(self.refusing)).encode())
 
     def bearer(self, backend: BackendSettings) -> dict[str, str]:
         """The header that opens this engine, {} when no key is known."""
@@ -91,3 +102,16 @@ class Keyring:
         with self._lock:
             self._files[path] = _Read(stamp, text)
         return text
+
+
+def _names(path: Path) -> frozenset[str]:
+    """Those kept by an earlier daemon; a file that cannot be used is as none."""
+    try:
+        found = json.loads(read_owned(path))
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    return (
+        frozenset(one for one in found if isinstance(one, str))
+        if isinstance(found, list)
+        else frozenset()
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import typer
 
 from arbiterd import procfs
+from arbiterd.cli.check_keys import check_keys
 from arbiterd.cli.client import Client
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
 from arbiterd.cli.plan_fit import fit_lines, fit_row
@@ -148,6 +150,7 @@ def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
     for name, text in facts.missing_commands.items():
         _warn(report, settings.mode, name, "image" if backends[name].image else "command", text)
     _ports(settings, daemon, report)
+    check_keys(settings, partial(_warn, report, settings.mode))
     _guard(settings, daemon, report)
 
 

@@ -110,3 +110,43 @@ def test_models_of_several_backends_are_named_with_how_one_is_chosen(tmp_path: P
     assert said == [
         "note: org/M is served by a and b: port 8080 takes the one with the most free slots"
     ], done.stdout + done.stderr
+
+
+def keyed(tmp_path: Path, gateway: str = "", **keys: str) -> list[str]:
+    """Warnings about keys: two vLLMs with one model, ``keys``: name → VLLM_API_KEY; c has answered 401."""
+    path, state = tmp_path / "f.toml", tmp_path / "state"
+    state.mkdir()
+    (state / "keyed.json").write_text('["c", "gone"]')
+    (tmp_path / "doors").write_text("sk-doors\n")
+    (tmp_path / "doors").chmod(0o600)
+    text = f'mode = "A"\n[arbiter]\nlauncher = "direct"\nruntime_dir = "{tmp_path}/run"\nstate_dir = "{state}"\n'
+    text += f'listen = "127.0.0.1:{free_port()}"\n[gateway]\nllm_port = 0\n{gateway}'
+    for name, model in (("a", "org/M"), ("b", "org/M"), ("c", "org/N")):
+        file = tmp_path / f"{name}.env"
+        file.write_text(f"VLLM_API_KEY={keys[name]}\n" if name in keys else "")
+        text += (
+            f'[backends.{name}]\nkind = "vllm"\ncommand = ["vllm", "serve", "{model}"]\n'
+            f'port = {free_port()}\nenv_file = "{file}"\n'
+        )
+    path.write_text(text + "[modes.A]\n" + "".join(f'{n} = {{ gpu = "cpu" }}\n' for n in "abc"))
+    said = _ctl("check", str(path)).stderr
+    assert not any(key in said for key in keys.values())
+    return [line for line in said.splitlines() if "take different keys" in line or "401" in line]
+
+
+def test_keys_that_differ_and_a_key_that_is_not_known_are_warned_of(tmp_path: Path) -> None:
+    """A client's key opens one of two that share a model; what has answered 401 is known over restarts."""
+    found = keyed(tmp_path, a="sk-of-a-123", b="sk-of-b-456")
+    assert len(found) == 2, found
+    (unknown,) = [line for line in found if "backends.c.env_file" in line]
+    assert "it has answered 401, and its key is not known here: no substitute answers" in unknown
+    assert "as VLLM_API_KEY" in unknown
+    (differ,) = [line for line in found if "backends.b.env_file" in line]
+    assert "a and b take different keys, and both serve org/M" in differ
+
+
+def test_with_keys_of_its_own_a_door_sends_each_engine_its_key(tmp_path: Path) -> None:
+    """Different keys are no trouble then; an unknown one shuts its engine for everybody."""
+    found = keyed(tmp_path, f'key_file = "{tmp_path}/doors"\n', a="sk-of-a-123", b="sk-of-b-456")
+    assert len(found) == 1, found
+    assert "every client of its door gets 401" in found[0]

@@ -241,6 +241,19 @@ def test_where_an_engines_key_is_known_from(tmp_path: Path) -> None:
     assert ring.doors(str(tmp_path / "nowhere")) == ()
 
 
+def test_who_has_answered_401_is_known_to_a_later_daemon(tmp_path: Path) -> None:
+    """By name only; an engine that is down cannot say it again, and its substitute must not answer all."""
+    kept = tmp_path / "keyed.json"
+    Keyring(kept).heard("vllm", 401)
+    later = Keyring(kept)
+    assert later.refusing == {"vllm"}
+    assert kept.stat().st_mode & 0o077 == 0o040
+    later.heard("vllm", 200)
+    assert Keyring(kept).refusing == frozenset()
+    kept.write_text("{not json")
+    assert Keyring(kept).refusing == frozenset()
+
+
 # -- TLS -------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import requests
-import urllib3
 
 from arbiterd.gateway import runtime
 from tests.gateway.conftest import make, write
 from tests.support.host import MODEL, NAMES, Host, running
 
+pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 SSE = {"model": MODEL, "prompt": "x", "max_tokens": 40, "stream": True}
 ASKED = {
     "tensorflow": ("/v1/models/resnet50:predict", {"instances": [[1.0]]}),
@@ -48,7 +48,6 @@ def lan(sim_lib: Path) -> Iterator[Host]:
     doors = f'[gateway]\nbind = "0.0.0.0"\ncertificate = "{host.home}/doors.pem"\n'
     host.config.write_text(host.config.read_text().replace("[gateway]\n", doors))
     host.session.verify = False
-    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     with running(host):
         host.wait_ready()
         yield host
@@ -59,7 +58,9 @@ def ask(host: Host, door: str, path: str, body: object = None, **kw: object) -> 
     """One request over TLS."""
     url = host.door(door, path).replace("http:", "https:")
     method = "GET" if body is None else "POST"
-    return host.session.request(method, url, json=body, timeout=120, **kw)  # type: ignore[arg-type]
+    # A connection of its own: a reload closes those that are idle.
+    shown = {"Connection": "close", **kw.pop("headers", {})}  # type: ignore[dict-item]
+    return host.session.request(method, url, json=body, timeout=120, headers=shown, **kw)  # type: ignore[arg-type]
 
 
 def shown(host: Host, door: str) -> str:

@@ -42,7 +42,7 @@ def well(url: str) -> bool:
     found = status(url)
     ledgers = [row for gpu in found["gpus"] for row in gpu["ledger"] if row["holder"] == "foreign"]
     return all(one["accepting"] for one in found["backends"]) and not any(
-        r["pids"] for r in ledgers
+        r.get("pids") for r in ledgers
     )
 
 
@@ -53,7 +53,7 @@ def broken(url: str, fault: str, before: Any) -> bool:
     old = {one["name"]: one["restarts"] for one in before["backends"]}
     if " hold " in fault:
         rows = [row for gpu in found["gpus"] for row in gpu["ledger"] if row["holder"] == "foreign"]
-        return any(row["pids"] for row in rows)
+        return any(row.get("pids") for row in rows)
     if " lose " in fault:
         return any(gpu["state"] == "lost" for gpu in found["gpus"])
     if " mode " in fault:
