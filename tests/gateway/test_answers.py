@@ -425,16 +425,21 @@ ASKED = [
 ]  # fmt: skip
 
 
+def patient(given: Settings) -> Settings:
+    """As ``opened``; what is held is held for longer than a client of these tests waits for its answer."""
+    out = opened(given)
+    backends = {n: replace(b, queue_timeout_s=120.0) for n, b in out.active.backends.items()}
+    return replace(out, modes={"A": replace(out.active, backends=backends)})
+
+
 def ask_all(one: Doors, *, told: bool) -> None:
-    """503 with Retry-After everywhere; the slowest is far below any of our time-outs."""
+    """503 with Retry-After everywhere; nothing is held, or the client would have no answer at all."""
     for door, method, path, body in ASKED:
         if not told and (door, path) == ("vllm", "/v1/models"):
             continue  # what its substitute would serve, which nobody has found dead yet
         raw = json.dumps(body).encode() if body is not None else b""
-        began = time.monotonic()
         reply = one.ask(door, path, method=method, body=raw)
-        took = time.monotonic() - began
-        assert (reply.status, took < 3.0) == (503, True), (door, path, took, reply)
+        assert reply.status == 503, (door, path, reply)
         assert 1 <= int(reply.headers["retry-after"]) <= 120, (door, path)
 
 
@@ -442,7 +447,7 @@ def ask_all(one: Doors, *, told: bool) -> None:
 @pytest.mark.parametrize("state", ["dead", "never_started"])
 def test_all_engines_out_is_503_at_every_door(told: bool, state: str) -> None:
     """Whether the daemon has noticed (``told``) or the engines are only not there any more."""
-    with doors(made(opened)) as one:
+    with doors(made(patient)) as one:
         if state == "dead":
             one.engines["ollama"].answers.update(OLLAMA_ANSWERS)
             assert one.post("ollama", "/api/chat", {"model": OLLAMA_MODEL}).status == 200
@@ -460,7 +465,7 @@ def test_all_engines_out_is_503_at_every_door(told: bool, state: str) -> None:
 
 def test_engines_nobody_has_told_of_are_out(open_doors: Doors) -> None:
     """An empty map (the daemon has never spoken) sheds."""
-    with doors(made(opened)) as one:
+    with doors(made(patient)) as one:
         one.wishes.clear()
         one.tell()
         for door, method, path, body in ASKED:
@@ -471,7 +476,7 @@ def test_engines_nobody_has_told_of_are_out(open_doors: Doors) -> None:
 
 def test_the_gate_does_not_go_round_in_circles() -> None:
     """vLLM's substitute is Ollama and Ollama's is vLLM, both dead and neither noticed."""
-    with doors(made(opened)) as one:
+    with doors(made(patient)) as one:
         one.engines["ollama"].answers.update(OLLAMA_ANSWERS)
         one.failover.update(
             {("vllm", "M"): "ollama", ("ollama", OLLAMA_MODEL): "vllm", ("ollama", "M"): "vllm"}
@@ -481,19 +486,17 @@ def test_the_gate_does_not_go_round_in_circles() -> None:
         one.engines["vllm"].close()
         one.engines["ollama"].close()
         for door in ("vllm", "ollama", "llm"):
-            began = time.monotonic()
             reply = one.post(door, CHAT, {"model": "M"})
-            assert (reply.status, time.monotonic() - began < 3) == (503, True), (door, reply)
+            assert reply.status == 503, (door, reply)
 
 
 def test_without_the_gate_doors_say_503() -> None:
     """It has died: nobody waits for it."""
-    with doors() as one:
+    with doors(made(patient)) as one:
         os.kill(one.processes[0].pid, signal.SIGKILL)
         one.processes[0].wait()
         for door in ("ollama", "llm"):
-            began = time.monotonic()
             reply = one.post(door, CHAT, {"model": OLLAMA_MODEL})
-            assert (reply.status, time.monotonic() - began < 3) == (503, True)
+            assert reply.status == 503
             assert reply.headers["retry-after"]
         assert threading.active_count()

@@ -296,14 +296,16 @@ def _utilisation(host: Host) -> float:
 
 
 def test_a_card_full_by_its_own_growth_lowers_its_cap(host: Host) -> None:
-    """Faster than any poll: it ends by itself; the next start has a lower cap in its command line."""
-    before = wait_until(lambda: _utilisation(host), 5)
-    host.fault("vllm", leak_mib_per_s=60_000)
+    """By one step that is more than is free, so that no poll lies in between, however busy the machine:
+    it ends by itself, and its next start has a lower cap in its command line.
+    """
+    before = wait_until(lambda: _utilisation(host), 60)
+    host.fault("vllm", leak_mib_per_s=600_000)  # at least 6 GiB in a step of 10 ms
     event = host.wait_event("cap_lowered", "vllm")
     host.fault("vllm")
     assert "by its own growth" in event["MESSAGE"]
     host.wait(lambda: len(host.events("ready", "vllm")) == 2, "vllm to be back")
-    after = wait_until(lambda: _utilisation(host), 5)
+    after = wait_until(lambda: _utilisation(host), 60)
     assert 0 < after < before
 
 

@@ -86,7 +86,9 @@ def breaks(url: str, text: str) -> None:
     for fault, undo in found:
         wait_until(lambda: well(url), 240, f"all to be well before: {fault}")
         before = status(url)
-        process = subprocess.Popen(["bash", "-c", f"exec {fault}" if " hold " in fault else fault])
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec env {fault}" if " hold " in fault else fault]
+        )
         wait_until(lambda: broken(url, fault, before), 240, f"a sign of: {fault}")  # noqa: B023
         if undo.startswith("Ctrl-C"):
             process.send_signal(signal.SIGINT)

@@ -21,30 +21,39 @@ from arbiterd.sense.host import HostFactsSource
 from arbiterd.sim.gpu import SimGpu
 from arbiterd.units import GIB
 from tests.sense.watching import events_on, until, watching
+from tests.support import wait_until
 from tests.support.host import Host
 
 VLLM_ONLY = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }\n'
 
 
 def test_foreign_memory_is_noticed_within_a_second(host: Host) -> None:
-    """From the allocation to the API naming the bytes foreign, three times."""
+    """From the allocation to the API naming the bytes foreign, three times. A second is ten ticks here:
+    counted in them it does not depend on how busy the machine is.
+    """
     host.write(VLLM_ONLY, only=("vllm",))
     host.start()
     host.wait_ready()
 
-    def foreign() -> int:
-        row = next(r for r in host.gpu_row()["ledger"] if r["holder"] == "foreign")
-        return int(row["used"] or 0)
+    def seen() -> tuple[int, int]:
+        """(foreign bytes, the tick that tells them)."""
+        found = host.status()
+        rows = [r for gpu in found["gpus"] for r in gpu["ledger"] if r["holder"] == "foreign"]
+        return sum(int(row["used"] or 0) for row in rows), int(found["loop"]["tick"])
+
+    def named() -> int:
+        """The first tick seen that names the stranger, 0 for not yet."""
+        bytes_, tick = seen()
+        return tick if bytes_ == GIB else 0
 
     took = []
     for _ in range(3):
-        host.wait(lambda: foreign() == 0, "calm", 10)
-        began = time.monotonic()
+        host.wait(lambda: seen()[0] == 0, "calm", 60)
         handle = host.gpu.alloc(0, GIB, pid=os.getpid())
-        host.wait(lambda: foreign() == GIB, "the stranger to be named", 10)
-        took.append(time.monotonic() - began)
+        began = seen()[1]
+        took.append(wait_until(named, 60, "the stranger to be named") - began)
         host.gpu.free(handle)
-    assert statistics.median(took) < 1.0, took
+    assert statistics.median(took) <= 10, took
 
 
 def test_a_bad_reading_is_told_and_disturbs_nothing(host: Host) -> None:

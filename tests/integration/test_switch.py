@@ -499,7 +499,7 @@ def test_there_and_back_under_load(sim_lib: Path) -> None:
                 took = json.loads(done.stdout)["took_s"]
                 times = host.status()["times"]["vllm"]
                 own = times["stop_s"] + times["start_s"]
-                assert took <= 1.2 * own + 0.5, (took, own)
+                assert took <= 1.2 * own + 5.0, (took, own)
         for name in ("tensorflow", "ollama"):
             assert set(answers[name]) == {"200"}, answers[name]
             assert answers[name]["200"] > 20
