@@ -6,6 +6,7 @@ unambiguous, the last one given counts, and ``--config FILE`` is put in before t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from arbiterd.engines.vllm_flags import BARE, KNOWN, MANY, SHORT
 
 _SNAPSHOT = re.compile(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/?$")
 _MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
+
+
+_ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,21 @@ _MULTI_NODE = (
     "headless",
     "data-parallel-address",
 )
+
+
+def pages(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Origins whose pages may read what this vLLM answers (--allowed-origins, a JSON list); ``*``: any,
+    its default. What is no origin is left out: it would match no page.
+    """
+    given = read(words).value("allowed-origins")
+    if given is None:
+        return ("*",)
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = [given]
+    listed = found if isinstance(found, list) else [found]
+    return tuple(one for one in listed if isinstance(one, str) and _ORIGIN.fullmatch(one))
 
 
 def sized(command: Command) -> bool:

@@ -67,6 +67,28 @@ def host_rules(names: Names, api: str) -> list[str]:
     return lines
 
 
+def page_rules(pages: tuple[str, ...]) -> list[str]:
+    """What vLLM answers pages of these origins (starlette's CORSMiddleware), also while a substitute or
+    the door itself answers for it: without it a page sees no error and no Retry-After, only a failure.
+    """
+    if not pages:
+        return []
+    allowed, page = "{ var(txn.cors) -m found }", "{ var(txn.o) -m found }"
+    listed = f"{{ var(txn.o) -m str {' '.join(pages)} }}"
+    cors = f"str(*) if {page}" if "*" in pages else f"var(txn.o) if {listed}"
+    return [
+        "http-request set-var(txn.o) req.fhdr(origin) if { req.fhdr(origin) -m len gt 0 }",
+        f"http-request set-var(txn.cors) {cors}",
+        "http-after-response set-header Access-Control-Allow-Origin %[var(txn.cors)] "
+        f"if {allowed} !{{ res.hdr(access-control-allow-origin) -m found }}",
+        f"http-after-response add-header Vary Origin if {page} !{{ res.hdr(vary) -m sub -i origin }}",
+        "http-request return status 200 content-type text/plain string OK "
+        f"hdr Access-Control-Allow-Methods {_METHODS} hdr Access-Control-Max-Age 600 "
+        'hdr Access-Control-Allow-Headers "%[req.fhdr(access-control-request-headers)]" '
+        f"if METH_OPTIONS {allowed} {{ req.hdr(access-control-request-method) -m found }}",
+    ]
+
+
 def origin_rules(names: Names, api: str) -> list[str]:
     """What the engine would decide and answer (gin-contrib/cors), and no Origin for it any more."""
     shown = "%[var(txn.o),json(utf8s)]"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from arbiterd.core.planning import engine_grpc_port, engine_port
-from arbiterd.engines import engine_of, ollama_names
+from arbiterd.engines import engine_of, ollama_names, vllm_command
 from arbiterd.engines.base import Routes
 from arbiterd.gateway.hosts import Names, names_of
 from arbiterd.gateway.keys import Keys
@@ -33,7 +33,7 @@ class Door:
 class Behind:
     """A backend behind doors. ``gated``: its bodies pass the load gate. ``inner``: the gate reaches
     it by an inner door. ``standin``: some failover rule leads away from it. ``metrics``: its
-    metrics page, where the file opens it.
+    metrics page, where the file opens it. ``pages``: origins whose pages may read its answers (vLLM).
     """
 
     name: str
@@ -50,6 +50,7 @@ class Behind:
     inner: bool
     standin: bool
     metrics: str = ""
+    pages: tuple[str, ...] = ()
 
     @property
     def websockets(self) -> bool:
@@ -142,6 +143,7 @@ def _behind(settings: Settings, one: BackendSettings) -> Behind:
         inner=is_llm(one),
         standin=any(rule.from_backend == one.name for rule in settings.failover),
         metrics=routes.metrics if opened or routes.everything else "",
+        pages=vllm_command.pages(one.command) if one.kind is Kind.VLLM else (),
     )
 
 

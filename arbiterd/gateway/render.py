@@ -7,7 +7,7 @@ live: docs/facts/gateway.md).
 
 from __future__ import annotations
 
-from arbiterd.gateway import crowds, frontend, key_rules, probes, routes, rules
+from arbiterd.gateway import crowds, frontend, guards, key_rules, probes, routes, rules
 from arbiterd.gateway.layout import LLM_DOOR, LLM_KINDS, Behind, Door, Layout
 from arbiterd.gateway.llm_door import llm_door
 from arbiterd.gateway.paths import GROUP, Paths
@@ -87,6 +87,7 @@ def _door(layout: Layout, door: Door, one: Behind, paths: Paths) -> str:
     """The public door of one backend."""
     lines = [
         *rules.about(one.name, paths),
+        *guards.page_rules(one.pages),
         *routes.allowed(one),
         *routes.health(one, paths),
         *key_rules.at_door(layout.keys, [one.name], one.routes.api, paths, "!METH_OPTIONS"),

@@ -413,6 +413,55 @@ def test_a_failed_over_answer_says_from_whom_and_why(
     assert reply.headers["x-arbiter-why"].startswith("failover from vllm: restarting after an OOM")
 
 
+PAGE = {"Origin": "https://app.example"}
+PREFLIGHT = {
+    **PAGE,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+
+
+@pytest.mark.parametrize("state", ["up", "failed over", "out"])
+def test_a_page_may_read_what_vllms_door_answers(
+    open_doors: Doors, restore: None, state: str
+) -> None:
+    """As vLLM allows it by default, also where its substitute or the door itself answers for it."""
+    if state == "failed over":
+        open_doors.failover.update({("vllm", "M"): "ollama"})
+    if state != "up":
+        open_doors.say("vllm", Admit.SHED, "restarting")
+    reply = open_doors.post("vllm", CHAT, {"model": "M"}, headers=PAGE)
+    assert reply.status == (503 if state == "out" else 200)
+    assert reply.headers["access-control-allow-origin"] == "*"
+    asked = open_doors.ask("vllm", CHAT, method="OPTIONS", headers=PREFLIGHT)
+    assert asked.status == 200
+    assert asked.headers["access-control-allow-origin"] == "*"
+    assert asked.headers["access-control-allow-headers"] == "authorization,content-type"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    assert (
+        "access-control-allow-origin" not in open_doors.post("vllm", CHAT, {"model": "M"}).headers
+    )
+
+
+def test_a_vllm_that_names_its_origins_is_obeyed_at_its_door() -> None:
+    """--allowed-origins: other pages read nothing, whoever answers."""
+
+    def named(base: Settings) -> Settings:
+        backends = dict(base.active.backends)
+        words = (*backends["vllm"].command, "--allowed-origins", '["https://app.example"]')
+        backends["vllm"] = replace(backends["vllm"], command=words)
+        return replace(base, modes={"A": replace(base.active, backends=backends)})
+
+    with doors(made(named)) as one:
+        one.say("vllm", Admit.SHED, "restarting")
+        reply = one.post("vllm", CHAT, {"model": "M"}, headers=PAGE)
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        other = {"Origin": "https://evil.example"}
+        assert (
+            "access-control-allow-origin" not in one.post("vllm", CHAT, {}, headers=other).headers
+        )
+
+
 # -- all out ---------------------------------------------------------------------------------------
 
 ASKED = [
