@@ -60,7 +60,10 @@ def _end(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - MOST))
-            return file.read().decode(errors="replace")
+            start = max(0, file.tell() - MOST)
+            file.seek(start)
+            # the rest of a line may be the rest of a secret, which nobody could find any more
+            half = file.readline() if start else b""
+            return (file.read() or half).decode(errors="replace")
     except OSError:
         return ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from arbiterd.act.tails import own_lines
+from arbiterd.act.tails import MOST, files_tail, own_lines
 
 
 def _row(message: object, invocation: str = "") -> bytes:
@@ -28,3 +29,12 @@ def test_bytes_that_are_no_text_are_read() -> None:
     """journald writes them as numbers; an empty message as null."""
     rows = [_row(list(b"\x1b[1mOOM\xff"), "b"), _row(None, "b")]
     assert own_lines(rows, "b") == ("\x1b[1mOOM\ufffd", "")
+
+
+def test_a_line_that_begins_before_the_part_looked_at_is_left_out(tmp_path: Path) -> None:
+    """What is left of it may be the rest of a secret. A file of one endless line is shown by its end."""
+    path = tmp_path / "a.log"
+    path.write_text("planted-" + "s" * MOST + "\nlast\n")
+    assert files_tail([path], 5) == ("last",)
+    path.write_text("x" * (MOST + 5))
+    assert files_tail([path], 5) == ("x" * MOST,)
