@@ -35,7 +35,7 @@ check: ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary arbiterd tests
-	@$(VENV)/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+	@said=$$($(VENV)/bin/lint-imports --no-cache 2>&1) || { printf '%s\n' "$$said"; exit 1; }
 	@echo "check: ruff, mypy --strict and the import contracts are content"
 
 test-real: ## real vLLM and llama.cpp on the CPU (downloads about 700 MB once), a real Ollama where OLLAMA or PATH has one

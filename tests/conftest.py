@@ -31,7 +31,15 @@ SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
 @pytest.fixture(scope="session")
 def sim_lib() -> Path:
     """Folder with the simulated libnvidia-ml.so.1, built when its sources have changed."""
-    return build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-test-{os.getuid()}")
+    return build()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; pytest's own may not be entered."""
+    with tempfile.TemporaryDirectory(prefix="gpu-arbiter-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ class Demo:
     def __init__(self, home: Path | None = None, profiles: tuple[str, ...] = PROFILES) -> None:
         self.home = home or Path(tempfile.mkdtemp(prefix="gpu-arbiter-demo-"))
         self._mine = home is None
-        self.lib = build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-{os.getuid()}")
+        self.lib = build()
         self.state = self.home / "gpu-state"
         self.gpu = SimGpu.create(self.state, self.lib, profiles)
         self.config = self.home / "gpu-arbiter.toml"

@@ -6,12 +6,14 @@ tied to living processes: when an owner dies its bytes come back after the relea
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Sequence
 from enum import IntFlag
@@ -19,7 +21,9 @@ from pathlib import Path
 from typing import Self
 
 from arbiterd.errors import ArbiterError
+from arbiterd.owned import trusted_uids
 from arbiterd.sim.cards import MIG_SIZES, PROFILES
+from arbiterd.trust import weak
 from arbiterd.units import MIB
 
 STATE_ENV = "GPU_SIM_STATE"
@@ -56,24 +60,28 @@ class DeviceLost(ArbiterError):
     """The device is lost."""
 
 
-def build(directory: Path) -> Path:
-    """Compile the library into ``directory`` when it is not there yet; returns the folder to put
-    into LD_LIBRARY_PATH. Folders are named by the sources' digest, so versions never mix.
+def build(directory: Path | None = None) -> Path:
+    """Compile the library into ``directory`` (None: this user's cache) when it is not there yet; returns
+    the folder to put into LD_LIBRARY_PATH. Folders are named by the sources' digest, so versions never
+    mix.
 
     Raises:
-        ArbiterError: no compiler, or it fails.
+        ArbiterError: no compiler, it fails, or another user could write to the folder: what lies there
+            is loaded into our processes.
 
     """
+    directory = directory or cache_folder()
     sources = sorted(_SOURCES.glob("*.[ch]"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     target = directory / digest
     library = target / SONAME
-    if library.exists():
+    target.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _only_ours(target)
+    if library.exists() and not weak(str(library), trusted_uids()):
         return target
     if shutil.which("gcc") is None:
         msg = "cannot build the simulated GPU: no C compiler; apt-get install gcc libc6-dev"
         raise ArbiterError(msg)
-    target.mkdir(parents=True, exist_ok=True)
     temporary = target / f".{SONAME}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
     options = ["-shared", "-fPIC", "-O2", "-std=c11", "-Wall", "-Wextra", f"-Wl,-soname,{SONAME}"]
     files = [str(path) for path in sources if path.suffix == ".c"]
@@ -86,8 +94,41 @@ def build(directory: Path) -> Path:
     if done.returncode:
         msg = f"cannot build the simulated GPU: {done.stderr.strip()}"
         raise ArbiterError(msg)
+    temporary.chmod(0o755)
     temporary.replace(library)
     return target
+
+
+def cache_folder() -> Path:
+    """A folder of this user alone that lasts: in its cache, else a new one in the temporary folder."""
+    named = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(named) / "gpu-arbiter"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        folder = Path("/")
+    usable = folder.is_absolute() and os.access(folder, os.W_OK) and folder != Path("/")
+    if usable and not weak(str(folder), trusted_uids()):
+        return folder
+    made = Path(tempfile.mkdtemp(prefix="gpu-arbiter-sim-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+def _only_ours(path: Path) -> None:
+    """Refuse to load what another user could have put there.
+
+    Raises:
+        ArbiterError: names who could.
+
+    """
+    found = weak(str(path), trusted_uids())
+    if found:
+        msg = (
+            f"{path} is not trusted: {found[0].who} can change {found[0].path}; remove it, or name "
+            "another folder by XDG_CACHE_HOME"
+        )
+        raise ArbiterError(msg)
 
 
 class _Process(ctypes.Structure):
@@ -101,6 +142,7 @@ class _Process(ctypes.Structure):
 
 
 def _library(lib_dir: Path) -> ctypes.CDLL:
+    _only_ours(lib_dir / SONAME)
     lib = ctypes.CDLL(str(lib_dir / SONAME))
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     i32, u32, i64, u64 = ctypes.c_int, ctypes.c_uint32, ctypes.c_int64, ctypes.c_uint64

@@ -188,7 +188,7 @@ def main() -> int:
     if sys.argv[1:] == ["exits-systemd"]:
         exits("systemd")
         return 0
-    lib = build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-bench-{os.getuid()}")
+    lib = build()
     cores = os.cpu_count()
     print(
         f"Python {platform.python_version()}, {cores} cores, load {os.getloadavg()[0]:.1f} at the start\n"

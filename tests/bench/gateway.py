@@ -419,9 +419,7 @@ def shed(bench: Bench, rounds: int = 200) -> None:
 def honesty(rounds: int = 3) -> None:
     """What the first 503 promised, and when the door really answered 200 again (stand-ins)."""
     home = Path(tempfile.mkdtemp(prefix="gpua-bench-", dir="/tmp"))
-    host = Host(
-        home, build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-{os.getuid()}"), gateway=True
-    )
+    host = Host(home, build(), gateway=True)
     host.write(SHARED)
     asked = {
         "tensorflow": ("/v1/models/resnet50:predict", {"instances": [1]}),

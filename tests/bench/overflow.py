@@ -234,7 +234,7 @@ def measure(lib: Path, only: Sequence[str]) -> None:
 
 def main() -> int:
     """All of them, with the machine's noise before and after."""
-    lib = build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-bench-{os.getuid()}")
+    lib = build()
     os.environ |= {STATE_ENV: "", LIB_ENV: str(lib)}
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, poll 250 ms")
     print(f"load average before: {os.getloadavg()[0]:.1f}\n", flush=True)

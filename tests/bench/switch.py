@@ -7,7 +7,6 @@ the first 200 of its health URL, and from SIGTERM to the end of its last process
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import statistics
@@ -85,7 +84,7 @@ def measure(host: Host, delay_s: float, rounds: int, row: dict[str, Any]) -> Non
 
 def main() -> int:
     """Prints the table of docs/benchmarks.md, section Switching."""
-    lib = build(Path(tempfile.gettempdir()) / f"gpu-arbiter-sim-bench-{os.getuid()}")
+    lib = build()
     home = Path(tempfile.mkdtemp(prefix="gpua-bench-", dir="/tmp"))
     host = Host(home, lib, ("rtx4090-24g", "rtx4090-24g"), gateway=True)
     print("| own start | own stop | a switch | ratio of the medians |\n| --- | --- | --- | --- |")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import random
 import socket
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
+
+from arbiterd.sim.gpu import cache_folder
 
 T = TypeVar("T")
 # A deadline only says when to give up: a busy machine may take many times what an idle one takes, and a
 # wait that comes true costs no more by it. That something is quick is no matter of these tests.
 PATIENCE_S = 60.0
 _LOWEST, _HIGHEST = 12000, 21999  # below 32768, and room for "public port + 10000"
-_LEDGER = Path(tempfile.gettempdir()) / f"gpu-arbiter-test-ports.{os.getuid()}"
+_LEDGER = cache_folder() / "test-ports"
 
 
 def free_port() -> int:

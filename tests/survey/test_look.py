@@ -8,8 +8,6 @@ import pwd
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +23,6 @@ from tests.support import free_port
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 LIST = "application/vnd.docker.distribution.manifest.v2+json"
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """One that other users may enter; pytest's own may not be entered."""
-    with tempfile.TemporaryDirectory(prefix="gpu-arbiter-test-", dir="/tmp") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def _put(path: Path, text: str = "") -> Path:
