@@ -115,7 +115,7 @@ class Daemon:
             kernel_log=kernel_log_command(),
         )
         nvml.start()
-        host = HostFactsSource(launcher.owner_of)
+        host = HostFactsSource(launcher.owner_of, units=launcher.name == "systemd")
         host.refresh(settings)
         keys = Keyring(Path(self._arbiter.state_dir) / KEPT)
         self._gateway = startup.make_gateway(settings, self.waker.wake, keys, self._hide)

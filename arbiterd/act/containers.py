@@ -6,8 +6,6 @@ their cgroup when that does not answer. Podman's under systemd live in the backe
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import time
@@ -23,6 +21,7 @@ from arbiterd.containers import Container
 from arbiterd.errors import LaunchError
 from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
+from arbiterd.trust import environ, tool
 
 SLICE = "gpu-arbiter.slice"
 _ASK_S = 15.0
@@ -217,7 +216,7 @@ class Containers:
     ) -> subprocess.CompletedProcess[str]:
         if client == "podman" and not self._podman:
             return subprocess.CompletedProcess(words, 0, "", "")
-        program = shutil.which(client, path=BASE_PATH)
+        program = tool(client, BASE_PATH)
         if program is None:
             return subprocess.CompletedProcess(words, 127, "", f"{client} is not there")
         try:
@@ -227,7 +226,7 @@ class Containers:
                 text=True,
                 timeout=_ASK_S + more_s,
                 check=False,
-                env={"PATH": BASE_PATH, "HOME": os.environ.get("HOME", "/")},
+                env=environ(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return subprocess.CompletedProcess(words, 124, "", str(error))

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
 from arbiterd.act.cgroups import folder_of, frozen_of
-from arbiterd.act.launcher import resolve_command
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Property
 from arbiterd.errors import LaunchError
+from arbiterd.trust import tool
 
 PREFIX, SUFFIX = "gpu-arbiter-backend-", ".service"
 THAW_PREFIX = "gpu-arbiter-thaw-"
@@ -176,7 +176,7 @@ def arm(bus: Bus, backend: str, after_s: float) -> None:
     """
     unit, name = f"{PREFIX}{backend}{SUFFIX}", f"{THAW_PREFIX}{backend}"
     disarm(bus, backend)
-    systemctl = resolve_command(("systemctl",))
+    systemctl = tool("systemctl") or "/usr/bin/systemctl"
     commands = [(systemctl, [systemctl, "thaw", unit], True)]
     cgroup = folder_of(_cgroup(bus, unit))
     if cgroup is not None:

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from arbiterd.trust import tool
+
 _INVOCATION = "_SYSTEMD_INVOCATION_ID"
 MOST = 256 * 1024  # bytes looked at of a file
 
@@ -19,9 +21,12 @@ def journal_tail(unit: str, invocation: str, lines: int) -> tuple[str, ...]:
     then carry the unit and no invocation (1 of 60 on a busy machine, systemd 252). So lines are found by
     unit, and end where another invocation's begin.
     """
-    subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=30)
+    journalctl = tool("journalctl")
+    if journalctl is None:
+        return ()
+    subprocess.run([journalctl, "--sync"], check=False, capture_output=True, timeout=30)
     done = subprocess.run(
-        ["journalctl", "--no-pager", "--all", "-o", "json", "-n", str(lines),
+        [journalctl, "--no-pager", "--all", "-o", "json", "-n", str(lines),
          f"--output-fields=MESSAGE,{_INVOCATION}", f"_SYSTEMD_UNIT={unit}"],
         check=False,
         capture_output=True,

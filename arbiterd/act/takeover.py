@@ -18,6 +18,7 @@ from typing import Any
 from arbiterd.act.files import replace_file
 from arbiterd.errors import ArbiterError
 from arbiterd.owned import read_owned, top
+from arbiterd.trust import environ, tool
 
 _TIMEOUT_S = 180.0  # longer than a unit's own stop timeout (90 s)
 ENABLED = ("enabled", "enabled-runtime")
@@ -149,9 +150,12 @@ def _mode(config: str) -> int:
 
 
 def _systemctl(line: str) -> None:
-    argv = line.split(" ")
+    name, *rest = line.split(" ")
+    argv = [tool(name) or f"/usr/bin/{name}", *rest]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environ()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         msg = f"{line}: {error}"
         raise ArbiterError(msg) from None

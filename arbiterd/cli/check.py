@@ -32,7 +32,9 @@ from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Verdict
 from arbiterd.sense.containers import image_problem, proxied_port
 from arbiterd.sense.host import HostFactsSource
+from arbiterd.startup import use_systemd
 from arbiterd.survey.listeners import look, mend, who
+from arbiterd.survey.writers import writable
 
 HOST_WAIT_S = 8.0
 
@@ -133,7 +135,7 @@ def _host(loaded: Loaded, daemon: Client) -> tuple[tuple[Problem, ...], tuple[Mo
 def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
     """Images, commands and ports, each at the line of its key."""
     settings = loaded.settings
-    source = HostFactsSource(_ours)
+    source = HostFactsSource(_ours, units=use_systemd(settings))
     try:
         source.refresh(settings)
         deadline = time.monotonic() + HOST_WAIT_S
@@ -149,6 +151,10 @@ def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
             _warn(report, settings.mode, name, "image", text)
     for name, text in facts.missing_commands.items():
         _warn(report, settings.mode, name, "image" if backends[name].image else "command", text)
+    for found in writable(loaded.text, settings, direct=not use_systemd(settings)):
+        key = found.watched.key
+        if not report.broken(*key):
+            report.add(key, found.words, found.mend, "warning")
     _ports(settings, daemon, report)
     check_keys(settings, partial(_warn, report, settings.mode))
     _guard(settings, daemon, report)

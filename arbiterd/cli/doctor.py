@@ -20,6 +20,7 @@ from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.errors import EX_REFUSED, ConfigRefused, LaunchError
 from arbiterd.model.settings import ArbiterSettings, Kind, Settings
 from arbiterd.sense.host import look
+from arbiterd.startup import use_systemd
 from arbiterd.survey import access, engine_check
 from arbiterd.survey.checkup import checkup, owner_of
 from arbiterd.survey.diagnosis import of_host, of_problems
@@ -28,6 +29,7 @@ from arbiterd.survey.findings import findings
 from arbiterd.survey.look import PORTS, home_of, survey
 from arbiterd.survey.models import hub_folder
 from arbiterd.survey.units import Units
+from arbiterd.survey.writers import writable
 
 DAEMON = "gpu-arbiter.service"
 _ORDER = {"blocks": 0, "advice": 1, "note": 2}
@@ -64,6 +66,8 @@ def doctor(context: typer.Context) -> None:
         engines, more = _engines(settings, seen, own.client())
         found += engines
         unseen += more
+    if loaded is not None:
+        found += _writable(loaded)
     found = sorted(dict.fromkeys(found), key=lambda one: _ORDER[one.level])
     blocks = [one for one in found if one.level == "blocks"]
     if own.json:
@@ -147,12 +151,25 @@ def _hidden(program: str) -> bool:
     return bool(found and found[0] and found[0].need == "x" and found[0].path != program)
 
 
+def _writable(loaded: Loaded) -> list[Finding]:
+    """Programs, files and folders of the configuration that others may change."""
+    settings = loaded.settings
+    out = []
+    for one in writable(loaded.text, settings, direct=not use_systemd(settings)):
+        what = f"{'.'.join(one.watched.key)}: {one.words}"
+        why = (
+            f"whoever changes it decides what {one.watched.backend or 'the daemon'} runs and reads"
+        )
+        out.append(Finding("writable", "advice", what, why, one.mend))
+    return out
+
+
 def _engines(settings: Settings, seen: Survey, client: Client) -> tuple[list[Finding], list[str]]:
     """Commands, users, folders and models of the active mode's backends."""
     found: list[Finding] = []
     unseen: list[str] = []
     config = settings.source.path
-    facts = look(settings, owner_of)
+    facts = look(settings, owner_of, units=use_systemd(settings))
     for name, text in facts.missing_commands.items():
         program = settings.active.backends[name].command[0]
         if _hidden(program):

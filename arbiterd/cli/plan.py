@@ -117,7 +117,10 @@ def plan_rows(
     if changes is None:
         changes = recorded(settings).changes(settings)
     configured = place(settings.active, devices, settings.arbiter.headroom_bytes)
-    versions = {n: b.version or version_of(b) for n, b in settings.active.backends.items()}
+    versions = {
+        n: b.version or version_of(b, units=use_systemd(settings))
+        for n, b in settings.active.backends.items()
+    }
     placements = applied(settings, configured, versions, learned)
     by_uuid = {device.uuid: device for device in devices}
     rows = [
@@ -156,7 +159,6 @@ def _row(
     }
     if placement.problem:
         return {**row, "change": change}
-    version = backend.version or version_of(backend)
     client = client_of(backend).client if backend.image else ""
     found = launch_context(settings, name, placements, devices, version=version, client=client)
     spec = launch_spec(found)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 from arbiterd.model.settings import BackendSettings
+from arbiterd.trust import environ, tool
 
 SOCKET = "/run/docker.sock"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -30,7 +29,7 @@ def client_of(backend: BackendSettings, path: str = _PATH, docker_socket: str = 
     """The client of the file; else docker where its daemon answers, else podman."""
     if backend.container:
         return Found(backend.container, _trouble(backend, path, docker_socket))
-    docker, podman = (shutil.which(name, path=path) for name in ("docker", "podman"))
+    docker, podman = (tool(name, path) for name in ("docker", "podman"))
     if docker and docker_answers(docker_socket):
         return Found("docker")
     if podman:
@@ -45,7 +44,7 @@ def client_of(backend: BackendSettings, path: str = _PATH, docker_socket: str = 
 
 def _trouble(backend: BackendSettings, path: str, docker_socket: str) -> str:
     name = backend.container
-    if shutil.which(name, path=path) is None:
+    if tool(name, path) is None:
         other = "podman" if name == "docker" else "docker"
         return (
             f"{name} is not there to run image {backend.image}; apt-get install {_PACKAGES[name]}, "
@@ -76,10 +75,9 @@ def image_problem(client: str, image: str) -> str:
     """Why this image cannot be run from here, "" when it is there. Takes up to seconds: for people
     who ask, not for the daemon (podman wants to write its locks, which our sandbox forbids).
     """
-    program = shutil.which(client, path=_PATH)
+    program = tool(client, _PATH)
     if program is None:
         return ""
-    environ = {"PATH": _PATH, "HOME": os.environ.get("HOME", "/")}
     try:
         done = subprocess.run(
             [program, "image", "inspect", "--format={{.Id}}", image],
@@ -87,7 +85,7 @@ def image_problem(client: str, image: str) -> str:
             text=True,
             timeout=_INSPECT_S,
             check=False,
-            env=environ,
+            env=environ(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -25,11 +25,13 @@ OwnerOf = Callable[[int], tuple[str, str] | None]
 
 
 class HostFactsSource:
-    """``refresh`` names what to look at; ``latest`` never waits. ``fresh``: looked at least once."""
+    """``refresh`` names what to look at; ``latest`` never waits. ``fresh``: looked at least once.
+    ``units``: programs are asked for their version in units of systemd's.
+    """
 
-    def __init__(self, owner_of: OwnerOf) -> None:
+    def __init__(self, owner_of: OwnerOf, *, units: bool = False) -> None:
         self._holders = _Holders(owner_of)
-        self._versions = Versions()
+        self._versions = Versions(units=units)
         self._settings: Settings | None = None
         self._facts = HostFacts(looked=False)
         self._wake = threading.Event()
@@ -69,9 +71,9 @@ class HostFactsSource:
             self._wake.wait(TROUBLED_S if troubled else EVERY_S)
 
 
-def look(settings: Settings, owner_of: OwnerOf) -> HostFacts:
+def look(settings: Settings, owner_of: OwnerOf, *, units: bool = False) -> HostFacts:
     """Facts of the active mode's backends, all looked at anew."""
-    return _look(settings, _Holders(owner_of), Versions())
+    return _look(settings, _Holders(owner_of), Versions(units=units))
 
 
 def _look(settings: Settings, holders: _Holders, known: Versions) -> HostFacts:

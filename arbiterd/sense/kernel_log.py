@@ -6,12 +6,13 @@ A help, not a need: without journalctl, or where the journal cannot be read, NVM
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+
+from arbiterd.trust import tool
 
 # -n 1: the newest line there is proves at once that the log can be read; it is history itself.
 _FOLLOW = ("-k", "-f", "-n", "1", "-o", "json", "--output-fields=MESSAGE")
@@ -26,7 +27,7 @@ def command() -> tuple[str, ...]:
     An idle journalctl does not notice that nobody reads it (252): setpriv of util-linux lets it die
     with us, however we end.
     """
-    journalctl, setpriv = shutil.which("journalctl"), shutil.which("setpriv")
+    journalctl, setpriv = tool("journalctl"), tool("setpriv")
     return (setpriv, "--pdeathsig", "KILL", journalctl, *_FOLLOW) if journalctl and setpriv else ()
 
 

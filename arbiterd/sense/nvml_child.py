@@ -69,6 +69,7 @@ class Child:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-I",
                     "-m",
                     "arbiterd.sense.nvml_worker",
                     str(os.getpid()),

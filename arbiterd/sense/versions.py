@@ -2,8 +2,8 @@
 
 ``ollama --version`` reports the server that answers on OLLAMA_HOST, whatever it is (ollama
 cmd/cmd.go, versionHandler); only its "client version" is the program's own. So it is asked with a
-host where nothing listens. A program is run as its backend's user, never as root when another user
-can write it, for at most ASK_S seconds, and no start waits for it longer than WAIT_S.
+host where nothing listens. A program is run as its backend's user, never as root, for at most ASK_S
+seconds; under systemd in a unit of its own with a backend's sandbox. No start waits longer than WAIT_S.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import select
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import threading
 import time
@@ -25,8 +24,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd import confine, sandbox
 from arbiterd.engines.image import image_version
+from arbiterd.model.sandbox import SandboxSettings
 from arbiterd.model.settings import BackendSettings, Kind
+from arbiterd.trust import interpreter, tool
 
 ASK_S = 5.0
 WAIT_S = 1.0  # a start goes on without the version: `ollama --version` takes 0.02 s (cold: more)
@@ -56,9 +58,12 @@ class _Program:
 
 
 class Versions:
-    """Answers by program. ``of`` waits at most WAIT_S in all; what is late is there the next time."""
+    """Answers by program. ``of`` waits at most WAIT_S in all; what is late is there the next time.
+    ``units``: each is asked in a transient unit of systemd's (the launcher is systemd).
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, units: bool = False) -> None:
+        self._units = units
         self._known: dict[_Program, tuple[str, float]] = {}
         self._asking: dict[_Program, threading.Thread] = {}
 
@@ -93,16 +98,19 @@ class Versions:
             return
 
         def ask() -> None:
-            self._known[program] = (said_by(program.path, program.user), time.monotonic())
+            self._known[program] = (
+                said_by(program.path, program.user, units=self._units),
+                time.monotonic(),
+            )
 
         thread = threading.Thread(target=ask, name="version", daemon=True)
         self._asking[program] = thread
         thread.start()
 
 
-def version_of(backend: BackendSettings) -> str:
+def version_of(backend: BackendSettings, *, units: bool = False) -> str:
     """The version of one backend's engine, "" when it cannot be found out; waits up to ASK_S."""
-    return backend.version or Versions().of((backend,), ASK_S + 1.0)[backend.name]
+    return backend.version or Versions(units=units).of((backend,), ASK_S + 1.0)[backend.name]
 
 
 def _program(backend: BackendSettings) -> _Program | None:
@@ -128,8 +136,10 @@ def _read(backend: BackendSettings) -> str:
     return _distribution(Path(path)) if path is not None and backend.kind is Kind.VLLM else ""
 
 
-def said_by(program: str, user: str) -> str:
-    """Run ``program --version`` as ``user`` ("" for the engines' own) and read its answer; "" for none."""
+def said_by(program: str, user: str, *, units: bool = False) -> str:
+    """Run ``program --version`` as ``user`` ("" for the engines' own), never as root, and read its
+    answer; "" for none. ``units``: in a transient unit of systemd's.
+    """
     argv = [program, "--version"]
     with socket.socket() as shut:  # bound and not listening: whoever connects is refused
         shut.bind(("127.0.0.1", 0))
@@ -139,7 +149,7 @@ def said_by(program: str, user: str) -> str:
             "CUDA_VISIBLE_DEVICES": "",
             "OLLAMA_HOST": f"127.0.0.1:{shut.getsockname()[1]}",
         }
-        text = _output(argv, env, user)
+        text = _output(argv, env, user, units=units)
     for pattern in _WORDS[Path(program).name]:
         found = pattern.search(text)
         if found:
@@ -147,59 +157,46 @@ def said_by(program: str, user: str) -> str:
     return ""
 
 
-def _output(argv: list[str], env: dict[str, str], user: str) -> str:
+def _output(argv: list[str], env: dict[str, str], user: str, *, units: bool) -> str:
     if os.geteuid() != 0:
         return _run(argv, env, None)
-    entry = _entry(user, argv[0])
+    entry = _entry(user)
     if entry is None:
         return ""
-    if entry.pw_uid == 0:  # the file itself: a link on the way may be another user's
-        return _run([os.path.realpath(argv[0]), *argv[1:]], env, None)
-    try:
-        return _run(argv, env, entry)
-    except PermissionError:  # the daemon's unit has no CAP_SETUID: systemd becomes that user for it
-        return _run(_as_unit(argv, env, entry.pw_name), {"PATH": PATH}, None)
+    with suppress(PermissionError):  # the daemon's unit has no CAP_SETUID
+        if not units:
+            return _run(argv, env, entry)
+    systemd_run = tool("systemd-run")
+    if systemd_run is None:
+        return ""
+    return _run([systemd_run, *_unit_options(argv[0], env, entry.pw_name), *argv], {}, None)
 
 
-def _entry(user: str, program: str) -> pwd.struct_passwd | None:
-    """The user to run it as, None for nobody at all. Root only what nobody but root can change."""
-    names = (user,) if user not in ("", "root") else ()
-    if user == "":
-        names = (DEFAULT_USER,)
-    for name in names:
+def _entry(user: str) -> pwd.struct_passwd | None:
+    """The user to run it as, None for nobody at all. What belongs to a backend that runs as root is run
+    as nobody all the same: whether a file is root's alone cannot be told from its mode for certain.
+    """
+    for name in (DEFAULT_USER, _NOBODY) if user in ("", "root") else (user,):
         with suppress(KeyError):
-            return pwd.getpwnam(name)
-    if user in ("", "root"):  # direct launcher: engines without a user run as the daemon's own
-        with suppress(KeyError):
-            return pwd.getpwuid(0) if only_root_writes(program) else pwd.getpwnam(_NOBODY)
+            entry = pwd.getpwnam(name)
+            if entry.pw_uid != 0:
+                return entry
     return None
 
 
-def only_root_writes(program: str) -> bool:
-    """Whether this file, its interpreter, and every folder above both are root's alone to write."""
-    path = Path(os.path.realpath(program))
-    if not all(_roots_alone(one) for one in (path, *path.parents)):
-        return False
-    interpreter = _interpreter(path)
-    return interpreter is None or only_root_writes(str(interpreter))
-
-
-def _roots_alone(path: Path) -> bool:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    # a sticky folder (/tmp): nobody but its owner can replace what lies in it
-    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-    return found.st_uid == 0 and (not found.st_mode & 0o022 or bool(sticky))
-
-
-def _as_unit(argv: list[str], env: Mapping[str, str], user: str) -> list[str]:
-    """The same as a transient unit; systemd ends it, with all it has forked, after ASK_S."""
+def _unit_options(program: str, env: Mapping[str, str], user: str) -> list[str]:
+    """Options of systemd-run: a backend's sandbox without a GPU; systemd ends the unit, with all that
+    it has forked, after ASK_S.
+    """
+    tmp, _ = confine.in_tmp([program])
+    place = sandbox.Place(tmp=tuple(tmp))
+    confined = sandbox.directives(SandboxSettings(), place)
     return [
-        "systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={user}",
-        f"--property=RuntimeMaxSec={ASK_S:g}", "--property=NoNewPrivileges=yes",
-        *(f"--setenv={key}={value}" for key, value in env.items()), "--", *argv,
+        "--quiet", "--wait", "--pipe", "--collect", f"--uid={user}",
+        f"--property=RuntimeMaxSec={ASK_S:g}", "--property=TimeoutStopSec=1",
+        "--property=MemoryMax=1G", "--property=TasksMax=64",
+        *(f"--property={one}" for one in confined),
+        *(f"--setenv={key}={value}" for key, value in env.items()), "--",
     ]  # fmt: skip
 
 
@@ -261,14 +258,5 @@ def _distribution(program: Path) -> str:
 
 
 def _shebang_home(program: Path) -> Path | None:
-    interpreter = _interpreter(program)
-    return interpreter.parent.parent if interpreter is not None else None
-
-
-def _interpreter(program: Path) -> Path | None:
-    """What a script is run by, None for a binary."""
-    with suppress(OSError, UnicodeDecodeError, IndexError), program.open("rb") as stream:
-        first = stream.readline(300)
-        if first.startswith(b"#!"):
-            return Path(first[2:].decode().split()[0])
-    return None
+    used = interpreter(program)
+    return used.parent.parent if used is not None else None

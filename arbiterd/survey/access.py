@@ -61,7 +61,7 @@ def obstacles(
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "arbiterd.survey.access_worker"],
+            [sys.executable, "-I", "-m", "arbiterd.survey.access_worker"],
             input=json.dumps(asked),
             capture_output=True,
             text=True,

@@ -24,6 +24,7 @@ from arbiterd.report.catalogue import message_id
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.survey.facts import UnitFacts
+from arbiterd.trust import tool
 
 HAPROXY = "/usr/sbin/haproxy"
 NEEDRESTART = "/etc/needrestart"
@@ -106,7 +107,7 @@ def _said(*argv: str) -> str:
 
 
 def _persistence() -> tuple[tuple[int, bool], ...]:
-    text = _said(sys.executable, "-m", "arbiterd.survey.persistence_worker")
+    text = _said(sys.executable, "-I", "-m", "arbiterd.survey.persistence_worker")
     try:
         return tuple((int(index), bool(on)) for index, on in json.loads(text or "[]"))
     except (ValueError, TypeError):
@@ -125,10 +126,11 @@ def _needrestart_knows() -> bool:
 
 def _catalogue() -> bool:
     """Whether journalctl -x can explain our entries."""
-    if shutil.which("journalctl") is None:
+    journalctl = tool("journalctl")
+    if journalctl is None:
         return True
     wanted = message_id(EventName.READY)
-    return wanted in _said("journalctl", "--no-pager", "--list-catalog", wanted)
+    return wanted in _said(journalctl, "--no-pager", "--list-catalog", wanted)
 
 
 def _missing_names() -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 
 from arbiterd.survey.facts import Container, EngineName, Image
+from arbiterd.trust import environ, tool
 
 CLIENTS = ("docker", "podman")
 _TIMEOUT_S = 10.0
@@ -37,9 +37,10 @@ def look() -> tuple[tuple[Image, ...], tuple[Container, ...], tuple[str, ...]]:
     running: list[Container] = []
     unseen: list[str] = []
     for client in CLIENTS:
-        if shutil.which(client) is None:
+        program = tool(client)
+        if program is None:
             continue
-        rows, why = _ask(client, "images", "--format", "{{.Repository}}:{{.Tag}}")
+        rows, why = _ask(program, "images", "--format", "{{.Repository}}:{{.Tag}}")
         if why:
             unseen.append(f"{client}: {why}")
             continue
@@ -48,18 +49,23 @@ def look() -> tuple[tuple[Image, ...], tuple[Container, ...], tuple[str, ...]]:
             if engine is not None and not name.endswith(":<none>"):
                 images.append(Image(client, name, engine))
         shape = "{{.Names}}\t{{.Image}}\t{{.Ports}}"
-        for row in _ask(client, "ps", "--format", shape)[0]:
+        for row in _ask(program, "ps", "--format", shape)[0]:
             name, image, ports = (*row, "", "")[:3]
             engine = engine_of_image(image)
             running.append(Container(client, name, image, ports_of(ports), engine))
     return tuple(images), tuple(running), tuple(unseen)
 
 
-def _ask(client: str, *argv: str) -> tuple[list[list[str]], str]:
+def _ask(program: str, *argv: str) -> tuple[list[list[str]], str]:
     """Rows of tab-separated cells, or why there are none."""
     try:
         done = subprocess.run(
-            [client, *argv], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [program, *argv],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env=environ(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return [], str(error)
