@@ -17,7 +17,7 @@ from arbiterd.sandbox import READ_ONLY, SHARED_TMP, Place
 # Every kind of node that the driver makes: nvidia0, nvidiactl, -modeset, -uvm, -uvm-tools, -nvswitch*,
 # -nvlink, -fs*, and the folders -caps and -caps-imex-channels.
 NVIDIA_NODES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*")
-MPS_PIPE = "/tmp/nvidia-mps"
+MPS_PIPE = "/tmp/nvidia-mps"  # nosec B108 # bound only when root made it
 # Variables by which an engine, or a library of it, is told where to write; the others name programs.
 _WRITES = re.compile(r".*(CACHE|HOME|MODELS|DIR|ROOT|BASE|TMP|WORKSPACE|DATA).*")
 _READS = re.compile(
@@ -126,7 +126,7 @@ def in_tmp(named: Iterable[str]) -> tuple[list[str], bool]:
 def _of_host(path: str) -> str:
     """A path in /tmp as the host has it: the daemon's own /tmp is private."""
     host = "/proc/1/root"
-    return host + path if os.access(f"{host}/tmp", os.X_OK) else path
+    return host + path if os.access(f"{host}/tmp", os.X_OK) else path  # nosec B108 # looked at
 
 
 def _trusted(path: str, user: str) -> bool:

@@ -187,7 +187,7 @@ class Loop:
         return Observation(
             now=now,
             wall=time.time(),
-            jitter=random.random(),
+            jitter=random.random(),  # nosec B311 # jitter
             devices=self._devices,
             nvml=snapshot.nvml,
             units=units,

@@ -19,7 +19,7 @@ from arbiterd.model.sandbox import ALL, SandboxSettings
 
 Property = tuple[str, tuple[str, Any]]  # name, (D-Bus signature, value)
 READ_ONLY = ("/usr", "/etc", "/boot", "/efi", "/home", "/root", "/run/user")
-SHARED_TMP = ("/tmp", "/var/tmp")
+SHARED_TMP = ("/tmp", "/var/tmp")  # nosec B108 # compared with
 
 # Beside @system-service: all else that docker's default profile leaves to a GPU container and that
 # sandboxes itself or only reads; pidfd_getfd: PyTorch passes CUDA memory between its processes by it.

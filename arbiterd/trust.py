@@ -80,6 +80,20 @@ def environ() -> dict[str, str]:
     return {"PATH": TOOLS, "HOME": home, "LANG": "C.UTF-8"}
 
 
+def own_environ() -> dict[str, str]:
+    """The environment of a child of our own program. As root without what would make the loader take a
+    library from where another user can write.
+    """
+    out = dict(os.environ)
+    if os.geteuid() != 0:
+        return out
+    for name in ("LD_PRELOAD", "LD_AUDIT"):
+        out.pop(name, None)
+    folders = out.pop("LD_LIBRARY_PATH", "").split(":")
+    kept = [one for one in folders if one.startswith("/") and not weak(one)]
+    return {**out, "LD_LIBRARY_PATH": ":".join(kept)} if kept else out
+
+
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
     """Each name that the kernel passes on its way, the root folder first, links and their targets both."""
     left = os.path.join(os.getcwd(), path).split("/")

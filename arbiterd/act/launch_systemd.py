@@ -42,6 +42,7 @@ from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
 from arbiterd.owned import put_aside, read_owned
 from arbiterd.placing import make_folder
+from arbiterd.trust import only_root_writes
 
 DEFAULT_USER = "gpu-engines"
 _PATH_PREFIX = "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2d"
@@ -272,6 +273,12 @@ class SystemdLauncher:
             )
             raise LaunchError(msg) from None
         program = resolve_command(spec.argv)
+        if spec.container is not None and not only_root_writes(program):
+            msg = (
+                f"cannot start {spec.backend}: {program} would run as root, and other users can "
+                f"change it; ls -ld {program} {Path(program).parent}"
+            )
+            raise LaunchError(msg)
         unit = f"{PREFIX}{spec.backend}{SUFFIX}"
         if spec.container is not None and self._end.active(unit):
             msg = f"cannot start {spec.backend}: it is there already"

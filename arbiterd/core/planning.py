@@ -15,7 +15,7 @@ from arbiterd.model.devices import Device
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import BackendSettings, Settings
 
-ANY_HOST = ("0.0.0.0", "::")
+ANY_HOST = ("0.0.0.0", "::")  # nosec B104 # compared with
 
 
 def engine_host(settings: Settings) -> str:

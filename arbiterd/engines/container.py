@@ -19,7 +19,7 @@ from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
 
-INSIDE_HOST: Final = "0.0.0.0"  # the container's own network; only the port map reaches it
+INSIDE_HOST: Final = "0.0.0.0"  # nosec B104 # the container's own network; only the port map reaches it
 
 # What the engines' own documentation mounts, so that models outlive the container.
 _CACHES: Final = {

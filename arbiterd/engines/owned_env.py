@@ -48,7 +48,7 @@ def _host(value: str) -> str:
     host, _, port = text.rpartition(":") if re.search(r":\d+$", text) else (text, "", "")
     out = f"write port = {port}" if port else "set port"
     if host.strip("[]") not in ("", "127.0.0.1", "localhost", "::1"):
-        bind = host.strip("[]") if re.fullmatch(r"[\d.]+|\[?[\da-fA-F:]+\]?", host) else "0.0.0.0"
+        bind = host.strip("[]") if re.fullmatch(r"[\d.]+|\[?[\da-fA-F:]+\]?", host) else "0.0.0.0"  # nosec B104 # compared with
         out += f' and [gateway] bind = "{bind}"'
     return out
 

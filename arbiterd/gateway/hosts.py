@@ -23,7 +23,7 @@ _ALWAYS = (
     rf"{_LABELS}+(local|internal)",
 )
 # envconfig/config.go, AllowedOrigins
-_OWN_ORIGINS = ("localhost", "127.0.0.1", "0.0.0.0", "[::1]")
+_OWN_ORIGINS = ("localhost", "127.0.0.1", "0.0.0.0", "[::1]")  # nosec B104 # a name in Host
 _APPS = "(app|file|tauri|vscode-webview|vscode-file)://.*"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import stat
 
 from arbiterd.engines import engine_of
 from arbiterd.engines.tf_canary import MAX_BYTES, TRIAL_S, NoCanary
 from arbiterd.model.health import HttpReply
 from arbiterd.model.settings import BackendSettings
 from arbiterd.sense.http import Via, ask
+from arbiterd.trust import weak
 
 _SAID = 120  # characters of an answer that are told
 
@@ -47,6 +49,15 @@ def sent(
     return ask(via, url, engine.trials.probe(model, body, engine.canary_timeout_s))
 
 
+def _may_be_sent(path: str, found: os.stat_result) -> bool:
+    """We read it as root and send it to an engine: where another user could put a link to a file of
+    root's, only what everybody may read is sent.
+    """
+    return stat.S_ISREG(found.st_mode) and bool(
+        os.geteuid() != 0 or found.st_mode & stat.S_IROTH or not weak(path)
+    )
+
+
 def _body(via: Via, backend: BackendSettings, url: str, model: str) -> str:
     trials = engine_of(backend.kind).trials
     if trials is None:
@@ -55,7 +66,14 @@ def _body(via: Via, backend: BackendSettings, url: str, model: str) -> str:
     if not path:
         return trials.body(ask(via, url, trials.signature(model)))
     try:
-        with Path(path).open("rb") as file:
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:
+            if not _may_be_sent(path, os.fstat(file.fileno())):
+                msg = (
+                    f"{path} is no file that every user may read, and others can change what it is"
+                )
+                raise NoCanary(msg)
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             msg = f"{path} is larger than 1 MiB"

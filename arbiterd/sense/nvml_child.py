@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arbiterd.trust import own_environ
+
 _STARTING = -2  # as in nvml_worker.py, which is not imported: it would bring pynvml along
 
 
@@ -81,6 +83,7 @@ class Child:
                 text=True,
                 bufsize=1,
                 pass_fds=(self._word,),
+                env=own_environ(),
             )
         except OSError:
             os.close(self._word)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arbiterd.trust import own_environ
+
 _TIMEOUT_S = 20.0  # a folder on a network mount that hangs
 _WORDS = {"r": "read", "w": "write", "x": "enter", "?": "find"}
 
@@ -67,6 +69,7 @@ def obstacles(
             text=True,
             timeout=_TIMEOUT_S,
             check=True,
+            env=own_environ(),
         )
         rows = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):

@@ -24,7 +24,7 @@ from arbiterd.report.catalogue import message_id
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.survey.facts import UnitFacts
-from arbiterd.trust import tool
+from arbiterd.trust import own_environ, tool
 
 HAPROXY = "/usr/sbin/haproxy"
 NEEDRESTART = "/etc/needrestart"
@@ -100,7 +100,9 @@ def haproxy_version() -> tuple[int, ...] | None:
 
 def _said(*argv: str) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TOOL_S, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=_TOOL_S, check=False, env=own_environ()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

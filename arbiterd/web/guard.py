@@ -35,7 +35,7 @@ class Token:
 
     def __init__(self) -> None:
         self._path = ""
-        self._token = ""
+        self._token = ""  # nosec B105 # empty: none
         self._looked_at = -1e9
         self.problem = ""
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from arbiterd import trust
 from arbiterd.config import load
+from arbiterd.engines.tf_canary import NoCanary
+from arbiterd.sense import canaries
+from arbiterd.sense.http import session
 from arbiterd.survey.writers import writable
 from arbiterd.trust import only_root_writes, tool, weak
+from tests.core.world import only
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 NOBODY = 65534
@@ -206,3 +211,42 @@ def test_children_load_no_module_from_the_folder_that_we_stand_in(tmp_path: Path
     )
     assert done.stdout.startswith("[None]"), done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+@AS_ROOT
+def test_a_library_path_that_others_can_write_reaches_no_child_of_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libnvidia-ml.so.1 is looked for there by the NVML worker."""
+    open_, ours = tmp_path / "open", tmp_path / "ours"
+    for folder, mode in ((open_, 0o777), (ours, 0o755)):
+        folder.mkdir()
+        folder.chmod(mode)
+    monkeypatch.setenv("LD_PRELOAD", str(open_ / "x.so"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{open_}::relative:{ours}")
+    found = trust.own_environ()
+    assert (found["LD_LIBRARY_PATH"], "LD_PRELOAD" in found) == (str(ours), False)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(open_))
+    assert "LD_LIBRARY_PATH" not in trust.own_environ()
+
+
+@AS_ROOT
+def test_no_file_of_roots_is_sent_to_an_engine_as_a_canary(tmp_path: Path) -> None:
+    """The canary's path leads through a folder of the engine's user, who puts a link there."""
+    secret, link = tmp_path / "secret", tmp_path / "open" / "canary.json"
+    secret.write_text('{"a": 1}')
+    secret.chmod(0o600)
+    link.parent.mkdir()
+    link.symlink_to(secret)
+    one = replace(only("tensorflow").active.backends["tensorflow"], canary=str(link))
+    model = one.models[0]
+    assert canaries._body(session(), one, "", model) == '{"a": 1}'
+    os.chown(link.parent, NOBODY, NOBODY)
+    with pytest.raises(NoCanary, match="others can change what it is"):
+        canaries._body(session(), one, "", model)
+    secret.chmod(0o644)
+    assert canaries._body(session(), one, "", model) == '{"a": 1}'
+    link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(NoCanary, match="no file"):
+        canaries._body(session(), one, "", model)

@@ -89,7 +89,7 @@ def read() -> Settings:
             "context_length": _number("OLLAMA_CONTEXT_LENGTH", 0, again=again),
         }
     keep = _seconds("OLLAMA_KEEP_ALIVE", 300.0)
-    hosts = ("localhost", "127.0.0.1", "0.0.0.0")
+    hosts = ("localhost", "127.0.0.1", "0.0.0.0")  # nosec B104 # names in Origin
     given = [one for one in (os.environ.get("OLLAMA_ORIGINS") or "").split(",") if one]
     own = [
         f"{scheme}://{one}{rest}"

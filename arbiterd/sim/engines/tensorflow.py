@@ -281,7 +281,7 @@ def main() -> int:
     say(f"Running gRPC ModelServer at 0.0.0.0:{options.port} ...")
     if options.rest_api_port:
         try:
-            server = Server(("0.0.0.0", options.rest_api_port), Rest, listen=True)
+            server = Server(("0.0.0.0", options.rest_api_port), Rest, listen=True)  # nosec B104 # as the real one
         except OSError:
             say(f"Failed to start HTTP Server at localhost:{options.rest_api_port}")
         else:
@@ -306,7 +306,7 @@ def _listen(port: int) -> socket.socket | None:
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        one.bind(("0.0.0.0", port))
+        one.bind(("0.0.0.0", port))  # nosec B104 # as the real one
         one.listen(16)
     except OSError:
         one.close()

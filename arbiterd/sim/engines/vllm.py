@@ -219,7 +219,7 @@ def main() -> int:
     faults = Faults()
     faults.at_start()
     try:
-        server = Server((options.host or "0.0.0.0", options.port), Api, listen=False)
+        server = Server((options.host or "0.0.0.0", options.port), Api, listen=False)  # nosec B104 # as vLLM
     except OSError as error:
         say(f"OSError: [Errno {error.errno}] Address already in use")
         return 1
