@@ -51,6 +51,8 @@ def only_root_writes(program: str) -> bool:
 
 def interpreter(program: Path) -> Path | None:
     """What a script is run by, None for a binary."""
+    if not program.is_file():  # a FIFO would be waited for
+        return None
     with suppress(OSError, UnicodeDecodeError, IndexError), program.open("rb") as stream:
         first = stream.readline(300)
         if first.startswith(b"#!"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from arbiterd import procfs
 from arbiterd.aside import aside
+from arbiterd.trust import tool
 
 _MEASURE_S = 1.0
 _JOURNAL_S = 10.0
@@ -66,7 +67,8 @@ class Efforts:
 
 
 def _ask(seen: _Seen, invocation: str) -> None:
-    command = ["journalctl", "--no-pager", "-q", "-n", "1", "-o", "json", "--output-fields=_PID"]
+    journalctl = tool("journalctl") or "/usr/bin/journalctl"
+    command = [journalctl, "--no-pager", "-q", "-n", "1", "-o", "json", "--output-fields=_PID"]
     try:
         done = subprocess.run(
             [*command, f"_SYSTEMD_INVOCATION_ID={invocation}"],
