@@ -45,6 +45,8 @@ global
     stats socket {paths.runtime} mode 660{group} level admin expose-fd listeners
     stats timeout 30s
     maxconn {crowds.whole(layout)}
+    # where fewer files may be open than all doors could use (a hard limit below LimitNOFILE=): serve fewer
+    no strict-limits
     nbthread 1
     ssl-default-bind-options ssl-min-ver TLSv1.2
     # keys and certificate: {layout.keys.digest or "none"}
