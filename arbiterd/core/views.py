@@ -22,6 +22,7 @@ from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
 from arbiterd.model.launch import UnitState
 from arbiterd.model.pressure import BrakesView, Holder, PressureView, ReclaimView
 from arbiterd.model.reading import Known
+from arbiterd.model.settings import Kind
 
 
 def device_view(desk: Desk, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceView:
@@ -198,9 +199,11 @@ def shut(desk: Desk, name: str) -> str:
         return f"its door stays shut: {taken}"
     if name in seen.opening:
         return "its door is being opened"
-    backend = desk.backends.get(name)
+    backend, wanted = desk.backends.get(name), desk.wanted(name)
     if backend is None or backend.phase is not Phase.READY:
         return ""
+    if seen.gate_problem and wanted is not None and wanted.kind is Kind.OLLAMA:
+        return f"the load gate does not serve: {seen.gate_problem}"
     return backend.vitals.door_why or unreached(desk, name)
 
 

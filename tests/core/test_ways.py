@@ -130,3 +130,17 @@ def test_what_haproxys_checks_do_not_reach_is_told_to_routers(name: str) -> None
     world.tick(2)
     assert world.view(name).accepting
     assert world.stopped == []
+
+
+def test_without_the_load_gate_only_ollama_is_out() -> None:
+    """Its bodies pass there; the others are served by HAProxy alone."""
+    world = up()
+    world.gate_problem = "gate.sock: timed out; the load gate does not answer"
+    world.tick()
+    assert world.view("ollama").reason.startswith("the load gate does not serve: gate.sock")
+    assert not world.view("ollama").accepting
+    assert world.view("vllm").accepting
+    assert world.view("tensorflow").accepting
+    world.gate_problem = ""
+    world.tick()
+    assert world.view("ollama").accepting

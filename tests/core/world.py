@@ -188,6 +188,7 @@ class World:
     undones: list[LoadUndone] = field(default_factory=list)
     list_age_s: float = 0.0  # how old the lists of resident models are
     gateway_problem: str = ""
+    gate_problem: str = ""
     ways: dict[str, str] = field(default_factory=dict)
     no_canary: dict[str, str] = field(default_factory=dict)
     canary_moves: int = 0
@@ -346,6 +347,7 @@ class World:
             gateway=GatewayObservation(
                 enabled=True,
                 problem=self.gateway_problem,
+                gate_problem=self.gate_problem,
                 traffic={n: Known(t, self.now) for n, t in self.traffic.items()},
                 requests=dict(self.codes),
                 unknown_hosts=self.unknown_hosts,
