@@ -13,7 +13,7 @@ import requests
 from arbiterd import procfs
 from tests.faults.stage import Missing, Size, Stage
 
-SETTLE_S = 45.0  # from service to calm: incidents close, foreign processes are off the list
+SETTLE_S = 30.0  # from service to calm: incidents close, foreign processes are off the list
 MIB = 1 << 20
 _MORE = Size(rss=96 * MIB, fds=40, threads=24)  # than when the stage was new
 GATE_RSS = 384 * MIB  # promised in docs/security.md, through any bodies

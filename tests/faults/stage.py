@@ -30,7 +30,7 @@ ASKS: dict[str, tuple[str, Json]] = {
         {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 2}},
     ),
 }
-PATIENCE_S = 90.0
+PATIENCE_S = 60.0
 
 
 class Missing(AssertionError):
