@@ -83,14 +83,20 @@ def _phases(stage: Stage) -> str:
     return "the API does not answer"
 
 
-def calm(stage: Stage, before: Before, moves: Sequence[str], tells: Sequence[str]) -> None:
+def calm(
+    stage: Stage,
+    before: Before,
+    moves: Sequence[str],
+    tells: Sequence[str],
+    settle_s: float = SETTLE_S,
+) -> None:
     """Everything else that must hold now.
 
     Raises:
         Missing: what does not.
 
     """
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + settle_s
     while True:
         try:
             why = _wrong(stage, before, moves, tells)

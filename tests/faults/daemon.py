@@ -41,6 +41,13 @@ def _signals(*numbers: signal.Signals, count: int = 1) -> Any:
     return inject
 
 
+def _abort(stage: Stage) -> None:
+    """As systemd's watchdog does it: the daemon writes its stacks, then ends."""
+    pid = stage.daemon_pid()
+    os.kill(pid, signal.SIGABRT)
+    until(lambda: stage.daemon_pid() != pid, "the daemon to end")
+
+
 def _pause(seconds: float, times: int = 1) -> Any:
     """The daemon alone stands still, as a stopped or starved one does."""
 
@@ -235,7 +242,7 @@ def rows() -> list[Fault]:
         _row("kill-while-engine-starts", _kill_amid_start, moves=("vllm",), **kill),
         _row("kill-after-engine-died", _kill_after_death, moves=("vllm",), **kill, promise="an engine that died with no daemon is found by the next"),
         _row("kill-while-draining", _kill_draining, undo=_end_drain, **kill),
-        _row("abort", _signals(signal.SIGABRT), **kill),
+        _row("abort", _abort, **kill),
         _row("hup-storm", _signals(signal.SIGHUP, count=100), seen=ticks_go_on(1.5), tells=("reload",), promise="a hundred reloads: ticks go on, nothing is touched"),
         _row("odd-signals", _signals(signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGURG, signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT),
              seen=ticks_go_on(1.0), promise="signals that say nothing change nothing"),

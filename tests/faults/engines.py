@@ -25,7 +25,7 @@ from tests.faults.by_hand import (
 )
 from tests.faults.direct import NAMES
 from tests.faults.row import Fault
-from tests.faults.stage import Stage, dead, stays, until
+from tests.faults.stage import Stage, dead, stays, until, with_words
 
 KIND = "engine"
 _BACK = "the engine is started again, its memory is released, neighbours are not touched"
@@ -256,6 +256,10 @@ def rows() -> list[Fault]:
              promise="the value of --api-key stands on no surface"),
         _row("leak", "vllm", switch("vllm", leak_mib_per_s=900, leak_max_mib=3000), seen=told("leak|pressure_rise|reclaim|restart|throttle"),
              undo=_leak_off, tells=(), promise="an engine over its cap is throttled, then restarted; neighbours are not touched"),
+        *(_row(f"kill-warden-{n}", n, hit(_warden(n)), seen=gone, tells=(), promise="its engine goes on and is still guarded, or is started anew") for n in NAMES),
+        _row("stop-warden", "vllm", hit(_warden("vllm"), STOP), seen=both(ticks_go_on(2.0), serves("vllm")), undo=lambda s, pid: s.kill(pid, CONT), tells=(),
+             promise="a warden that stands still holds up no request"),
+        _row("kill-warden-and-engine", "vllm", _warden_and_engine, promise=_BACK),
         _row("stop-cont", "vllm", hit(main_of("vllm"), STOP), seen=lambda s, _: stays(lambda: True, "", 1.0),
              undo=lambda s, pid: s.kill(pid, CONT), tells=(), moves=(), promise="a pause of a second is no fault"),
         _row("restart-storm", "vllm", _restart_storm,
@@ -263,6 +267,18 @@ def rows() -> list[Fault]:
         _row("stop-all", "vllm", lambda s: s.admin("/v1/admin/stop-all"), seen=phase("vllm", "stopped"),
              undo=_resume_all, tells=("stop|stopped_by_operator",), moves=NAMES, promise="all stop and stay so; resume brings each back"),
     ]  # fmt: skip
+
+
+def _warden(name: str) -> Any:
+    """The process beside a direct backend that keeps its output and its kin."""
+    return lambda stage: with_words("warden.py", f"\0{name}\0", stage.instance())[0]
+
+
+def _warden_and_engine(stage: Stage) -> int:
+    pids = [_warden("vllm")(stage), stage.main_pid("vllm")]
+    for pid in pids:
+        stage.kill(pid)
+    return int(pids[1])
 
 
 def _asked(name: str) -> Any:

@@ -16,12 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from arbiterd import procfs
+from arbiterd.model.devices import ProcessRef
 from arbiterd.sim.gpu import SimGpu
 from tests.faults.stage import Json, Missing, Stage, until, with_words
 
 UNIT = "gpu-arbiter.service"
 SIM = Path("/sim")
 NAMES = ("vllm", "ollama")
+SYNC_S = 2.0  # journald writes by itself soon enough for most looks
 
 
 def shell(line: str, timeout_s: float = 120.0) -> str:
@@ -54,6 +56,8 @@ class BoxStage(Stage):
         self.listen = 9480
         self.ports = {"vllm": 8000, "ollama": 11434, "llm": 8080}
         self.good = config
+        self._main: ProcessRef | None = None
+        self._synced = 0.0
         self._fresh()
         self.gpu = SimGpu.attach(SIM / "gpu", SIM / "lib")
         shell(f"systemctl start {UNIT}")
@@ -75,8 +79,10 @@ class BoxStage(Stage):
         self.config.write_text(self.good)
 
     def daemon_pid(self) -> int:
-        """Of the unit."""
-        return int(show(UNIT, "MainPID") or 0)
+        """Of the unit; asked again once the last one has died."""
+        if self._main is None or not procfs.alive(self._main):
+            self._main = procfs.ref(int(show(UNIT, "MainPID") or 0))
+        return self._main.pid if self._main else 0
 
     def haproxy_pids(self) -> list[int]:
         """The master, then its workers."""
@@ -95,7 +101,9 @@ class BoxStage(Stage):
         return time.time()
 
     def _journal(self, mark: object, *options: str) -> str:
-        subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=30)
+        if time.monotonic() - self._synced > SYNC_S:
+            subprocess.run(["journalctl", "--sync"], check=False, capture_output=True, timeout=30)
+            self._synced = time.monotonic()
         since = f"--since=@{mark:.3f}"
         done = subprocess.run(["journalctl", "--no-pager", "-q", since, *options], capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
         return done.stdout

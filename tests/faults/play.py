@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.faults.closing import Before, calm, look, service_back
+from tests.faults.closing import SETTLE_S, Before, calm, look, service_back
 from tests.faults.row import Fault, Result
 from tests.faults.stage import Missing, Size, Stage, until
 
@@ -19,8 +19,8 @@ SLACK = float(os.environ.get("FAULTS_SLACK", "1"))
 _GIVE_UP_S = 120.0
 
 
-def play(rows: Sequence[Fault], make: Make) -> Iterator[Result]:
-    """Each row's result, in order."""
+def play(rows: Sequence[Fault], make: Make, *, settle_s: float = SETTLE_S) -> Iterator[Result]:
+    """Each row's result, in order. ``settle_s``: from service to calm."""
     stage: Stage | None = None
     size: Size | None = None
     try:
@@ -33,7 +33,7 @@ def play(rows: Sequence[Fault], make: Make) -> Iterator[Result]:
                     until(lambda s=stage: not s.status()["incidents_open"], "a calm start")  # type: ignore[misc]
                     calm(stage, look(stage), (), ())
                     size = stage.size(stage.daemon_pid())
-                seconds = _one(row, stage, size)
+                seconds = _one(row, stage, size, settle_s)
                 slow = seconds > row.within_s * SLACK
                 why = f"{seconds:.1f} s instead of {row.within_s:g} s" if slow else ""
                 verdict = "failed" if slow else "ok"
@@ -51,7 +51,7 @@ def play(rows: Sequence[Fault], make: Make) -> Iterator[Result]:
             stage.close()
 
 
-def _one(row: Fault, stage: Stage, size: Size | None) -> float:
+def _one(row: Fault, stage: Stage, size: Size | None, settle_s: float) -> float:
     """The fault, its end, the check. Returns the seconds to service."""
     before: Before = look(stage, size)
     stage.began = before.mark
@@ -66,5 +66,5 @@ def _one(row: Fault, stage: Stage, size: Size | None) -> float:
     if row.restarts_daemon:
         stage.revive()
     found = service_back(stage, since, max(row.within_s * SLACK, _GIVE_UP_S))
-    calm(stage, before, row.moves, row.tells)
+    calm(stage, before, row.moves, row.tells, settle_s)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -148,6 +149,10 @@ class Stage(ABC):
         """HAProxy's master, then its workers."""
         return with_words("haproxy", f"{self.run}/gateway/haproxy.cfg")
 
+    def instance(self) -> str:
+        """What the direct launcher calls this host by."""
+        return hashlib.sha256(str(self.run.resolve()).encode()).hexdigest()[:16]
+
     def reader_pids(self) -> list[int]:
         """NVML's readers."""
         daemon = self.daemon_pid()
@@ -164,7 +169,9 @@ class Stage(ABC):
 
     def main_pid(self, name: str) -> int:
         """Its first process: the engine's own server."""
-        part = {"vllm": "serve", "tensorflow": "engines.tensorflow", "ollama": "ollama"}[name]
+        part = {"vllm": "serve", "tensorflow": "engines.tensorflow", "ollama": "engines.ollama "}[
+            name
+        ]
         return self.pid_of(name, part)
 
     def size(self, pid: int) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from tests.faults.figures import markdown, printed
 from tests.faults.kills import kills
 from tests.faults.play import play
 from tests.faults.row import Result
-from tests.faults.stage import Stage
 from tests.faults.table import chosen, table
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
@@ -29,10 +29,15 @@ QUICK = (
 )
 
 
-def _maker(lib: Path) -> Stage:
-    stage = DirectStage(lib)
-    stage.start()
-    return stage
+class Shared(DirectStage):
+    """One host for all that this module plays."""
+
+    def close(self) -> None:
+        """Not yet."""
+
+    def end(self) -> None:
+        """Now."""
+        super().close()
 
 
 def test_the_table_has_every_kind() -> None:
@@ -69,24 +74,21 @@ def test_figures_count_what_survived() -> None:
 
 
 def test_a_few_faults_are_survived(sim_lib: Path) -> None:
-    """One host, one fault of most kinds after the other, then two SIGKILLs of the seeded loop."""
-    rows = [next(row for row in table() if row.id == name) for name in QUICK]
-    results = list(play(rows, lambda: _maker(sim_lib)))
-    assert {one.id: one.why for one in results if one.verdict != "ok"} == {}
-    assert [one.id for one in results] == list(QUICK)
-
-
-def test_kills_of_a_seed_are_survived(sim_lib: Path) -> None:
-    """The same seed kills the same processes."""
-    results = list(kills(lambda: _maker(sim_lib), 3, 7, "direct"))
-    assert {one.id: one.why for one in results if one.verdict != "ok"} == {}
-
-
-def test_a_promise_that_is_not_kept_fails_its_row(sim_lib: Path) -> None:
-    """The harness itself: an engine that may not be touched is, and the row says which."""
-    from dataclasses import replace
-
-    row = next(row for row in table() if row.id == "engine-kill-ollama")
-    results = list(play([replace(row, moves=())], lambda: _maker(sim_lib)))
-    assert [one.verdict for one in results] == ["failed"]
-    assert "ollama was touched" in results[0].why
+    """On one host: a fault of most kinds after the other; three SIGKILLs of a seed; and the harness itself:
+    a row whose promise is not kept fails, and says by whom.
+    """
+    host = Shared(sim_lib)
+    try:
+        host.start()
+        rows = {row.id: row for row in table()}
+        results = list(play([rows[name] for name in QUICK], lambda: host))
+        assert {one.id: one.why for one in results if one.verdict != "ok"} == {}
+        assert [one.id for one in results] == list(QUICK)
+        results = list(kills(lambda: host, 3, 7, "direct"))
+        assert {one.id: one.why for one in results if one.verdict != "ok"} == {}
+        broken = replace(rows["engine-kill-ollama"], moves=())
+        results = list(play([broken], lambda: host, settle_s=1.0))
+        assert [one.verdict for one in results] == ["failed"]
+        assert "ollama was touched" in results[0].why
+    finally:
+        host.end()
