@@ -19,7 +19,7 @@ from pathlib import Path
 from arbiterd import ports, procfs
 from arbiterd.act.door_keys import DoorKeys
 from arbiterd.act.gate_keeper import GateKeeper, replaced
-from arbiterd.act.gateway_files import check, put
+from arbiterd.act.gateway_files import check, holds, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.act.silence import Silence, door_answers
 from arbiterd.errors import LaunchError
@@ -293,7 +293,9 @@ class GatewayKeeper:
 
         """
         seen, where = self._seen, self._paths
-        first = not seen.config and where.config.exists() and where.config.read_text() == text
+        first = (
+            not seen.config and holds(where.config, text) and holds(where.lua, render.lua(where))
+        )
         self._keys.write()
         draft = where.config.with_suffix(".new")
         if not first:
@@ -329,6 +331,7 @@ class GatewayKeeper:
             return why
         seen.start_at = now
         seen.settings = None  # look at the ports anew: they may be what kept it from starting
+        seen.config = ""  # and at its file: what somebody has scribbled into it is written anew
         try:
             self._services.start(GATEWAY)
         except LaunchError as failed:

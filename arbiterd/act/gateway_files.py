@@ -32,3 +32,11 @@ def check(config: Path) -> str:
         return "haproxy -c did not end"
     alerts = [line for line in done.stderr.splitlines() if "ALERT" in line]
     return "" if done.returncode == 0 else f"haproxy refuses {config}: {' '.join(alerts)[:500]}"
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether this file is what we would write."""
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False

@@ -184,6 +184,7 @@ def judge_gateway(desk: Desk) -> None:
     since = desk.state.gateway_bad_since
     since = (now if since is None else since) if problem and not desk.seen.stopping else None
     served = desk.state.gateway_served or not problem
+    _blinked(desk, still=since is not None)
     if (since, served) != (desk.state.gateway_bad_since, desk.state.gateway_served):
         desk.state = replace(desk.state, gateway_bad_since=since, gateway_served=served)
     grace = GATEWAY_DOWN_S if served else GATEWAY_FIRST_S
@@ -211,6 +212,17 @@ def _named(desk: Desk) -> None:
             f"to allow it, write: [gateway] hosts = [{hosts}]"
         )
         desk.tell(EventName.UNKNOWN_HOST, Severity.NOTICE, text)
+
+
+def _blinked(desk: Desk, *, still: bool) -> None:
+    """Too short an absence for an incident: what has ended HAProxy is worth a line all the same."""
+    since = desk.state.gateway_bad_since
+    if still or since is None or not desk.state.gateway_served or desk.seen.stopping:
+        return
+    if desk.open_incident("", "", EventName.GATEWAY_DOWN) is None:
+        away_s = desk.seen.now - since
+        text = f"gateway: did not serve for {away_s:.1f} s; serves again. No action needed."
+        desk.tell(EventName.GATEWAY_DOWN, Severity.WARNING, text)
 
 
 def _way(desk: Desk, backend: BackendState) -> None:

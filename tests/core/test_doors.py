@@ -197,6 +197,19 @@ def test_a_gateway_that_is_away_for_seconds_is_an_incident() -> None:
     assert world.told(EventName.RECOVERED) == 1
 
 
+def test_a_short_absence_is_a_line_and_no_incident() -> None:
+    """HAProxy was killed and is back: the journal tells it, with the seconds."""
+    world = World(settings()).up()
+    world.gateway_problem = "runtime.sock: Connection refused"
+    world.tick(4)
+    world.gateway_problem = ""
+    world.tick(2)
+    assert world.told(EventName.GATEWAY_DOWN) == 1
+    assert not world.state.incidents
+    world.tick(8)
+    assert world.told(EventName.GATEWAY_DOWN) == 1
+
+
 def test_a_gateway_that_is_slow_at_its_first_start_is_no_incident() -> None:
     """A host that boots is busy. One that does not come at all is told a little later."""
     world = World(settings())

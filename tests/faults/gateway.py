@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from tests.faults.by_hand import CONT, STOP, Crowd, both, hit, let_go, serves, ticks_go_on
+from tests.faults.by_hand import CONT, STOP, Crowd, both, hit, let_go, serves, ticks_go_on, told
 from tests.faults.closing import GATE_RSS
 from tests.faults.row import Fault
 from tests.faults.stage import ASKS, Missing, Stage, until
@@ -82,6 +82,13 @@ def _scribble(name: str, text: bytes) -> Any:
         )  # SIGUSR1 would end it softly: the worst that another program can do
 
     return inject
+
+
+def _restart_by_hand(stage: Stage, _: Any) -> None:
+    """As `systemctl restart gpu-arbiter-gateway` would."""
+    for pid in stage.haproxy_pids():
+        with suppress(ProcessLookupError):
+            stage.kill(pid)
 
 
 def _steal_door(stage: Stage) -> socket.socket:
@@ -244,10 +251,11 @@ def rows() -> list[Fault]:
         _row("kill-gate", hit(_gate), seen=_new(_gate), within_s=15.0),
         _row("stop-gate", hit(_gate, STOP), seen=both(_not_ready, _new(_gate)), within_s=20.0, tells=("gateway_down|door_broken",),
              promise="a hung load gate is found by the second probe and replaced within 10 s"),
-        _row("stop-worker", hit(_worker, STOP), seen=_not_ready, undo=_wake, tells=("gateway_down|door_broken",), promise="a hung HAProxy: /ready says 503 while the doors are shut"),
+        _row("stop-worker", hit(_worker, STOP), seen=both(_not_ready, told("gateway_down|door_broken")), undo=_wake, tells=("gateway_down|door_broken",), promise="a hung HAProxy: /ready says 503 while the doors are shut"),
         _row("term-gate", lambda s: s.kill(s.gate_pid(), 15), seen=_new(_gate)),
         _row("hup-haproxy", lambda s: [s.kill(_master(s), 12) for _ in range(20)], promise="twenty reloads by hand: doors stay open"),
-        _row("no-runtime-socket", _remove("runtime.sock"), seen=ticks_go_on(1.0), promise="its socket's file gone: told or mended, doors open"),
+        _row("no-runtime-socket", _remove("runtime.sock"), seen=both(serves("vllm", "ollama"), told("gateway_down|door_broken")), undo=_restart_by_hand, tells=("gateway_down|door_broken",),
+             promise="its socket's file gone: doors serve on, the journal names the restart that makes it anew"),
         _row("no-live-map", _remove("live.map"), seen=serves("vllm", "ollama")),
         _row("no-config", _remove("haproxy.cfg", "gate.json"), seen=serves("vllm", "ollama")),
         _row("config-scribbled", _scribble("haproxy.cfg", b"\0garbage\n" * 100), promise="a scribbled file is written anew before HAProxy reads it"),

@@ -53,6 +53,10 @@ def play(rows: Sequence[Fault], make: Make, *, settle_s: float = SETTLE_S) -> It
 
 def _one(row: Fault, stage: Stage, size: Size | None, settle_s: float) -> float:
     """The fault, its end, the check. Returns the seconds to service."""
+    for (
+        name
+    ) in row.moves:  # rows do not add up to a crash loop: an operator's resume forgives the past
+        stage.order(name, "resume")
     before: Before = look(stage, size)
     stage.began = before.mark
     since = time.monotonic()
