@@ -317,7 +317,7 @@ def rows() -> list[Fault]:
         _row("links-in-state", _symlinks, undo=_not_followed, tells=("adopted",), promise="links in state_dir are not followed", kind="access"),
         _row("idle-4100", _fill(9480, 4100), seen=_not_blind, undo=let_go, promise="idle connections to the API blind nothing", kind="api-unit"),
         _row("idle-10000", _fill(9480, 10_000), seen=_not_blind, undo=let_go, promise="ten thousand idle connections blind nothing", kind="api-unit"),
-        _row("slow-4000", _fill(8000, 4000, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"), seen=_not_blind, undo=let_go, promise="slow connections shut no door", kind="api-unit"),
+        _row("slow-4000", _fill(8000, 4000, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"), seen=serves("ollama"), undo=let_go, promise="slow connections shut no door", kind="api-unit"),
         _row("memory-of-an-engine", _engine_memory, seen=told("exit", "vllm"), undo=_own_limits_again, tells=("exit",), moves=("vllm",), kind="resources", stage="hybrid", promise="the kernel ends it, its neighbours go on"),
         _row("pids-of-an-engine", _engine_pids, undo=_own_limits_again, tells=("exit",), moves=("vllm",), kind="resources", stage="hybrid", promise="a fork bomb stops at its unit's limit"),
         _row("pids-of-the-daemon", _daemon_pids, undo=_own_limits_again, moves=("ollama",), kind="resources", stage="hybrid", promise="no thread more: what it cannot do is done later"),
