@@ -16,6 +16,7 @@ from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Settings
 
+MOST_SAID = 50  # of a file's problems in the journal
 PENDING_EVERY_S = 1.0
 # What a running daemon cannot change under itself.
 _FIXED = ("listen_host", "listen_port", "launcher", "state_dir", "runtime_dir", "log", "dry_run")
@@ -117,7 +118,11 @@ class Reloader:
             f"{self._path} is refused with {len(problems)} problem(s); "
             "the configuration in force stays",
         )
-        each = tuple(Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(p)) for p in problems)
+        said = [str(one) for one in problems[:MOST_SAID]]
+        if len(problems) > MOST_SAID:
+            more = len(problems) - MOST_SAID
+            said.append(f"{more} further problems: arbiterctl check {self._path}")
+        each = tuple(Event(EventName.CONFIG_REFUSED, Severity.ERROR, one) for one in said)
         self._refuse(problems, (first, *each))
         return ReloadAnswer(accepted=False, mode=self._settings.mode, problems=problems)
 

@@ -24,6 +24,8 @@ from arbiterd.errors import ConfigRefused, Problem, one_line
 
 PREFIX = "GPU_ARBITER_"
 _OURS = ("config",)  # GPU_ARBITER_CONFIG names the file, it is no key
+MOST_MEANT = 100  # unknown keys that are compared with the known ones
+MOST_TOLD = 1000  # problems of one file: no person reads so far, and a reload has to end
 KeyPath = tuple[str, ...]
 
 
@@ -46,7 +48,7 @@ class Report:
     ) -> None:
         """One problem at this key path. Of a value that cannot be read nothing more is said."""
         where = tuple(path)
-        if where in self.unreadable:
+        if where in self.unreadable or len(self.problems) >= MOST_TOLD:
             return
         in_env = any(where[: len(env)] == env for env in self.from_env)
         file = f"environment {env_name(where)}" if in_env else self.file
@@ -97,6 +99,9 @@ class Report:
         kind, given = detail["type"], detail.get("input")
         if kind == "extra_forbidden":
             keys = _known(path) if known is None else known
+            if len(self.problems) >= MOST_MEANT:
+                self.add(path, "unknown key", "")
+                return
             self.nearest(path, path[-1], keys, "key")
             meant = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
             self.unreadable |= {(*path[:-1], one) for one in meant}  # it is there, not missing
@@ -212,6 +217,12 @@ def parse(
     """
     try:
         raw = tomllib.loads(text)
+        lines = Lines(text)
+    except RecursionError:
+        right = "no key of ours needs more than four tables or lists within one another"
+        raise ConfigRefused(
+            (Problem(str(path), 1, "(file)", "tables or lists are nested too deeply", right),)
+        ) from None
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         where, line = message.rpartition("(at ")[0].strip(), _toml_line(message, text)
@@ -220,7 +231,7 @@ def parse(
             (Problem(str(path), line, "(file)", where or message, right),)
         ) from None
     override = _from_environ(environ, raw)
-    report = Report(str(path), Lines(text), frozenset(_leaves(override)))
+    report = Report(str(path), lines, frozenset(_leaves(override)))
     merged = _merge(raw, override)
     _unknown_env(environ, report)
     try:

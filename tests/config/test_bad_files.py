@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from arbiterd.config import load
+from arbiterd.config.parse import MOST_TOLD
 from arbiterd.errors import ConfigRefused, Problem
 from tests.config.test_good_files import FIFTEEN
 
@@ -168,3 +169,25 @@ def test_a_bad_value_of_the_environment_names_the_variable(tmp_path: Path) -> No
     assert str(refused.value.problems[0]).startswith(
         "environment GPU_ARBITER_ARBITER__POLL:0: arbiter.poll:"
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("x = " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("x = " + "{ a = " * 3000 + "1" + "}" * 3000, "nested too deeply"),
+        ("[" + ".".join(["a"] * 5000) + "]\n", "unknown key 'a'"),
+        ("".join(f"key{n} = 1\n" for n in range(20_000)), "unknown key"),
+    ],
+    ids=["lists", "inline", "tables", "keys"],
+)
+def test_a_file_that_is_made_to_cost_time_is_refused_like_any_other(
+    data: str, says: str, tmp_path: Path
+) -> None:
+    """No RecursionError, and no work that grows with the square of its length."""
+    path = tmp_path / "gpu-arbiter.toml"
+    path.write_text(data)
+    with pytest.raises(ConfigRefused) as refused:
+        load(path, {})
+    assert 1 <= len(refused.value.problems) <= MOST_TOLD
+    assert any(says in str(one) for one in refused.value.problems)
