@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Generic, TypeVar
 
 WAIT_S = 2.0
+FILE_BYTES = 1024**2  # a file that the configuration names
 CONFIG_BYTES = 4 * 1024**2  # a configuration of 1,000 backends is some 200 KB
 _PART = 256 * 1024
 T = TypeVar("T")
@@ -87,6 +89,18 @@ def text(path: str | Path, most: int, timeout_s: float = WAIT_S) -> str:
 
     """
     return read(path, most, timeout_s).decode()
+
+
+def regular(path: str | Path, most: int, timeout_s: float = WAIT_S) -> bytes:
+    """The same of a regular file alone: what a configuration names is neither a pipe nor a device.
+
+    Raises:
+        OSError: as ``read``; EINVAL for anything else than a regular file.
+
+    """
+    if not S_ISREG(stat(path, timeout_s).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return read(path, most, timeout_s)
 
 
 def stat(path: str | Path, timeout_s: float = WAIT_S) -> os.stat_result:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from arbiterd import bounded
+
 DEFAULT = Path("/etc/gpu-arbiter.toml")
 DEFAULT_RUNTIME_DIR = "/run/gpu-arbiter"
 _RUNTIME_DIR = re.compile(r"""^\s*runtime_dir\s*=\s*["']([^"']+)["']""", re.MULTILINE)
@@ -28,7 +30,7 @@ def runtime_dir_of(path: Path, environ: Mapping[str, str]) -> Path:
     if named:
         return Path(named)
     with suppress(OSError, UnicodeDecodeError):
-        found = _RUNTIME_DIR.search(path.read_text(encoding="utf-8"))
+        found = _RUNTIME_DIR.search(bounded.text(path, bounded.CONFIG_BYTES))
         if found:
             return Path(found[1])
     first = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]

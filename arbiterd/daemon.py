@@ -35,7 +35,7 @@ from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.published import Published
 from arbiterd.reload import Reloader
-from arbiterd.report.journal import Journal, resolve_mode
+from arbiterd.report.journal import Journal, catch_all, resolve_mode
 from arbiterd.report.notify import Notifier
 from arbiterd.report.status_line import status_line
 from arbiterd.report.stores import Stores
@@ -108,6 +108,7 @@ class Daemon:
         """
         self._signals.catch()
         settings = self._settings = self._ports.begin(self._settings)
+        catch_all(self._journal)
         launcher = startup.make_launcher(settings, self.waker.wake)
         nvml = NvmlSource(
             on_change=self.waker.wake,
@@ -176,7 +177,13 @@ class Daemon:
 
     def _serve(self, loop: Loop, nvml: NvmlSource, host: HostFactsSource) -> int:
         reloader = Reloader(
-            self._path, self._environ, self._settings, self._all_devices, self._take, self._refuse
+            self._path,
+            self._environ,
+            self._settings,
+            self._all_devices,
+            self._take,
+            self._refuse,
+            self.waker.wake,
         )
         self._reloader = reloader
         admin = Admin(submit=self._submit, reload=reloader.reload)

@@ -13,9 +13,8 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from arbiterd import env_text
+from arbiterd import bounded, env_text
 from arbiterd.engines import engine_of
 from arbiterd.engines.shell_line import assignments
 from arbiterd.env_text import keys_in
@@ -89,14 +88,13 @@ class Keyring:
     def _text(self, path: str) -> str:
         """The file, "" when it cannot be read: then nobody has the key, and the doors stay shut."""
         try:
-            info = os.stat(path)
+            info = bounded.stat(path)
             stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
             with self._lock:
                 known = self._files.get(path)
             if known is not None and known.stamp == stamp:
                 return known.text
-            with Path(path).open(encoding="utf-8", errors="replace") as file:
-                text = file.read(_MAX_BYTES)
+            text = bounded.regular(path, bounded.FILE_BYTES).decode(errors="replace")
         except OSError:
             return ""
         with self._lock:

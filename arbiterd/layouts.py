@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from arbiterd import bounded
 from arbiterd.config import Loaded, load
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.settings import Settings
@@ -82,7 +83,10 @@ class Layouts:
         """Why the file at ``path`` is not to be tried again by a start, "" when it may be."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(read_owned(self._rolled_back))
-            if row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
+            if (
+                row["sha256"]
+                == hashlib.sha256(bounded.read(path, bounded.CONFIG_BYTES)).hexdigest()
+            ):
                 return str(row["reason"])
         return ""
 

@@ -34,6 +34,7 @@ from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
+from arbiterd.stalls import Stalls
 from arbiterd.tap import Tap
 from arbiterd.trace import Tick
 from arbiterd.web.loads import LoadDesk
@@ -116,6 +117,7 @@ class Loop:
         self._state = state
         self._words = LastWords(parts.launcher, on_change, parts.secrets)
         self._deaths = RunnerDeaths(parts.launcher, on_change, parts.secrets)
+        self._stalls = Stalls()
         self._tick = 0
         self._last_tick_ms = 0.0
         self._processes_at = -1e9
@@ -134,6 +136,9 @@ class Loop:
     def tick(self, inbox: Inbox) -> Published:
         """One tick. Returns what was published."""
         began = time.monotonic()
+        if self._stalls.look(began, self.settings.arbiter.poll_s):
+            self._parts.nvml.excuse(began)
+            self._parts.prober.excuse(began)
         self._intake.take(inbox.settings)
         observation = self._observe(began, inbox)
         before = self._state
@@ -171,9 +176,12 @@ class Loop:
                 config_refused=inbox.config_refused,
                 notes=inbox.notes,
                 ports=inbox.ports,
+                stalls=self._stalls.count,
+                stalled_s=self._stalls.seconds,
             ),
         )
-        self._parts.publish(published, (*inbox.events, *decision.events))
+        stalled = self._stalls.said(began)
+        self._parts.publish(published, (*stalled, *inbox.events, *decision.events))
         ending = self._intake.after(decision, self._state.good)
         if ending is not None:
             parts.settled(ending, self._state.rollback)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd import bounded
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
@@ -47,6 +50,7 @@ class Reloader:
         devices: Callable[[], Sequence[Device]],
         hand_over: Callable[[Loaded, tuple[Event, ...]], None],
         refuse: Callable[[tuple[Problem, ...], tuple[Event, ...]], None],
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._environ = environ
@@ -58,6 +62,9 @@ class Reloader:
         self._looked_at = 0.0
         self._stat: tuple[int, int, int] | None = None
         self._said_sha = ""
+        self._looking = False
+        self._found: tuple[tuple[int, int, int], str] | None = None
+        self._wake = wake
         self.pending = False
         self.in_file = False  # the file as last looked at is the one accepted last
 
@@ -127,18 +134,26 @@ class Reloader:
         return ReloadAnswer(accepted=False, mode=self._settings.mode, problems=problems)
 
     def look(self, now: float) -> Event | None:
-        """Notice an edited file (a stat a second); the event is said once per edit."""
-        if now - self._looked_at < PENDING_EVERY_S:
-            return None
-        self._looked_at = now
-        try:
+        """Notice an edited file (a stat a second); the event is said once per edit. The file is read
+        aside: it may have become a pipe, or lie on a disk that hangs.
+        """
+        if not self._looking and now - self._looked_at >= PENDING_EVERY_S:
+            self._looked_at, self._looking = now, True
+            threading.Thread(target=self._look_aside, name="config", daemon=True).start()
+        found, self._found = self._found, None
+        return self._judged(*found) if found is not None else None
+
+    def _look_aside(self) -> None:
+        with suppress(OSError):
             info = os.stat(self._path)
             stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
-            if stamp == self._stat:
-                return None
-            sha = hashlib.sha256(self._path.read_bytes()).hexdigest()
-        except OSError:
-            return None
+            if stamp != self._stat and stat.S_ISREG(info.st_mode):
+                raw = bounded.read(self._path, bounded.CONFIG_BYTES)
+                self._found = stamp, hashlib.sha256(raw).hexdigest()
+                self._wake()
+        self._looking = False
+
+    def _judged(self, stamp: tuple[int, int, int], sha: str) -> Event | None:
         self._stat = stamp
         # Not quite written yet? Then the next look sees another size and asks again.
         self.pending = sha != self._settings.source.sha256

@@ -11,12 +11,13 @@ import stat
 import threading
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from arbiterd import env_text
+from arbiterd import bounded, env_text
 from arbiterd.redact import Redactor
 
 # By the words of the name. What ends in FILE, PATH or SOCK names a file; tokenizers and numbers of
@@ -222,6 +223,12 @@ class Secrets:
 
 def _text(path: str) -> str:
     """A regular file, its first MOST bytes; "" when it cannot be read."""
+    with suppress(OSError):
+        return bounded.aside(path, lambda: _regular(path))
+    return ""
+
+
+def _regular(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
+from arbiterd import bounded
 from arbiterd.act.gateway_files import put
 from arbiterd.gateway import keys
 from arbiterd.gateway.paths import Paths
@@ -14,6 +14,13 @@ from arbiterd.keyring import Keyring
 from arbiterd.model.settings import Kind, Settings
 
 LOOK_EVERY_S = 1.0
+
+
+def _pem(path: str) -> str:
+    text = bounded.regular(path, bounded.FILE_BYTES).decode("ascii")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    bounded.aside(path, lambda: context.load_cert_chain(path, password=_no_password))
+    return text
 
 
 def _no_password() -> str:
@@ -72,8 +79,7 @@ class DoorKeys:
         if not path:
             return "", ""
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password=_no_password)
-            return Path(path).read_text(encoding="ascii"), ""
+            return _pem(path), ""
         except (OSError, ValueError) as error:  # SSLError is an OSError
             why = "no certificate with its private key is in it"
             if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):

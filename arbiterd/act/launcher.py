@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
-from arbiterd import env_text, procfs, unwritten
+from arbiterd import bounded, env_text, procfs, unwritten
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
@@ -219,7 +219,7 @@ def read_env_file(path: str) -> dict[str, str]:
 
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = bounded.regular(path, bounded.FILE_BYTES).decode()
     except OSError as error:
         msg = f"cannot read env_file {path}: {error.strerror}"
         raise LaunchError(msg) from None

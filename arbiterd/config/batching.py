@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import ValidationError
 
+from arbiterd import bounded
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.config.schema import BatchingTable, key_names
 from arbiterd.engines.batching import contradictions, parse
@@ -45,7 +44,7 @@ def _file(name: str, path: KeyPath, report: Report | None) -> Batching:
     """The operator's own file, each of its problems with its line."""
     wrong, right, made = "", "", Batching()
     try:
-        text = Path(name).read_text(encoding="utf-8") if name.startswith("/") else ""
+        text = bounded.regular(name, bounded.FILE_BYTES).decode() if name.startswith("/") else ""
     except OSError as error:
         wrong, right = f"{name} cannot be read: {error.strerror}", "name a file that can be read"
     except UnicodeDecodeError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from pathlib import Path
 
+from arbiterd import bounded
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.tf_canary import MAX_BYTES
 from arbiterd.model.settings import BackendSettings
@@ -17,17 +18,16 @@ def check_canary(backend: BackendSettings, at: KeyPath, report: Report) -> None:
         return
     wrong = right = ""
     try:
-        with Path(name).open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            wrong, right = "is larger than 1 MiB", "write a smaller one: a batch of one is enough"
-        elif not isinstance(json.loads(raw), dict):
+        raw = bounded.regular(name, MAX_BYTES)
+        if not isinstance(json.loads(raw), dict):
             wrong, right = "is not a JSON object", 'write a :predict body: {"instances": [...]}'
     except PermissionError:
         wrong, right = "may not be read by you: not looked at", "check as root"
     except OSError as error:
         wrong, right = f"cannot be read: {error.strerror}", "write it, or take the key out"
-    except ValueError:
+        if error.errno == errno.EFBIG:
+            wrong, right = "is larger than 1 MiB", "write a smaller one: a batch of one is enough"
+    except (ValueError, RecursionError):
         wrong, right = "is not JSON", 'write a :predict body: {"instances": [...]}'
     if wrong:
         report.add((*at, "canary"), f"{name} {wrong}", right, "warning")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ssl
 import stat
-from pathlib import Path
 
+from arbiterd import bounded
 from arbiterd.config.parse import Report
 from arbiterd.config.schema import FileSettings
 from arbiterd.env_text import keys_in
@@ -46,8 +46,8 @@ def _check_keys(path: str, report: Report) -> None:
     at = ("gateway", "key_file")
     right = f"write one key a line into it, and: chmod 600 {path}"
     try:
-        keys = keys_in(Path(path).read_text(encoding="utf-8"))
-        mode = Path(path).stat().st_mode
+        keys = keys_in(bounded.regular(path, bounded.FILE_BYTES).decode())
+        mode = bounded.stat(path).st_mode
     except PermissionError:
         report.add(at, f"{path} may not be read by you: not looked at", "check as root", "warning")
         return
@@ -67,7 +67,9 @@ def _check_certificate(path: str, report: Report) -> None:
     at = ("gateway", "certificate")
     right = "name a PEM file with the certificate, its chain and its private key"
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password=_no_password)
+        bounded.regular(path, bounded.FILE_BYTES)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        bounded.aside(path, lambda: context.load_cert_chain(path, password=_no_password))
     except PermissionError:
         report.add(at, f"{path} may not be read by you", "check as root", "warning")
     except ssl.SSLError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from arbiterd import env_text
+from arbiterd import bounded, env_text
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.owned_env import owned
 from arbiterd.engines.shell_line import assignments
@@ -72,7 +70,7 @@ def _check_file(backend: BackendSettings, path: KeyPath, report: Report) -> None
         report.add(path, f"{name!r} is no absolute path", "write it in full", "warning")
         return
     try:
-        found = env_text.parse(Path(name).read_text(encoding="utf-8"))
+        found = env_text.parse(bounded.regular(name, bounded.FILE_BYTES).decode())
     except PermissionError:
         report.add(
             path, f"{name} may not be read by you: not looked at", "check as root", "warning"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from arbiterd import bounded
 from arbiterd.config.backends import kind_of, read, read_any
 from arbiterd.config.check import check_backend, check_failover, check_file, check_ports
 from arbiterd.config.modes import check_mode, read_mode
@@ -66,7 +67,7 @@ def read_text(path: Path) -> str:
 
     """
     try:
-        text = path.read_bytes().decode()
+        text = bounded.read(path, bounded.CONFIG_BYTES).decode()
     except FileNotFoundError:
         wrong, right = "there is no such file", f"write one: arbiterctl --config {path} init"
     except IsADirectoryError:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import yaml
 
+from arbiterd import bounded
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.image import volume
 from arbiterd.engines.vllm_command import full_name, model_of
 from arbiterd.engines.vllm_command import read as command_of
 from arbiterd.engines.vllm_flags import BARE
 from arbiterd.engines.vllm_rules import lost_doors, owned_flags
+from arbiterd.errors import one_line
 from arbiterd.model.settings import BackendSettings, Kind
 
 
@@ -60,13 +61,17 @@ def read(path: str) -> ConfigFile:
     if not path.endswith((".yaml", ".yml")):
         return ConfigFile(path, wrong="vLLM takes a file named .yaml or .yml only")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = bounded.regular(path, bounded.FILE_BYTES).decode("utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except OSError as error:
         return ConfigFile(path, wrong=f"cannot be read: {error.strerror}")
     except UnicodeDecodeError:
         return ConfigFile(path, wrong="cannot be read: it is not UTF-8")
+    except RecursionError:
+        return ConfigFile(path, wrong="cannot be read: it is nested too deeply")
+    except (ValueError, OverflowError, TypeError) as error:  # of a constructor: a date of month 13
+        return ConfigFile(path, wrong=f"cannot be read: {one_line(str(error))[:120]}")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

@@ -76,6 +76,7 @@ class EventName(StrEnum):
     GATEWAY_DOWN = "gateway_down"
     DOOR_BROKEN = "door_broken"
     RUNNER_DIED = "runner_died"
+    LOOP_STALLED = "loop_stalled"
     STATE_UNREADABLE = "state_unreadable"
     STATE_UNWRITABLE = "state_unwritable"
     BUG = "bug"

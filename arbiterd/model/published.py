@@ -22,7 +22,9 @@ class PortGuard:
 
 @dataclass(frozen=True, slots=True)
 class LoopFacts:
-    """The loop about itself. ``finished_at`` is monotonic seconds of the last finished tick."""
+    """The loop about itself. ``finished_at`` is monotonic seconds of the last finished tick; ``stalls``:
+    how often it was held up, ``stalled_s``: for how many seconds in all.
+    """
 
     tick: int
     period_ms: int
@@ -33,6 +35,8 @@ class LoopFacts:
     config_refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ports: PortGuard = PortGuard()
+    stalls: int = 0
+    stalled_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ CATALOGUE: Mapping[EventName, Entry] = {
     EventName.GATEWAY_DOWN: Entry("The gateway does not serve", "HAProxy or the load gate is not there or refuses its configuration; the message has its words. The engines go on; it is started again every second.", "journalctl -u gpu-arbiter-gateway -u gpu-arbiter-gate"),
     EventName.STATE_UNREADABLE: Entry("A state file could not be read", "It was kept aside under another name; the daemon goes on without it.", "Look at the file if you care for its history; otherwise nothing."),
     EventName.STATE_UNWRITABLE: Entry("A file of the daemon cannot be written", "A disk is full, read-only or broken. Decisions go on, and HAProxy is told them directly; it is not reloaded until its files have caught up. What was to be kept is written as soon as it can be.", "df -h and mount show the disk; make room. The message names the first file."),
+    EventName.LOOP_STALLED: Entry("The daemon itself was held up", "It was stopped, starved of CPU, or the machine was suspended. What could not be read in that time is held against nobody: no GPU and no engine is called hung for it.", "If it comes again: what takes the CPU (top, the host of a virtual machine), or who sends SIGSTOP."),
     EventName.BUG: Entry("The daemon met a state it did not expect", "It goes on, on the safe side.", "Please report it, with the journal of the last minutes."),
 }  # fmt: skip
 

@@ -7,20 +7,24 @@ the only library for it needs a C compiler and libsystemd's headers on every GPU
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import socket
 import struct
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
-from arbiterd.model.events import Event, Severity
+from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.redact import Redactor
+from arbiterd.report.aside import CLOSE_S, Aside
 from arbiterd.report.catalogue import message_id
 
 SOCKET = "/run/systemd/journal/socket"
@@ -33,6 +37,8 @@ PRIORITIES = {
     Severity.INFO: 6,
 }
 LogMode = Literal["journal", "json", "pretty"]
+Entry = tuple[dict[str, str], Severity]
+_JOURNAL_S = 5.0  # the writer's thread alone waits for a journal that is busy
 
 
 def resolve_mode(setting: Literal["auto", "journal", "json", "pretty"]) -> LogMode:
@@ -86,13 +92,62 @@ def encode(fields: Mapping[str, str]) -> bytes:
     return bytes(out)
 
 
+class _Stderr(io.TextIOBase):
+    """File descriptor 2 without a lock: a thread that hangs in a write must not hold up the end of the
+    process, which flushes sys.stderr.
+    """
+
+    def write(self, text: str) -> int:
+        """All of it, however long that takes."""
+        try:
+            number = sys.stderr.fileno()
+        except (OSError, ValueError, AttributeError):  # no file: a test's
+            return sys.stderr.write(text)
+        left = text.encode(errors="backslashreplace")
+        while left:
+            left = left[os.write(number, left) :]
+        return len(text)
+
+
+def _lost(count: int) -> Entry:
+    text = f"{count} log lines were lost: nobody read them, or the journal did not take them"
+    return {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": IDENTIFIER}, Severity.WARNING
+
+
+def catch_all(journal: Journal) -> None:
+    """What libraries log and what ends a thread goes the same way: into the journal, without waiting."""
+    logging.getLogger().handlers[:] = [JournalHandler(journal)]
+
+    def ended(failed: threading.ExceptHookArgs) -> None:
+        text = "".join(
+            traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        )
+        where = failed.thread.name if failed.thread is not None else "?"
+        journal.write(Event(EventName.BUG, Severity.ERROR, f"thread {where} ended: {text}"), "")
+
+    threading.excepthook = ended
+
+
+class JournalHandler(logging.Handler):
+    """What libraries log, as lines of the journal: Python's own way would write to stderr and wait."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line; a traceback goes with it."""
+        bad = record.levelno >= logging.ERROR
+        self._journal.say(Severity.ERROR if bad else Severity.WARNING, self.format(record))
+
+
 class Journal:
-    """Writes, without secrets; never raises, never blocks for long. Safe from any thread."""
+    """Writes, without secrets; never raises, never blocks (aside.py). Safe from any thread."""
 
     def __init__(self, mode: LogMode, redactor: Redactor | None = None) -> None:
         self.mode = mode
         self._redactor = redactor or Redactor()
-        self._lock = threading.Lock()
+        self._aside: Aside[Entry] = Aside(self._write, _lost)
         self._socket: socket.socket | None = None
         colours = mode == "pretty" and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         pretty = structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, sort_keys=False)
@@ -103,7 +158,7 @@ class Journal:
         # JSON lines carry the journal's field names (contract, section 2)
         named = [] if mode == "pretty" else [structlog.processors.EventRenamer("MESSAGE")]
         self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(sys.stderr), processors=[stamp, *named, render]
+            structlog.WriteLogger(cast(TextIO, _Stderr())), processors=[stamp, *named, render]
         )
 
     def write(self, event: Event, mode: str) -> None:
@@ -119,22 +174,36 @@ class Journal:
         }
         self._put(fields, severity)
 
+    def flush(self, timeout_s: float = CLOSE_S) -> bool:
+        """Wait until what was said is written, for so long at most; whether it is."""
+        return self._aside.flush(timeout_s)
+
     def close(self) -> None:
-        """Give the socket back."""
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+        """Write what is left, within moments, and give the socket back."""
+        if self._aside.close() and self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _put(self, fields: dict[str, str], severity: Severity) -> None:
         fields = {key: self._redactor.text(value) for key, value in fields.items()}
-        with self._lock, suppress(OSError, ValueError):
-            if self.mode == "journal":
-                self._send(encode(fields))
-            elif self.mode == "json":
-                self._logger.info(fields.pop("MESSAGE"), **fields)
-            else:
-                self._pretty(fields, severity)
+        self._aside.put((fields, severity), sum(map(len, fields.values())))
+
+    def _write(self, entry: Entry) -> None:
+        """In the writer's thread.
+
+        Raises:
+            OSError, ValueError: it cannot be written.
+
+        """
+        fields, severity = entry
+        if self.mode == "journal":
+            self._send(encode(fields))
+        elif self.mode == "json":
+            self._logger.info(
+                fields["MESSAGE"], **{k: v for k, v in fields.items() if k != "MESSAGE"}
+            )
+        else:
+            self._pretty(fields, severity)
 
     def _pretty(self, fields: dict[str, str], severity: Severity) -> None:
         shown = {
@@ -148,7 +217,7 @@ class Journal:
     def _send(self, datagram: bytes) -> None:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.settimeout(0.2)  # a journal that hangs must not hang the arbiter
+            self._socket.settimeout(_JOURNAL_S)
         try:
             self._socket.sendto(datagram, SOCKET)
         except OSError as error:

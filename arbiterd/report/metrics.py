@@ -65,6 +65,12 @@ def _loop(published: Published) -> Iterator[Metric]:
     ticks = CounterMetricFamily(f"{PREFIX}_ticks", "Finished ticks of the control loop")
     ticks.add_metric([], published.loop.tick)
     yield ticks
+    stalls = CounterMetricFamily(f"{PREFIX}_loop_stalls", "Times the loop was held up itself")
+    stalls.add_metric([], published.loop.stalls)
+    yield stalls
+    held = CounterMetricFamily(f"{PREFIX}_loop_stalled_seconds", "Seconds of these")
+    held.add_metric([], published.loop.stalled_s)
+    yield held
     values = (
         ("tick_seconds", "Duration of the last tick", published.loop.last_tick_ms / 1000),
         ("tick_age_seconds", "Since the last tick ended", _age(published.loop.finished_at)),

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import sdnotify
 
+# READY=1 is said once and must arrive; all else is said again. A manager that is stopped or busy for
+# longer must not stop the loop: what does not fit into its queue is dropped.
+_WAIT_S, _READY_S = 0.05, 5.0
+
 
 class Notifier:
     """Talks to systemd when NOTIFY_SOCKET is set."""
 
     def __init__(self) -> None:
         self._systemd = sdnotify.SystemdNotifier()
+        given = getattr(self._systemd, "socket", None)
+        if given is not None:
+            given.settimeout(_WAIT_S)
 
     def ready(self) -> None:
         """The daemon is up: file accepted, adoption done, API open."""
+        given = getattr(self._systemd, "socket", None)
+        if given is not None:
+            given.settimeout(_READY_S)
         self._systemd.notify("READY=1")
+        if given is not None:
+            given.settimeout(_WAIT_S)
 
     def status(self, text: str) -> None:
         """The line systemctl status shows."""

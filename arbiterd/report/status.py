@@ -44,6 +44,8 @@ def status(published: Published, asked_host: str) -> Json:
             "tick": loop.tick,
             "period_ms": loop.period_ms,
             "last_tick_ms": round(loop.last_tick_ms, 2),
+            "stalls": loop.stalls,
+            "stalled_s": round(loop.stalled_s, 2),
             "blind": published.decision.blind,
             "nvml": published.observation.nvml,
         },

@@ -57,6 +57,8 @@ class _Target:
     turns: Turns = field(default_factory=Turns)
     about: dict[tuple[str, str], HttpReply] = field(default_factory=dict)
     alive: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
+    asked_at: float = 0.0  # of ``alive``
+    good: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)  # the last one that was well
     canary: Reading[ProbeResult] = Unknown(_NOT_YET, 0.0)
     progress: Reading[Progress] = Unknown(_NOT_YET, 0.0)
     loaded: Reading[tuple[LoadedModel, ...]] = Unknown(_NOT_YET, 0.0)
@@ -87,6 +89,7 @@ class Prober:
         self._lock = threading.Lock()
         self._targets: dict[str, _Target] = {}
         self._seq = itertools.count(1)
+        self._awake_at = -1e9
 
     def order(self, orders: Sequence[ProbeOrder], settings: Settings) -> None:
         """Probe these from now on, and nothing else."""
@@ -130,16 +133,30 @@ class Prober:
             return {
                 name: HealthObservation(
                     backend=name,
-                    alive=_young(target.alive, now),
+                    alive=self._judged(target, now),
                     canary=target.canary,
-                    progress=_young(target.progress, now),
-                    loaded=_young(target.loaded, now),
+                    progress=_young(target.progress, now, self._awake_at),
+                    loaded=_young(target.loaded, now, self._awake_at),
                     door=target.door,
                     trial=target.trial,
                     served=target.served,
                 )
                 for name, target in self._targets.items()
             }
+
+    def excuse(self, now: float) -> None:
+        """The loop was held up until ``now``, and its probes with it: a question asked before counts
+        only if it was answered well.
+        """
+        with self._lock:
+            self._awake_at = now
+
+    def _judged(self, target: _Target, now: float) -> Reading[ProbeResult]:
+        alive = target.alive
+        failed = isinstance(alive, Known) and not alive.value.verdict.ok
+        if failed and target.asked_at < self._awake_at and isinstance(target.good, Known):
+            alive = target.good
+        return _young(alive, now, self._awake_at)
 
     def close(self) -> None:
         """Let every thread end; none is waited for longer than its probe."""
@@ -191,6 +208,7 @@ class Prober:
         engine = engine_of(target.backend.kind)
         probes = engine.ready_probes(target.backend)
         as_door = _as_door(engine.door_host, target.order.url) | self._keys.bearer(target.backend)
+        began = time.monotonic()
         replies = [ask(via, target.order.url, probe, as_door) for probe in probes]
         if engine.canary(target.backend, ()) is None:  # nothing else of it is asked
             for reply in replies:
@@ -199,7 +217,10 @@ class Prober:
         latency = max((reply.latency_ms for reply in replies), default=0.0)
         first_good = verdict.ok and not isinstance(target.alive, Known)
         fast = target.order.fast
-        target.alive = Known(ProbeResult(next(self._seq), verdict, latency), time.monotonic())
+        newest = Known(ProbeResult(next(self._seq), verdict, latency), time.monotonic())
+        with self._lock:
+            target.alive, target.asked_at = newest, began
+            target.good = newest if verdict.ok else target.good
         if first_good or fast:
             self._on_change()
         return verdict.ok
@@ -359,7 +380,7 @@ def _plain(reply: HttpReply) -> str:
 T = TypeVar("T")
 
 
-def _young(reading: Reading[T], now: float) -> Reading[T]:
-    if isinstance(reading, Known) and now - reading.at > STALE_S:
+def _young(reading: Reading[T], now: float, awake_at: float) -> Reading[T]:
+    if isinstance(reading, Known) and now - max(reading.at, awake_at) > STALE_S:
         return Unknown(f"last answer {now - reading.at:.0f} s ago", reading.at)
     return reading

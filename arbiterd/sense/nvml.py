@@ -92,6 +92,7 @@ class NvmlSource:
         self._reinit_at = 0.0
         self._reinit_s = 0.0
         self._closed = False
+        self._awake_at = -1e9
 
     def start(self) -> None:
         """Start the first worker, and the follower of the kernel's log."""
@@ -118,12 +119,17 @@ class NvmlSource:
                 if now >= self._next_start and not self._closed:
                     self._spawn(now)
             elif child.asked_at is not None:
-                self._look_at_deadline(child, now - child.asked_at, now)
+                self._look_at_deadline(child, now - max(child.asked_at, self._awake_at), now)
             elif self._reinit_due(now):
                 self._retire(child)
                 self._spawn(now)
             else:
                 self._ask(child, now)
+
+    def excuse(self, now: float) -> None:
+        """The loop was held up until ``now``: nobody is late before that. Old readings stay unknown."""
+        with self._lock:
+            self._awake_at = now
 
     def latest(self, now: float) -> NvmlSnapshot:
         """The newest sample with its age judged, device by device."""
@@ -169,7 +175,7 @@ class NvmlSource:
     def _trouble(self, now: float) -> str:
         """Why NVML as a whole does not answer, "" while it does."""
         at, why = self._sample_at, self._why
-        age = now - (self._began if at is None else at)
+        age = now - max(self._began if at is None else at, self._awake_at)
         if why or age > BLIND_S:
             return why or f"hung for {age:.1f} s"
         return f"late: no answer for {age:.1f} s" if at is not None and age > LATE_S else ""
@@ -184,6 +190,9 @@ class NvmlSource:
         if now - at <= BLIND_S:
             return one
         hang = self._hangs.get(self._picture.nvml_index(uuid))
+        if hang is None and not trouble and now - max(at, self._awake_at) <= BLIND_S:
+            unknown = Unknown("not read while the daemon itself was held up", at)
+            return replace(one, memory=unknown, processes=unknown, detail=unknown.reason)
         fallback = one.detail or f"no reading for {now - at:.1f} s"
         why = self._hung_text(hang, now) if hang is not None else trouble or fallback
         state = GpuState.HUNG if "hung" in why else GpuState.UNKNOWN
@@ -296,7 +305,7 @@ class NvmlSource:
                     self._seq += 1
                     only = Order(self._seq, processes=True, only=(index,), events=False)
                     hang.child.ask(only, now)
-            elif child.asked_at is not None and now - child.asked_at > KILL_S:
+            elif child.asked_at is not None and now - max(child.asked_at, self._awake_at) > KILL_S:
                 self._retire(child)
                 self._try_later(hang, now)
 

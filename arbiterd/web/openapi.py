@@ -160,6 +160,8 @@ def _schemas() -> Schema:
                 tick={"type": "integer"},
                 period_ms={"type": "integer"},
                 last_tick_ms=_NUMBER,
+                stalls={"type": "integer"},
+                stalled_s=_NUMBER,
                 blind=_BOOL,
             ),
             gpus=_list("Gpu"),

@@ -94,7 +94,9 @@ def test_a_journal_that_is_gone_stops_nothing(
 
 def test_json_lines_carry_the_journals_field_names(capsys: pytest.CaptureFixture[str]) -> None:
     """One object a line on stderr."""
-    Journal("json").write(EVENT, "A")
+    log = Journal("json")
+    log.write(EVENT, "A")
+    log.flush()
     found = json.loads(capsys.readouterr().err)
     assert found["MESSAGE"] == "vllm: ready"
     assert found["ARBITER_TOOK_MS"] == "13"
@@ -103,7 +105,9 @@ def test_json_lines_carry_the_journals_field_names(capsys: pytest.CaptureFixture
 
 def test_pretty_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """Time, severity, sentence, backend; no colours off a terminal."""
-    Journal("pretty").write(EVENT, "A")
+    log = Journal("pretty")
+    log.write(EVENT, "A")
+    log.flush()
     said = capsys.readouterr().err
     assert "vllm: ready" in said
     assert "warning" in said
