@@ -223,7 +223,7 @@ def test_a_gap_between_ticks_is_the_loops_own() -> None:
     assert stalls.seconds == pytest.approx(52.0)
 
 
-def test_a_daemon_that_was_stopped_calls_no_driver_hung() -> None:
+def test_a_daemon_that_was_stopped_calls_no_driver_hung(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own gap first: the card is fine, its numbers are unknown until they are read again; a driver
     that hangs is still called hung.
     """
@@ -232,6 +232,7 @@ def test_a_daemon_that_was_stopped_calls_no_driver_hung() -> None:
     memory = Known(Memory(24 << 30, 0, 1 << 30, 23 << 30), 100.0)
     lists: Known[tuple[GpuProcess, ...]] = Known((), 100.0)
     source._picture.devices["GPU-1"] = DeviceObservation(device, GpuState.OK, memory, lists)
+    monkeypatch.setattr(source._picture, "nvml_index", lambda _uuid: 0)
     source._sample_at = 100.0
 
     def only(source: NvmlSource, now: float) -> DeviceObservation:
