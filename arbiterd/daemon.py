@@ -177,13 +177,7 @@ class Daemon:
 
     def _serve(self, loop: Loop, nvml: NvmlSource, host: HostFactsSource) -> int:
         reloader = Reloader(
-            self._path,
-            self._environ,
-            self._settings,
-            self._all_devices,
-            self._take,
-            self._refuse,
-            self.waker.wake,
+            self._path, self._environ, self._settings, self._all_devices, self._take, self._refuse
         )
         self._reloader = reloader
         admin = Admin(submit=self._submit, reload=reloader.reload)

@@ -50,7 +50,6 @@ class Reloader:
         devices: Callable[[], Sequence[Device]],
         hand_over: Callable[[Loaded, tuple[Event, ...]], None],
         refuse: Callable[[tuple[Problem, ...], tuple[Event, ...]], None],
-        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._environ = environ
@@ -64,7 +63,6 @@ class Reloader:
         self._said_sha = ""
         self._looking = False
         self._found: tuple[tuple[int, int, int], str] | None = None
-        self._wake = wake
         self.pending = False
         self.in_file = False  # the file as last looked at is the one accepted last
 
@@ -150,7 +148,6 @@ class Reloader:
             if stamp != self._stat and stat.S_ISREG(info.st_mode):
                 raw = bounded.read(self._path, bounded.CONFIG_BYTES)
                 self._found = stamp, hashlib.sha256(raw).hexdigest()
-                self._wake()
         self._looking = False
 
     def _judged(self, stamp: tuple[int, int, int], sha: str) -> Event | None:
