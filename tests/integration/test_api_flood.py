@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from arbiterd.web.lines import MOST_GATE, MOST_TCP, MOST_UNIX
-from tests.support.host import SHARED, Host
 from tests.support import wait_until
+from tests.support.host import SHARED, Host
 
 CONNECTIONS, VIEWERS = 10_000, 50
 
@@ -78,8 +78,8 @@ def test_ten_thousand_connections_and_fifty_viewers(host: Host) -> None:
                 stop.wait(1.0)
 
     viewers = [threading.Thread(target=view, args=(number,)) for number in range(VIEWERS)]
-    for one in viewers:
-        one.start()
+    for viewer in viewers:
+        viewer.start()
     idle = _open(host.listen, CONNECTIONS)
     slow = _open(host.listen, 200)
     try:
