@@ -7,12 +7,12 @@ recorded. Who needs one asks here, by the backend's settings.
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from arbiterd import bounded, env_text
 from arbiterd.engines import engine_of
