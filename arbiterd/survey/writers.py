@@ -40,16 +40,20 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Writable:
-    """A watched path that others may change: who, and the commands that close it."""
+    """A watched path that others may change: who, and the commands that close it. ``by_root``: it is of
+    the command of an engine that runs as root.
+    """
 
     watched: Watched
     who: str
     mend: str
+    by_root: bool = False
 
     @property
     def words(self) -> str:
         """'/opt/x/ollama can be changed by user alice (/opt/x)'."""
-        return f"{self.watched.path} can be changed by {self.who}"
+        root = ", and its engine runs as root" if self.by_root else ""
+        return f"{self.watched.path} can be changed by {self.who}{root}"
 
 
 def writable(text: str, settings: Settings, *, direct: bool) -> list[Writable]:
@@ -62,12 +66,13 @@ def writable(text: str, settings: Settings, *, direct: bool) -> list[Writable]:
         if one.path in seen:
             continue
         trusted = {0, *({os.geteuid()} if direct else ())}
-        if one.own and one.backend in settings.active.backends:
-            trusted |= _uids(settings.active.backends[one.backend], direct=direct)
-        found = weak(one.path, trusted)
+        backend = settings.active.backends.get(one.backend)
+        uids = _uids(backend, direct=direct) if backend else set()
+        found = weak(one.path, trusted | uids if one.own else trusted)
         if found:
             seen.add(one.path)
-            out.append(Writable(one, _who(found), _mend(one.path, found)))
+            by_root = uids == {0} and one.key[-1] == "command"
+            out.append(Writable(one, _who(found), _mend(one.path, found), by_root))
     return out
 
 

@@ -147,6 +147,14 @@ def test_another_owner_is_named(home: Path) -> None:
     text = text.replace("[backends.tf]\n", '[backends.tf]\nuser = "nobody"\n')
     (home / "gpu-arbiter.toml").write_text(text)
     assert "bin/ollama" in _said(home)
+    loaded = load(home / "gpu-arbiter.toml", {})
+    assert not any(one.by_root for one in writable(loaded.text, loaded.settings, direct=True))
+    (home / "gpu-arbiter.toml").write_text(text.replace('user = "nobody"', 'user = "root"'))
+    loaded = load(home / "gpu-arbiter.toml", {})
+    found = writable(loaded.text, loaded.settings, direct=False)
+    told = [one.words for one in found if one.by_root and "bin/ollama" in one.words]
+    assert told[0].endswith("bin/ollama), and its engine runs as root")
+    (home / "gpu-arbiter.toml").write_text(text)
     assert not {"store", "models/resnet"} & set(_said(home))
 
 
