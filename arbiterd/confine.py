@@ -17,6 +17,7 @@ from arbiterd.sandbox import READ_ONLY, SHARED_TMP, Place
 # Every kind of node that the driver makes: nvidia0, nvidiactl, -modeset, -uvm, -uvm-tools, -nvswitch*,
 # -nvlink, -fs*, and the folders -caps and -caps-imex-channels.
 NVIDIA_NODES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*")
+DXG = "/dev/dxg"  # of Windows' subsystem for Linux
 MPS_PIPE = "/tmp/nvidia-mps"  # nosec B108 # bound only when root made it
 # Variables by which an engine, or a library of it, is told where to write; the others name programs.
 _WRITES = re.compile(r".*(CACHE|HOME|MODELS|DIR|ROOT|BASE|TMP|WORKSPACE|DATA).*")
@@ -146,6 +147,21 @@ def nvidia_nodes() -> tuple[str, ...]:
     """Every NVIDIA device node of this host."""
     found = (path for pattern in NVIDIA_NODES for path in glob.glob(pattern))
     return tuple(sorted(path for path in found if _is_char(path)))
+
+
+def driver_here() -> bool:
+    """Whether NVIDIA's kernel driver is loaded: a simulated NVML, and WSL, have none."""
+    if os.path.exists("/dev/nvidiactl"):
+        return True
+    with suppress(OSError), open("/proc/devices", encoding="ascii", errors="replace") as file:
+        return any(line.split()[1:2] and line.split()[1].startswith("nvidia") for line in file)
+    return False
+
+
+def gpu_nodes() -> frozenset[str]:
+    """Device nodes by which an engine of this host reaches a GPU."""
+    found = {*nvidia_nodes(), *(one for one in (DXG,) if _is_char(one))}
+    return frozenset(found)
 
 
 def _nodes(given: Iterable[str]) -> Iterable[str]:

@@ -24,6 +24,7 @@ from arbiterd.model.actions import (
     FreezeBackend,
     KillProcesses,
     LoadModel,
+    MakeNodes,
     Outcome,
     SleepBackend,
     StartBackend,
@@ -152,6 +153,8 @@ class Executor:
                 self._launcher.freeze(action.backend, action.for_s)
             case ThawBackend():
                 self._launcher.thaw(action.backend)
+            case MakeNodes():
+                self._launcher.make_nodes(action.nodes)
             case _:
                 assert_never(action)
 

@@ -208,6 +208,9 @@ class DirectLauncher:
     def _members(self, backend: str) -> list[ProcessRef]:
         return self._kin.scan(self._roots()).get(backend, [])
 
+    def make_nodes(self, nodes: Sequence[str]) -> None:
+        """Nothing: CUDA makes its nodes itself where no sandbox keeps it from it."""
+
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """By its container's cgroup or by tag, else by session leader and ancestors (an engine that
         cleaned its environment).

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,9 @@ from arbiterd.act.launcher import (
     signal_exactly,
     write_record,
 )
+from arbiterd.act.nodes import make
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
-from arbiterd.act.systemd_unit import Unit, exit_of, properties, state_of, why_failed
+from arbiterd.act.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
 from arbiterd.act.unit_end import UnitEnd
 from arbiterd.aside import aside
@@ -52,19 +53,6 @@ _POLL_S = 0.02
 _REFRESH_S = 5.0  # a net under lost signals
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """Kept in runtime_dir/backends/NAME.json: what systemd cannot tell at adoption."""
-
-    backend: str
-    pid: int
-    start_time: int
-    invocation: str
-    intent: str
-    started_wall: float
-    container: str = ""
-
-
 class SystemdLauncher:
     """Starts engines through systemd. ``on_change`` is called from the signal thread."""
 
@@ -77,7 +65,7 @@ class SystemdLauncher:
         self._containers = Containers(self._dir, podman=False)
         self._lock = threading.Lock()
         self._units: dict[str, Unit] = {}
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._jobs: OrderedDict[str, str] = OrderedDict()
         self._job_done = threading.Condition()
         self.problems: list[str] = []
@@ -182,7 +170,7 @@ class SystemdLauncher:
         self.problems += thaw_all()
         for path in sorted(self._dir.glob("*.json")):
             try:
-                record = _Record(**json.loads(read_owned(path)))
+                record = Record(**json.loads(read_owned(path)))
             except (OSError, ValueError, TypeError, RecursionError) as error:
                 self.problems.append(put_aside(path, error))
                 continue
@@ -316,7 +304,7 @@ class SystemdLauncher:
         self._refresh(unit)
         with self._lock:
             found = self._units.get(spec.backend)
-        record = _Record(
+        record = Record(
             spec.backend,
             found.main.pid if found and found.main else 0,
             found.main.start_time if found and found.main else 0,
@@ -394,6 +382,10 @@ class SystemdLauncher:
     def thaw(self, backend: str) -> None:
         """ThawUnit."""
         thaw(f"{PREFIX}{backend}{SUFFIX}")
+
+    def make_nodes(self, nodes: Sequence[str]) -> None:
+        """A transient unit runs nvidia-modprobe: the daemon has no right to make a node."""
+        make(self._bus, self._wait_job, nodes)
 
     def kill_processes(self, refs: Sequence[ProcessRef]) -> None:
         """SIGKILL by identity, through a pidfd: between check and signal no pid can change hands."""

@@ -76,6 +76,15 @@ class Launcher(Protocol):
     def thaw(self, backend: str) -> None:
         """Thaw now; without a frozen unit: success."""
 
+    def make_nodes(self, nodes: Sequence[str]) -> None:
+        """Make device nodes by the driver's own program (systemd; the direct launcher leaves that to
+        CUDA, which nothing confines there).
+
+        Raises:
+            LaunchError: they cannot be made.
+
+        """
+
     def owner_of(self, pid: int) -> tuple[str, str] | None:
         """(backend, unit) of a process of ours, leftovers included; None: foreign."""
 

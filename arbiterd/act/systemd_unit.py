@@ -34,6 +34,19 @@ class Unit:
     result: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Kept in runtime_dir/backends/NAME.json: what systemd cannot tell at adoption."""
+
+    backend: str
+    pid: int
+    start_time: int
+    invocation: str
+    intent: str
+    started_wall: float
+    container: str = ""
+
+
 def properties(
     spec: LaunchSpec, program: str, user: str, home: str, env_file: str
 ) -> list[Property]:

@@ -21,6 +21,7 @@ from arbiterd.cli.plan_sandbox import sandbox_line, sandbox_rows
 from arbiterd.cli.running import recorded, running
 from arbiterd.config import load
 from arbiterd.config.fit import mode_fits
+from arbiterd.core import nodes
 from arbiterd.core.placement import headroom_bytes, place, sharing
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.weigh import walls
@@ -162,6 +163,9 @@ def _row(
     client = client_of(backend).client if backend.image else ""
     found = launch_context(settings, name, placements, devices, version=version, client=client)
     spec = launch_spec(found)
+    refused = nodes.refusal(backend, spec, ())
+    if refused:
+        return {**row, "problem": refused, "change": change}
     if spec.container is not None:
         spec = completed(spec, systemd=use_systemd(settings), secrets=())
     return {

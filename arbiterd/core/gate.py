@@ -7,16 +7,21 @@ loads on a device never overlap.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
+from arbiterd.core import nodes
 from arbiterd.core.desk import Desk
 from arbiterd.core.limits import FRESH_SAMPLES
 from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.progress import why_hung
 from arbiterd.core.state import BackendState, DeviceState, SleepStage
 from arbiterd.engines import engine_of
+from arbiterd.engines.base import LaunchContext
 from arbiterd.model import strangers
+from arbiterd.model.actions import MakeNodes
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Pressure
 from arbiterd.model.reading import Known
@@ -26,10 +31,11 @@ ROOM = "room"
 ORDER = "order"
 BLIND = "blind"
 HOST = "host"
+NODES = "nodes"
 
 
 class Blocked(str):
-    """Why a start waits, in one sentence; ``kind`` is ROOM, ORDER, BLIND or HOST."""
+    """Why a start waits, in one sentence; ``kind`` is ROOM, ORDER, BLIND, HOST or NODES."""
 
     __slots__ = ("kind",)
     kind: str
@@ -76,6 +82,9 @@ def blocked(desk: Desk, backend: BackendState) -> Blocked | None:
     problem = _host(desk, backend.name)
     if problem is not None:
         return problem
+    problem = _nodes(desk, backend)
+    if problem is not None:
+        return problem
     for uuid in desk.placements[backend.name].devices:
         reason = _device(desk, backend, uuid)
         if reason is not None:
@@ -97,6 +106,66 @@ def _host(desk: Desk, name: str) -> Blocked | None:
         if found:
             return Blocked(found, HOST)
     return None
+
+
+def _nodes(desk: Desk, backend: BackendState) -> Blocked | None:
+    """Device nodes that its unit could not open later, and a wall that would not hold."""
+    wanted = desk.settings.active.backends[backend.name]
+    uuids = desk.placements[backend.name].devices
+    known = all(uuid in desk.seen.devices for uuid in uuids)
+    wall = _wall(desk, backend.name) if known else ""
+    shut = nodes.shut_dxg(wanted, uuids, desk.seen.host) or wall
+    if shut:
+        return Blocked(shut, HOST)
+    lacking = nodes.missing(wanted, uuids, desk.seen)
+    if not lacking:
+        return None
+    why = f" ({backend.nodes_problem})" if backend.nodes_problem else ""
+    return Blocked(nodes.waits_for(wanted, lacking) + why, NODES)
+
+
+def heard_of_nodes(desk: Desk, backend: BackendState) -> BackendState:
+    """With what came of making its nodes."""
+    outcome = desk.outcome_of(backend.nodes_asked)
+    if outcome is None:
+        return backend
+    return desk.put(replace(backend, nodes_asked="", nodes_problem=outcome.detail))
+
+
+def ask_for_nodes(desk: Desk, backend: BackendState) -> BackendState:
+    """Have its nodes made, now and then until they are there."""
+    now = desk.seen.now
+    if backend.nodes_asked or now - backend.nodes_asked_at < nodes.ASK_EVERY_S:
+        return backend
+    wanted = desk.settings.active.backends[backend.name]
+    uuids = desk.placements[backend.name].devices
+    lacking = nodes.missing(wanted, uuids, desk.seen)
+    reason = f"{backend.name} waits for {', '.join(lacking)}"
+    gpu = desk.gpu_of(backend.name)
+    action = MakeNodes(desk.next_id("act"), backend.name, gpu, reason, lacking)
+    desk.act(action)
+    return desk.put(replace(backend, nodes_asked=action.id, nodes_asked_at=now))
+
+
+def context_of(desk: Desk, name: str) -> LaunchContext:
+    """What the engine of a backend is started with now. Its placement has no problem."""
+    return launch_context(
+        desk.settings,
+        name,
+        desk.placements,
+        {uuid: seen.device for uuid, seen in desk.seen.devices.items()},
+        version=desk.seen.host.versions.get(name, ""),
+        client=desk.seen.host.containers.get(name, ""),
+        overhead_bytes=desk.state.overheads.get(name),
+    )
+
+
+def _wall(desk: Desk, name: str) -> str:
+    if not desk.settings.active.backends[name].device_wall:
+        return ""
+    context = context_of(desk, name)
+    devices = context.devices if desk.seen.host.driver else ()
+    return nodes.refusal(context.backend, launch_spec(context), devices)
 
 
 def _device(desk: Desk, backend: BackendState, uuid: str) -> Blocked | None:

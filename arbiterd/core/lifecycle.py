@@ -24,13 +24,23 @@ from arbiterd.core import (
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
-from arbiterd.core.gate import BLIND, HOST, ROOM, blocked, holders
+from arbiterd.core.gate import (
+    BLIND,
+    HOST,
+    NODES,
+    ROOM,
+    ask_for_nodes,
+    blocked,
+    context_of,
+    heard_of_nodes,
+    holders,
+)
 from arbiterd.core.limits import (
     BLOCKED_AFTER_S,
     PORT_TAKEN_AFTER_S,
     START_HARD_FACTOR,
 )
-from arbiterd.core.planning import launch_context, launch_spec
+from arbiterd.core.planning import launch_spec
 from arbiterd.core.release import remember
 from arbiterd.core.state import DRAINED, After, BackendState, Canaries, Sleep, Vitals, updated
 from arbiterd.core.warm import keep_warm
@@ -98,12 +108,15 @@ def _waiting(desk: Desk, backend: BackendState) -> None:
     if desk.unit(backend.name).state is not UnitState.ABSENT:
         give_back(desk, backend, After.WAITING, "left over from before", grace_s=0.0)
         return
+    backend = heard_of_nodes(desk, backend)
     reason = blocked(desk, backend)
     if reason is None:
         _start(desk, backend)
         return
+    if reason.kind == NODES:
+        backend = ask_for_nodes(desk, backend)
     changed = desk.enter(replace(backend, blocked_by=reason.kind), Phase.WAITING, str(reason))
-    if reason.kind in (ROOM, HOST, BLIND):
+    if reason.kind in (ROOM, HOST, BLIND, NODES):
         _say_blocked(desk, changed, str(reason))
 
 
@@ -139,16 +152,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
     settings = desk.settings
     learn.before_start(desk, backend.name)
     wanted = settings.active.backends[backend.name]
-    devices = {uuid: seen.device for uuid, seen in desk.seen.devices.items()}
-    context = launch_context(
-        settings,
-        backend.name,
-        desk.placements,
-        devices,
-        version=desk.seen.host.versions.get(backend.name, ""),
-        client=desk.seen.host.containers.get(backend.name, ""),
-        overhead_bytes=desk.state.overheads.get(backend.name),
-    )
+    context = context_of(desk, backend.name)
     spec = launch_spec(context)
     reason = backend.cause.summary if backend.cause else "configured"
     action = StartBackend(

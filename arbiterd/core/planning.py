@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from arbiterd.core import nodes
 from arbiterd.core.intent import intent
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.engines import container, engine_of
@@ -101,6 +102,7 @@ def launch_spec(context: LaunchContext) -> LaunchSpec:
         user=backend.user,
         intent=context.intent,
         sandbox=backend.sandbox,
+        nodes=nodes.walled(backend, context.devices),
         ports=tuple(port for port in (context.port, context.grpc_port) if port),
     )
     return container.wrap(context, whole) if backend.image else whole

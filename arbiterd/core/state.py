@@ -136,8 +136,9 @@ class BackendState:
     ``started_cap``: bytes, its cap on each device when it was started.
     ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
     last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``missed``: what it
-    held on devices that are lost, or back and not looked at yet. ``gone_at``:
-    its last process was gone; from then on its bytes must come back.
+    held on devices that are lost, or back and not looked at yet. ``gone_at``: its last process was gone;
+    from then on its bytes must come back. ``nodes_asked``: id of the last action that makes its device
+    nodes; ``nodes_problem``: why that failed.
     """
 
     name: str
@@ -182,6 +183,9 @@ class BackendState:
     vitals: Vitals = Vitals()
     sleep: Sleep = Sleep()
     canaries: Canaries = Canaries()
+    nodes_asked_at: float = LONG_AGO
+    nodes_asked: str = ""
+    nodes_problem: str = ""
     ooms: tuple[float, ...] = ()
 
 

@@ -127,6 +127,19 @@ class ThawBackend:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class MakeNodes:
+    """Ask NVIDIA's own program to make these device nodes, before a start that could not open them
+    later. Making what is there is fine.
+    """
+
+    id: str
+    backend: str
+    gpu: str
+    reason: str
+    nodes: tuple[str, ...]
+
+
 Action: TypeAlias = (
     StartBackend
     | StopBackend
@@ -137,6 +150,7 @@ Action: TypeAlias = (
     | WakeBackend
     | FreezeBackend
     | ThawBackend
+    | MakeNodes
 )
 
 

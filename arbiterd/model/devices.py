@@ -35,7 +35,8 @@ class Device:
     first seen, bound to the uuid from then on (a slice carries its parent's). ``cuda_index`` is its
     place among the GPUs that are there now, as CUDA counts them under CUDA_DEVICE_ORDER=PCI_BUS_ID;
     -1: not counted, or not known. A parent whose MIG mode is on stays in the inventory with
-    ``mig_enabled`` and takes no backend.
+    ``mig_enabled`` and takes no backend. ``nodes``: its device nodes beside the driver's common ones,
+    by NVML's minor number: /dev/nvidiaN, for a slice also its nodes in /dev/nvidia-caps.
     """
 
     uuid: str
@@ -47,6 +48,7 @@ class Device:
     parent_uuid: str = ""
     mig_enabled: bool = False
     cuda_index: int = -1
+    nodes: tuple[str, ...] = ()
 
     @property
     def capacity_bytes(self) -> int:

@@ -17,7 +17,9 @@ class HostFacts:
     """Slow facts of the host, refreshed outside the tick: engine versions (found without importing
     the engine), the client (docker, podman) that runs a backend's image, commands that cannot be
     found, ports held by somebody else. ``looked``: False until the first look has ended; nothing
-    starts before. ``ram_free_bytes``: what the host can still give without swapping, 0 while not known.
+    starts before. ``driver``: NVIDIA's kernel driver is there, and units have a sandbox; ``nodes``: device
+    nodes of GPUs that are there then. ``ram_free_bytes``: what the host can still give without
+    swapping, 0 while not known.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -26,6 +28,8 @@ class HostFacts:
     taken_ports: Mapping[str, str] = field(default_factory=dict)
     looked: bool = True
     ram_free_bytes: int = 0
+    driver: bool = False
+    nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from arbiterd import containers
+from arbiterd import confine, containers
+from arbiterd.core.nodes import CONTROL, UVM
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import BackendSettings, Settings
@@ -20,17 +23,20 @@ from arbiterd.sense.containers import Found, client_of, proxied_port
 from arbiterd.sense.versions import PATH, Versions
 
 EVERY_S = 10.0
-TROUBLED_S = 1.0  # somebody waits for a port or a command
+TROUBLED_S = 1.0  # somebody waits for a port, a command or a device node
+COMMON = {CONTROL, UVM}
 OwnerOf = Callable[[int], tuple[str, str] | None]
 
 
 class HostFactsSource:
     """``refresh`` names what to look at; ``latest`` never waits. ``fresh``: looked at least once.
-    ``units``: programs are asked for their version in units of systemd's.
+    ``units``: engines start in units of systemd's: programs are asked for their version in such, too, and
+    device nodes matter to their sandbox.
     """
 
     def __init__(self, owner_of: OwnerOf, *, units: bool = False) -> None:
         self._holders = _Holders(owner_of)
+        self._units = units
         self._versions = Versions(units=units)
         self._settings: Settings | None = None
         self._facts = HostFacts(looked=False)
@@ -63,12 +69,24 @@ class HostFactsSource:
             settings = self._settings
             if settings is not None:
                 with suppress(OSError, psutil.Error):
-                    self._facts = _look(settings, self._holders, self._versions)
+                    found = _look(settings, self._holders, self._versions)
+                    self._facts = _with_nodes(found) if self._units else found
                 if settings is self._settings:
                     self.fresh = True
             troubled = bool(self._facts.missing_commands or self._facts.taken_ports)
-            troubled = troubled or self._versions.asking
+            troubled = troubled or self._versions.asking or _lacks_nodes(self._facts)
             self._wake.wait(TROUBLED_S if troubled else EVERY_S)
+
+
+def _with_nodes(facts: HostFacts) -> HostFacts:
+    return replace(facts, driver=confine.driver_here(), nodes=confine.gpu_nodes())
+
+
+def _lacks_nodes(facts: HostFacts) -> bool:
+    """Whether a start may wait for a node: looked at each second, then."""
+    cards = len(glob.glob("/proc/driver/nvidia/gpus/*"))
+    there = sum(1 for node in facts.nodes if node.removeprefix("/dev/nvidia").isdigit())
+    return facts.driver and (there < max(1, cards) or not facts.nodes >= COMMON)
 
 
 def look(settings: Settings, owner_of: OwnerOf, *, units: bool = False) -> HostFacts:

@@ -135,6 +135,7 @@ class Picture:
             parent_uuid=row.get("parent", ""),
             mig_enabled=row["mig"],
             cuda_index=self._cuda.get(gpu, -1),
+            nodes=tuple(row.get("nodes", ())),
         )
         wrong = memory_problem(memory, kept.total_bytes)
         if wrong:

@@ -172,7 +172,11 @@ class Worker:
 
 
 def _identity(handle: Any) -> Row:
+    row: Row = {"nodes": []}
+    with suppress(nv.NVMLError):
+        row["nodes"] = [f"/dev/nvidia{int(nv.nvmlDeviceGetMinorNumber(handle))}"]
     return {
+        **row,
         "uuid": _text(nv.nvmlDeviceGetUUID(handle)),
         "name": _text(nv.nvmlDeviceGetName(handle)),
         "bus": _text(nv.nvmlDeviceGetPciInfo(handle).busId),
@@ -232,7 +236,21 @@ def _slices(parent: Any, fixed: Row) -> Iterator[tuple[Any, Row]]:
         with suppress(nv.NVMLError):
             gi = int(nv.nvmlDeviceGetGpuInstanceId(handle))
             row["instance"] = [gi, int(nv.nvmlDeviceGetComputeInstanceId(handle))]
+            row["nodes"] = [*fixed["nodes"], *_capabilities(fixed["nodes"], *row["instance"])]
         yield handle, {**row, **_memory(handle)}
+
+
+def _capabilities(nodes: list[str], gi: int, ci: int) -> Iterator[str]:
+    """Nodes that open a slice: its GPU instance and its compute instance. The driver tells their
+    numbers in /proc; they are none of NVML's.
+    """
+    number = nodes[0].removeprefix("/dev/nvidia") if nodes else ""
+    slice_ = f"/proc/driver/nvidia/capabilities/gpu{number}/mig/gi{gi}"
+    for path in (f"{slice_}/access", f"{slice_}/ci{ci}/access"):
+        with suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("DeviceFileMinor:"):
+                    yield f"/dev/nvidia-caps/nvidia-cap{int(line.split(':')[1])}"
 
 
 def _processes(handle: Any) -> Row:

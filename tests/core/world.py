@@ -16,6 +16,7 @@ from arbiterd.model.actions import (
     FreezeBackend,
     KillProcesses,
     LoadModel,
+    MakeNodes,
     OperatorRequest,
     Outcome,
     SleepBackend,
@@ -170,6 +171,7 @@ class World:
     requests: list[OperatorRequest] = field(default_factory=list)
     events: list[tuple[EventName, str]] = field(default_factory=list)
     host: HostFacts = HostFacts()
+    fail_nodes: str = ""
     fail_starts: dict[str, str] = field(default_factory=dict)
     start_s: float = 1.0
     lag_s: float = 0.0
@@ -210,7 +212,13 @@ class World:
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
         return Device(
-            f"GPU-{index}", index, "NVIDIA GeForce RTX 4090", f"0{index}", self.total, 400 * MIB
+            f"GPU-{index}",
+            index,
+            "NVIDIA GeForce RTX 4090",
+            f"0{index}",
+            self.total,
+            400 * MIB,
+            nodes=(f"/dev/nvidia{index}",),
         )
 
     def used(self, uuid: str) -> int:
@@ -417,6 +425,8 @@ class World:
                 self.frozen.append(action.backend)
             case ThawBackend():
                 pass
+            case MakeNodes():
+                ok, detail = not self.fail_nodes, self.fail_nodes
         self.outcomes.append(Outcome(action, ok, self.now, 10.0, detail))
 
     def _start(self, action: StartBackend) -> tuple[bool, str]:

@@ -200,3 +200,86 @@ def test_engines_of_a_version_without_a_sandbox_run_on(box: Box) -> None:
         assert _exposure(box, "gpu-arbiter-backend-vllm") <= 4.0
     finally:
         box.sh(f"rm -f {old}; systemctl daemon-reload")
+
+
+MODPROBE = """\
+#!/bin/sh
+# nvidia-modprobe's switches, with nodes of a driver that is not there; who ran it and how is kept
+echo "$(id -u) $*" >> /run/modprobe.log
+uvm=
+for word in "$@"; do [ "$word" = -u ] && uvm=yes; done
+while [ $# -gt 0 ]; do
+    if [ "$1" = -c ]; then
+        shift
+        name=/dev/nvidia$1
+        [ "$1" = 255 ] && name=/dev/nvidiactl
+        if [ -n "$uvm" ]; then
+            [ -e /dev/nvidia-uvm ] || mknod -m 666 /dev/nvidia-uvm c 195 200
+        else
+            [ -e "$name" ] || mknod -m 666 "$name" c 195 "$1"
+        fi
+    fi
+    shift
+done
+"""
+
+
+@pytest.fixture
+def driver(box: Box) -> Iterator[Box]:
+    """A host whose driver is loaded and whose nodes are still to be made; nvidia-modprobe is missing."""
+    box.sh("mknod -m 666 /dev/nvidiactl c 195 255")
+    yield box
+    box.run("systemctl", "stop", "gpu-arbiter.service", "gpu-arbiter.slice")
+    box.sh("rm -f /dev/nvidia* /usr/bin/nvidia-modprobe /run/modprobe.log")
+
+
+def _open_in(box: Box, backend: str, node: str) -> str:
+    """What comes of opening a node in this backend's cgroup: the device filter belongs to that."""
+    group = box.show(f"gpu-arbiter-backend-{backend}", "ControlGroup")
+    line = f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs && exec head -c 1 {node}"
+    return box.run("sh", "-c", line).stderr.strip().rsplit(": ", 1)[-1]
+
+
+def test_a_start_waits_for_its_nodes_and_a_wall_admits_its_own(driver: Box) -> None:
+    """The reason in status until nvidia-modprobe, which only root could have written, has made them; a
+    node that is made later stays shut; device_wall shuts the neighbour's card.
+    """
+    box = driver
+    done = box.run("systemctl", "start", "gpu-arbiter")
+    assert done.returncode == 0, done.stderr + box.journal_text()
+
+    def reason(*words: str) -> bool:
+        found = box.backends().get("vllm", {})
+        return found.get("phase") == "waiting" and all(one in found["reason"] for one in words)
+
+    missing = "/dev/nvidia-uvm, /dev/nvidia0, /dev/nvidia1 are not there"
+    wait_until(lambda: reason(missing, "install nvidia-modprobe"), 30, "the reason")
+    box.put("/usr/bin/nvidia-modprobe", MODPROBE)
+    box.sh("chmod 777 /usr/bin/nvidia-modprobe")
+    wait_until(lambda: reason("not running", "others may write it"), 40, "the refusal")
+    assert box.run("cat", "/run/modprobe.log").returncode != 0
+    box.sh("chmod 755 /usr/bin/nvidia-modprobe")
+    box.wait_ready()
+    assert box.sh("sort -u /run/modprobe.log").splitlines() == ["0 -c 0 -c 1", "0 -u -c 0"]
+    opened = "No such device or address"  # let through; no driver is behind the node
+    for node in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm"):
+        assert _open_in(box, "vllm", node) == opened, node
+    box.sh("mknod -m 666 /dev/nvidia9 c 195 9")
+    assert _open_in(box, "vllm", "/dev/nvidia9") == "Operation not permitted"
+
+    text = box.config()
+    box.config(text.replace("max_model_len = 8192", "max_model_len = 8192\ndevice_wall = true"))
+    before = box.pids()
+    box.sh("systemctl reload gpu-arbiter")
+
+    def moved() -> bool:
+        now = box.backends()["vllm"]
+        return bool(now["accepting"] and not set(now["pids"]) & set(before["vllm"]))
+
+    wait_until(moved, 40, "vLLM behind its wall")
+    assert _open_in(box, "vllm", "/dev/nvidia0") == opened
+    assert _open_in(box, "vllm", "/dev/nvidia1") == "Operation not permitted"
+    assert _open_in(box, "ollama", "/dev/nvidia1") == opened
+    environ = box.run("cat", f"/proc/{box.main_pid('vllm')}/environ").stdout.split("\0")
+    named = next(one for one in environ if one.startswith("CUDA_VISIBLE_DEVICES="))
+    assert named.startswith("CUDA_VISIBLE_DEVICES=GPU-")

@@ -12,6 +12,7 @@ from arbiterd.model.actions import (
     FreezeBackend,
     KillProcesses,
     LoadModel,
+    MakeNodes,
     Outcome,
     SleepBackend,
     StartBackend,
@@ -96,6 +97,8 @@ class Acts:
                 self._freeze(action.backend, action.for_s, done)
             case ThawBackend():
                 world.at(THAW_S, lambda: self._thaw(action.backend, done))
+            case MakeNodes():
+                done("")
             case UnloadModel() | SleepBackend() | WakeBackend():
                 self._ask(action, done)
 
