@@ -160,6 +160,7 @@ def test_an_engine_can_what_it_needs_and_nothing_else(host: Box) -> None:
         ' capabilities = ["CAP_NET_RAW", "CAP_DAC_OVERRIDE"] }',
     )
     assert loose["packet"] == "ok"
+    assert loose["unshare"] == "ok"
     assert loose["open"]["/dev/sim-disk"] != "EPERM"
     assert {"nvidia-mps", "of-a-neighbour"} <= set(loose["tmp"])
     assert "1" in loose["proc"]
@@ -205,7 +206,7 @@ def test_engines_of_a_version_without_a_sandbox_run_on(box: Box) -> None:
 MODPROBE = """\
 #!/bin/sh
 # nvidia-modprobe's switches, with nodes of a driver that is not there; who ran it and how is kept
-echo "$(id -u) $*" >> /run/modprobe.log
+echo "$(id -u) $*" >> /dev/shm/modprobe.log
 uvm=
 for word in "$@"; do [ "$word" = -u ] && uvm=yes; done
 while [ $# -gt 0 ]; do
@@ -230,7 +231,7 @@ def driver(box: Box) -> Iterator[Box]:
     box.sh("mknod -m 666 /dev/nvidiactl c 195 255")
     yield box
     box.run("systemctl", "stop", "gpu-arbiter.service", "gpu-arbiter.slice")
-    box.sh("rm -f /dev/nvidia* /usr/bin/nvidia-modprobe /run/modprobe.log")
+    box.sh("rm -f /dev/nvidia* /usr/bin/nvidia-modprobe /dev/shm/modprobe.log")
 
 
 def _open_in(box: Box, backend: str, node: str) -> str:
@@ -257,10 +258,10 @@ def test_a_start_waits_for_its_nodes_and_a_wall_admits_its_own(driver: Box) -> N
     box.put("/usr/bin/nvidia-modprobe", MODPROBE)
     box.sh("chmod 777 /usr/bin/nvidia-modprobe")
     wait_until(lambda: reason("not running", "others may write it"), 40, "the refusal")
-    assert box.run("cat", "/run/modprobe.log").returncode != 0
+    assert box.run("cat", "/dev/shm/modprobe.log").returncode != 0
     box.sh("chmod 755 /usr/bin/nvidia-modprobe")
     box.wait_ready()
-    assert box.sh("sort -u /run/modprobe.log").splitlines() == ["0 -c 0 -c 1", "0 -u -c 0"]
+    assert box.sh("sort -u /dev/shm/modprobe.log").splitlines() == ["0 -c 0 -c 1", "0 -u -c 0"]
     opened = "No such device or address"  # let through; no driver is behind the node
     for node in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm"):
         assert _open_in(box, "vllm", node) == opened, node
