@@ -291,8 +291,7 @@ class SystemdLauncher:
     def _why_failed(self, unit: str) -> str:
         with suppress(LaunchError):
             path = self._bus.unit_path(unit)
-            status = int(self._bus.get(path, SERVICE, "ExecMainStatus"))
-            return why_failed(status)
+            return why_failed(int(self._bus.get(path, SERVICE, "ExecMainStatus")))
         return ""
 
     def _wait_job(self, job: str) -> str:
@@ -317,7 +316,6 @@ class SystemdLauncher:
         write_record(self._dir / f"{spec.backend}.json", asdict(record))
         self._on_change()
 
-    # -- stopping ------------------------------------------------------------------------------
     def stop(self, backend: str, grace_s: float) -> None:
         """StopUnit (TERM to main, later KILL to all by KillMode=mixed); KILL to all after grace. A
         container client hands the TERM on; where it is gone, docker is asked to stop the container.
