@@ -14,9 +14,15 @@ from arbiterd import env_text, sandbox
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.sandbox import READ_ONLY, SHARED_TMP, Place
 
+TEGRA = "/dev/nvmap"  # of a board whose GPU is no PCI device and has no unified memory driver
 # Every kind of node that the driver makes: nvidia0, nvidiactl, -modeset, -uvm, -uvm-tools, -nvswitch*,
 # -nvlink, -fs*, and the folders -caps and -caps-imex-channels.
-NVIDIA_NODES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*")
+NVIDIA_NODES = (
+    "/dev/nvidia*",
+    "/dev/nvidia-caps/*",
+    "/dev/nvidia-caps-imex-channels/*",
+    *(TEGRA, "/dev/nvhost*", "/dev/nvgpu/**"),
+)
 DXG = "/dev/dxg"  # of Windows' subsystem for Linux
 MPS_PIPE = "/tmp/nvidia-mps"  # nosec B108 # bound only when root made it
 # Variables by which an engine, or a library of it, is told where to write; the others name programs.
@@ -145,12 +151,14 @@ def _trusted(path: str, user: str) -> bool:
 # -- devices -------------------------------------------------------------------------------------
 def nvidia_nodes() -> tuple[str, ...]:
     """Every NVIDIA device node of this host."""
-    found = (path for pattern in NVIDIA_NODES for path in glob.glob(pattern))
+    found = (path for pattern in NVIDIA_NODES for path in glob.glob(pattern, recursive=True))
     return tuple(sorted(path for path in found if _is_char(path)))
 
 
 def driver_here() -> bool:
-    """Whether NVIDIA's kernel driver is loaded: a simulated NVML, and WSL, have none."""
+    """Whether NVIDIA's kernel driver for cards is loaded: a simulated NVML, WSL and Tegra have none."""
+    if os.path.exists(TEGRA):
+        return False
     if os.path.exists("/dev/nvidiactl"):
         return True
     with suppress(OSError), open("/proc/devices", encoding="ascii", errors="replace") as file:

@@ -10,7 +10,7 @@ from arbiterd.config.containers import check_container
 from arbiterd.config.doors import check_doors, check_token
 from arbiterd.config.environment import check_environment
 from arbiterd.config.parse import KeyPath, Report
-from arbiterd.config.sandbox import check_sandbox
+from arbiterd.config.sandbox import check_launcher, check_sandbox
 from arbiterd.config.schema import FailoverTable, FileSettings
 from arbiterd.config.vllm_config import check_config
 from arbiterd.engines import engine_of
@@ -37,6 +37,7 @@ def check_file(settings: FileSettings, report: Report) -> None:
     if settings.modes and settings.mode not in settings.modes and not report.broken("mode"):
         report.nearest(("mode",), settings.mode, tuple(settings.modes), "mode")
     check_doors(settings, report)
+    check_launcher(settings, report)
     check_token(settings, report)
 
 

@@ -7,7 +7,7 @@ import re
 from pydantic import ValidationError
 
 from arbiterd.config.parse import KeyPath, Report
-from arbiterd.config.schema import SandboxTable, key_names
+from arbiterd.config.schema import FileSettings, SandboxTable, key_names
 from arbiterd.model.sandbox import ALL, SandboxSettings
 from arbiterd.model.settings import BackendSettings
 from arbiterd.sandbox import CAPABILITIES, names
@@ -68,6 +68,18 @@ def _check(table: SandboxTable, path: KeyPath, report: Report) -> None:
     for text in table.write:
         if not text.startswith("/"):
             report.add((*path, "write"), f"{text!r} is no absolute path", "write it in full")
+
+
+def check_launcher(settings: FileSettings, report: Report) -> None:
+    """Without units there is no sandbox to change."""
+    if settings.arbiter.launcher != "direct":
+        return
+    for name, table in settings.backends.items():
+        for key in ("sandbox", "device_wall"):
+            if table.get(key):
+                right = f'write launcher = "systemd", or take {key} out'
+                wrong = "does nothing under the direct launcher, which has no units"
+                report.add(("backends", name, key), wrong, right, "warning")
 
 
 def check_sandbox(backend: BackendSettings, at: KeyPath, report: Report) -> None:

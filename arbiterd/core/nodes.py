@@ -32,8 +32,8 @@ def refusal(backend: BackendSettings, spec: LaunchSpec, devices: Iterable[Device
     driver must tell the nodes.
 
     Behind a wall CUDA counts the devices that it can open, so only a UUID names the same one on both
-    sides. CUDA reads UUIDs itself, hence TensorFlow, Ollama and any other CUDA program; vLLM maps the
-    variable to numbers of its own before 0.25.1 (docs/facts/engines.md).
+    sides. CUDA reads UUIDs itself, hence TensorFlow and any other CUDA program; Ollama passes them on
+    (its discover/runner_test.go); vLLM maps the variable to numbers before 0.25.1 (facts/engines.md).
     """
     if not backend.device_wall:
         return ""

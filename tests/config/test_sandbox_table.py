@@ -90,3 +90,12 @@ def test_a_mistake_is_named_with_what_would_be_right(
     assert found, refused.value.problems
     assert wrong in found[0].wrong
     assert right in found[0].right
+
+
+def test_it_is_told_that_the_direct_launcher_has_no_sandbox(tmp_path: Path) -> None:
+    """A warning: the file starts."""
+    path = tmp_path / "one.toml"
+    text = FIFTEEN.replace(OLLAMA, 'ollama = { models = ["qwen2.5:3b"], device_wall = true }')
+    path.write_text(text + '\n[arbiter]\nlauncher = "direct"\n')
+    told = [one for one in load(path, {}).warnings if one.key == "backends.ollama.device_wall"]
+    assert "does nothing under the direct launcher" in told[0].wrong
