@@ -32,6 +32,7 @@ ORDER = "order"
 BLIND = "blind"
 HOST = "host"
 NODES = "nodes"
+TOLD = (ROOM, HOST, BLIND, NODES)  # a long wait of these kinds is an incident
 
 
 class Blocked(str):
@@ -132,17 +133,20 @@ def heard_of_nodes(desk: Desk, backend: BackendState) -> BackendState:
     return desk.put(replace(backend, nodes_asked="", nodes_problem=outcome.detail))
 
 
-def ask_for_nodes(desk: Desk, backend: BackendState) -> BackendState:
-    """Have its nodes made, now and then until they are there."""
+def ask_for_nodes(desk: Desk, backend: BackendState, reason: Blocked) -> BackendState:
+    """Have the nodes made that it waits for, now and then until they are there."""
     now = desk.seen.now
-    if backend.nodes_asked or now - backend.nodes_asked_at < nodes.ASK_EVERY_S:
+    if (
+        reason.kind != NODES
+        or backend.nodes_asked
+        or now - backend.nodes_asked_at < nodes.ASK_EVERY_S
+    ):
         return backend
     wanted = desk.settings.active.backends[backend.name]
     uuids = desk.placements[backend.name].devices
     lacking = nodes.missing(wanted, uuids, desk.seen)
-    reason = f"{backend.name} waits for {', '.join(lacking)}"
     gpu = desk.gpu_of(backend.name)
-    action = MakeNodes(desk.next_id("act"), backend.name, gpu, reason, lacking)
+    action = MakeNodes(desk.next_id("act"), backend.name, gpu, str(reason), lacking)
     desk.act(action)
     return desk.put(replace(backend, nodes_asked=action.id, nodes_asked_at=now))
 

@@ -24,17 +24,7 @@ from arbiterd.core import (
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
-from arbiterd.core.gate import (
-    BLIND,
-    HOST,
-    NODES,
-    ROOM,
-    ask_for_nodes,
-    blocked,
-    context_of,
-    heard_of_nodes,
-    holders,
-)
+from arbiterd.core.gate import TOLD, ask_for_nodes, blocked, context_of, heard_of_nodes, holders
 from arbiterd.core.limits import (
     BLOCKED_AFTER_S,
     PORT_TAKEN_AFTER_S,
@@ -113,10 +103,9 @@ def _waiting(desk: Desk, backend: BackendState) -> None:
     if reason is None:
         _start(desk, backend)
         return
-    if reason.kind == NODES:
-        backend = ask_for_nodes(desk, backend)
+    backend = ask_for_nodes(desk, backend, reason)
     changed = desk.enter(replace(backend, blocked_by=reason.kind), Phase.WAITING, str(reason))
-    if reason.kind in (ROOM, HOST, BLIND, NODES):
+    if reason.kind in TOLD:
         _say_blocked(desk, changed, str(reason))
 
 
