@@ -90,7 +90,8 @@ class GatewayKeeper:
         self._on_change = on_change
         self._systemd = systemd
         # a child of ours inherits our limit
-        self._files = FILES if systemd else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self._files = FILES if systemd or hard == resource.RLIM_INFINITY else hard
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -337,6 +338,9 @@ def main() -> int:
         sys.stderr.write("usage: python -m arbiterd.gateway.gate GATE.JSON\n")
         return 2
     sys.setswitchinterval(_SWITCH_S)
+    # as the unit has it; under the direct launcher it would be the daemon's 1024
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         uvloop.run(serve(Path(sys.argv[1])))
     except (OSError, ValueError, KeyError) as error:

@@ -139,7 +139,7 @@ async def read(request: web.Request, most: int, room: Room, held: Held) -> None:
     expected = most if length is None else min(most, length * _DEFLATE_MOST)
     out, began = bytearray(), time.monotonic()
     held.source.raw = out
-    while part := await _next(request):
+    while part := await _next(request, room):
         for piece in unpacker.feed(part) if unpacker else (part,):
             _within(len(out) + len(piece), most)
             if len(out) + len(piece) > FREE_BYTES:
@@ -155,7 +155,14 @@ async def read(request: web.Request, most: int, room: Room, held: Held) -> None:
     held.settle()
 
 
-async def _next(request: web.Request) -> bytes:
+async def _next(request: web.Request, room: Room) -> bytes:
+    if request.content.is_eof():  # all of it is here
+        return await _read(request)
+    with room.reads():
+        return await _read(request)
+
+
+async def _read(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(STALL_S):
             return await request.content.readany()

@@ -45,6 +45,8 @@ global
     stats socket {paths.runtime} mode 660{group} level admin expose-fd listeners
     stats timeout 30s
     maxconn {crowds.whole(layout)}
+    # in a container LimitNOFILE may be less than the unit says: fewer connections, not none
+    no strict-limits
     # where fewer files may be open than all doors could use (a hard limit below LimitNOFILE=): serve fewer
     no strict-limits
     nbthread 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from arbiterd.gateway.library import Refused
@@ -11,6 +13,9 @@ from arbiterd.gateway.library import Refused
 TOTAL_BYTES: Final = 64 * 1024 * 1024  # decoded bodies that are held at a time
 FREE_BYTES: Final = 64 * 1024  # a body up to this size waits for nobody
 WAITING_MOST: Final = 64  # bodies in line: each may hold what its connection has buffered
+READING_MOST: Final = (
+    512  # bodies of which more is to come; each may hold FREE_BYTES and a read buffer
+)
 WAIT_S: Final = 10.0
 _RETRY_AFTER_S = 5
 
@@ -38,6 +43,7 @@ class Room:
     def __init__(self, total: int = TOTAL_BYTES) -> None:
         self.total = total
         self.used = 0
+        self.reading = 0
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
@@ -75,6 +81,23 @@ class Room:
                 self._line.remove((size, turn))
                 self._admit()
         return Lease(self, size)
+
+    @contextmanager
+    def reads(self) -> Iterator[None]:
+        """While the next bytes of a body are waited for.
+
+        Raises:
+            Refused: 503, too many bodies are.
+
+        """
+        if self.reading >= READING_MOST:
+            msg = f"{self.reading} bodies are being received already"
+            raise Refused(msg, retry_after_s=_RETRY_AFTER_S)
+        self.reading += 1
+        try:
+            yield
+        finally:
+            self.reading -= 1
 
     def give(self, size: int) -> None:
         """Back into the whole; whoever is next gets it."""

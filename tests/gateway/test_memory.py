@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,16 @@ import pytest
 from arbiterd.gateway.bodies import BadBody
 from arbiterd.gateway.incoming import Unpacker
 from arbiterd.gateway.room import FREE_BYTES
-from tests.support.doors import OLLAMA_ANSWERS, OLLAMA_MODEL, Doors, Reply, chunked, doors, made
+from tests.support.doors import (
+    OLLAMA_ANSWERS,
+    OLLAMA_MODEL,
+    Doors,
+    Reply,
+    chunked,
+    doors,
+    made,
+    parse,
+)
 
 MIB = 1024 * 1024
 CHAT = "/v1/chat/completions"
@@ -132,6 +144,40 @@ def test_no_body_fills_the_gates_memory_or_holds_up_a_neighbour(wire: Doors, nam
     assert peak < RSS_MOST
     assert longest < NEIGHBOUR_MOST_S
     assert wire.processes[0].poll() is None
+
+
+@pytest.mark.timeout(300)
+def test_bodies_that_stop_coming_leave_the_gate_to_others(wire: Doors) -> None:
+    """A thousand uploads beyond HAProxy's buffer that stall: those over the bound are 503 at once, the
+    rest 408, small requests go on.
+    """
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n30000\r\n"
+    ).encode()
+    small = {"model": OLLAMA_MODEL, "messages": []}
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(1000):
+            client = stack.enter_context(
+                socket.create_connection(("127.0.0.1", wire.ports["ollama"]), timeout=60)
+            )
+            with suppress(OSError):
+                client.sendall(head + b"x" * 150_000)
+            clients.append(client)
+        began = time.monotonic()
+        assert wire.post("ollama", CHAT, small).status == 200
+        longest = time.monotonic() - began
+        said = []
+        for client in clients:
+            with suppress(OSError):
+                said.append(parse(client.recv(65536)).status)
+    print(
+        f"stalled: peak {peak_bytes(wire) // MIB} MiB, neighbour {longest * 1000:.0f} ms, {Counter(said)}"
+    )
+    assert set(said) <= {408, 503}
+    assert 408 in said
+    assert peak_bytes(wire) < RSS_MOST
 
 
 def unpacked(encoding: str, data: bytes, step: int) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from arbiterd.gateway.paths import paths
 from arbiterd.gateway.runtime import escape
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Failover, Kind, Settings
+from arbiterd.ports import listener
 from tests.core.world import backend, settings
 from tests.gateway.conftest import FAILOVER, make, write
 from tests.support import free_port, wait_until
+from tests.support.doors import made as on_free_ports
 from tests.support.host import MODEL, Host
 
 RULE = Failover("M", "vllm", "ollama", "qwen2.5:3b")
@@ -118,6 +121,26 @@ def test_haproxy_is_content_with_generic_servers_alone(tmp_path: Path) -> None:
         where.live.write_text("st:llama up\n")
         (where.files / "empty").write_text("")
         assert check(where.config) == ""
+
+
+def test_haproxy_starts_where_it_may_open_few_files() -> None:
+    """A container's systemd sets less than the unit says: doors are open all the same."""
+    home = Path(tempfile.mkdtemp(prefix="gpua-f-", dir="/tmp"))
+    given, where = on_free_ports(), paths(str(home), systemd=False)
+    where.files.mkdir()
+    where.config.write_text(render.render(layout(given), where, systemd=False))
+    where.lua.write_text(render.lua(where))
+    for path in (where.files / "empty", where.live):
+        path.write_text("")
+    argv = ["prlimit", "--nofile=2000:2000", "/usr/sbin/haproxy", "-W", "-f", str(where.config)]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listener(given.gateway.llm_port), 20, "the door")
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(home)
 
 
 def wish(admit: Admit, why: str = "") -> GatewayWish:

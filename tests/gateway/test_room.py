@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import ExitStack
 
 import pytest
 
 from arbiterd.gateway.library import Refused
-from arbiterd.gateway.room import WAITING_MOST, Room
+from arbiterd.gateway.room import READING_MOST, WAITING_MOST, Room
 
 
 def test_who_finds_no_room_waits_for_it_in_line() -> None:
@@ -95,3 +96,16 @@ def test_nothing_is_lost_whoever_gives_up(seed: int) -> None:
         assert (room.used, room.waiting) == (0, 0)
 
     asyncio.run(run())
+
+
+def test_bodies_that_are_waited_for_are_bounded() -> None:
+    """Each may hold what every body may, and what its connection has buffered."""
+    room = Room()
+    with ExitStack() as stack:
+        for _ in range(READING_MOST):
+            stack.enter_context(room.reads())
+        with pytest.raises(Refused) as told, room.reads():
+            pass
+        assert told.value.status == 503
+    with room.reads():
+        assert room.reading == 1

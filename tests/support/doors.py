@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from arbiterd.act.door_keys import DoorKeys
 from arbiterd.gateway import live, render, runtime
 from arbiterd.gateway.gate_config import gate_config
-from arbiterd.gateway.layout import HERE, layout
+from arbiterd.gateway.layout import FILES, HERE, layout
 from arbiterd.gateway.paths import paths
 from arbiterd.keyring import Keyring
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
@@ -221,7 +221,8 @@ class Doors:
         keys.write()
         made = layout(self.settings, here=self.here, keys=known)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        self.layout = replace(made, trusted=self.trusted, files=most)
+        files = FILES if most == resource.RLIM_INFINITY else most
+        self.layout = replace(made, trusted=self.trusted, files=files)
         where.config.write_text(render.render(self.layout, where, systemd=False))
         where.lua.write_text(render.lua(where))
         (where.files / "empty").write_text("")
