@@ -104,10 +104,16 @@ def _probe(box: Box, more: str = "") -> Json:
     env = ", ".join(f"{name} = '{text}'" for name, text in pairs.items())
     text = PROBE.format(python=PYTHON, program="/sim/probe.py", more=more, env=env)
     box.config(text)
+    before = set(box.backends().get("probe", {}).get("pids", ())) if more else set()
     done = box.run("systemctl", "restart", "gpu-arbiter")
     assert done.returncode == 0, done.stderr + box.journal_text()
+
+    def there() -> bool:  # not the one before it, which is adopted first
+        now = box.backends().get("probe", {})
+        return bool(now.get("accepting") and not set(now["pids"]) & before)
+
     try:
-        wait_until(lambda: box.backends().get("probe", {}).get("accepting"), 40, "the probe")
+        wait_until(there, 40, "the probe")
     except AssertionError as error:
         own = box.sh("journalctl --no-pager -o cat -u gpu-arbiter-backend-probe | tail -30")
         msg = f"{error}\n{own}\n{box.journal_text()[-3000:]}"
