@@ -31,8 +31,12 @@ class GateQuestion:
     def asked(self) -> str | GatewayGone | None:
         """Its answer, asked for now unless a question is under way; None while there is none yet."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._ask, name="gate-question", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._ask, name="gate-question", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # pids are used up: asked in a later turn
+                return None
+            self._thread = thread
         self._thread.join(WAIT_S)
         if self._thread.is_alive():
             return None

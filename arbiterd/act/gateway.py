@@ -280,10 +280,10 @@ class GatewayKeeper:
             except OSError:
                 return seen.refused  # told as unwritten; tried again
             seen.rendered = made
-        if seen.reload_due and not seen.behind:
+        # While HAProxy starts nobody knows which of two files it has read: the reload waits for it.
+        if seen.reload_due and not seen.behind and seen.pid:
             seen.reload_due = False
-            if seen.pid:
-                self._services.reload(GATEWAY)
+            self._services.reload(GATEWAY)
         return seen.refused
 
     def _replace_config(self, text: str) -> None:
@@ -333,6 +333,7 @@ class GatewayKeeper:
         seen.start_at = now
         seen.settings = None  # look at the ports anew: they may be what kept it from starting
         seen.config = ""  # and at its file: what somebody has scribbled into it is written anew
+        seen.reload_due = False  # it reads what is there by now
         try:
             self._services.start(GATEWAY)
         except LaunchError as failed:
