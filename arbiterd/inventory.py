@@ -12,8 +12,13 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from arbiterd.model.devices import Device
 from arbiterd.owned import put_aside, put_owned, read_owned, top
+from arbiterd.strict_json import strict_json
+
+_DEVICES = TypeAdapter(tuple[Device, ...])
 
 
 class Inventory:
@@ -24,8 +29,8 @@ class Inventory:
         self.problems: list[str] = []
         self._known: dict[str, Device] = {}
         try:
-            rows = json.loads(read_owned(self._path))
-            self._known = {row["uuid"]: Device(**row) for row in rows}
+            rows = _DEVICES.validate_python(strict_json(read_owned(self._path)))
+            self._known = {row.uuid: row for row in rows}
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

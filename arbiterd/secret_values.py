@@ -158,7 +158,7 @@ def found_in(text: str, environ: Mapping[str, str]) -> Found:
     out = Found()
     try:
         raw: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
         out.text(text)
     else:
         out.listed |= set(_listed(raw))

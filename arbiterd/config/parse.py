@@ -16,6 +16,7 @@ from pydantic_settings import (
     EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
+    SettingsError,
 )
 
 from arbiterd.config.lines import Lines, flatten
@@ -230,8 +231,15 @@ def parse(
         raise ConfigRefused(
             (Problem(str(path), line, "(file)", where or message, right),)
         ) from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        wrong = "holds a number that is too large"
+        right = "write it as docs/configuration.md has it"
+        raise ConfigRefused((Problem(str(path), 1, "(file)", wrong, right),)) from None
+    unread = _unreadable_env(environ)
+    environ = {name: value for name, value in environ.items() if name not in unread}
     override = _from_environ(environ, raw)
     report = Report(str(path), lines, frozenset(_leaves(override)))
+    report.problems += unread.values()
     merged = _merge(raw, override)
     _unknown_env(environ, report)
     try:
@@ -276,6 +284,28 @@ def _from_environ(environ: Mapping[str, str], raw: Mapping[str, Any]) -> dict[st
     ours = {k: v for k, v in environ.items() if k.upper().startswith(PREFIX)}
     found = _Environ(ours)()
     return _recase({k: v for k, v in found.items() if k not in _OURS}, raw)
+
+
+def _unreadable_env(environ: Mapping[str, str]) -> dict[str, Problem]:
+    """Variables of ours that cannot be read at all: no text, or no JSON where a table is meant."""
+    out = {}
+    for name, value in environ.items():
+        if not name.upper().startswith(PREFIX):
+            continue
+        wrong = ""
+        try:
+            (name + value).encode()
+            _Environ({name: value})()
+        except UnicodeEncodeError:
+            wrong = "is not UTF-8"
+        except (SettingsError, ValueError, RecursionError):
+            wrong = "is not a table in JSON"
+        if wrong:
+            shown = name.encode(errors="replace").decode()
+            key = shown.upper().removeprefix(PREFIX).lower().replace("__", ".")
+            right = f"unset {shown}, or set one key: {PREFIX}ARBITER__POLL=1s"
+            out[name] = Problem(f"environment {shown}", 0, key, wrong, right)
+    return out
 
 
 def _recase(given: Mapping[str, Any], like: object) -> dict[str, Any]:

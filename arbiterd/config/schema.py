@@ -61,11 +61,19 @@ def _whole(value: object) -> object:
     return value
 
 
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        msg = f'{text[:60]!r} is no list in JSON; write ["NAME"]'
+        raise ValueError(msg) from None
+
+
 def _words(value: object) -> object:
     """From the environment a list arrives as JSON text."""
     if isinstance(value, str):
         if value.startswith("["):
-            return json.loads(value)
+            return _json(value)
         msg = f'{value!r} is no list; write ["{value}"]'
         raise ValueError(msg)
     return value

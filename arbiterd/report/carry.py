@@ -23,6 +23,14 @@ NAME = "carry.json"
 _BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionError)
 
 
+def _no_nan(text: str) -> float:
+    """'Not before' may be infinite, but a number that equals nothing is none."""
+    if text == "NaN":
+        msg = "NaN is not a number"
+        raise ValueError(msg)
+    return float(text)
+
+
 class CarryStore:
     """``save`` never waits for the disk."""
 
@@ -37,7 +45,7 @@ class CarryStore:
     def load(self) -> Carry | None:
         """What the daemon before us left in this boot; an unreadable file is put aside and said."""
         try:
-            found = json.loads(read_owned(self._path))
+            found = json.loads(read_owned(self._path), parse_constant=_no_nan)
             if found["boot_id"] != procfs.boot_id():
                 return None
             return TypeAdapter(Carry).validate_python(found["carry"])

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
+from pydantic import TypeAdapter
+
+from arbiterd.model.events import Incident
 from arbiterd.report.kept import Kept
+from arbiterd.report.shape import LATEST
+
+_INCIDENT = TypeAdapter(Incident)
 
 
 class IncidentStore(Kept[Incident]):
@@ -29,13 +34,9 @@ class IncidentStore(Kept[Incident]):
 
     def decode(self, row: Any) -> Incident:
         """One incident."""
-        return Incident(
-            **{
-                **row,
-                "event": EventName(row["event"]),
-                "severity": Severity(row["severity"]),
-                "pids": tuple(row["pids"]),
-                "evidence": tuple((str(key), str(value)) for key, value in row["evidence"]),
-                "actions": tuple(ActionRecord(**one) for one in row["actions"]),
-            }
-        )
+        found = _INCIDENT.validate_python(row)
+        times = [found.opened_at, found.closed_at, *(one.started_at for one in found.actions)]
+        if not all(0 <= at < LATEST for at in times if at is not None):
+            msg = f"a time of {found.id} is none"
+            raise ValueError(msg)
+        return found

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from arbiterd.owned import NotTrusted, put_owned, read_owned, top
 from arbiterd.redact import Redactor
+from arbiterd.strict_json import strict_json
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Kept(Generic[T]):
     def read(self) -> tuple[tuple[T, ...], str]:
         """(what is kept, "") or ((), why it cannot be read). Changes nothing."""
         try:
-            rows = json.loads(read_owned(self._path))
+            rows = strict_json(read_owned(self._path))
             return tuple(self.decode(row) for row in rows), ""
         except FileNotFoundError:
             return (), ""

@@ -8,9 +8,12 @@ from arbiterd.model.events import Incident
 from arbiterd.model.published import Published
 from arbiterd.model.settings import BackendSettings, Settings
 
+LATEST = 253402300799.0  # the last second of the year 9999, where datetime ends
+
 
 def iso(epoch_s: float) -> str:
-    """Wall time as ISO 8601 with zone."""
+    """Wall time as ISO 8601 with zone; one that is none is the nearest that is."""
+    epoch_s = min(max(epoch_s, 0.0), LATEST)
     return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds")
 
 
