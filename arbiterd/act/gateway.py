@@ -21,6 +21,7 @@ from arbiterd.act.door_keys import DoorKeys
 from arbiterd.act.gate_keeper import GateKeeper, replaced
 from arbiterd.act.gateway_files import check, holds, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
+from arbiterd.act.gateway_workers import family
 from arbiterd.act.silence import Silence, door_answers
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
@@ -61,7 +62,7 @@ class _Seen:
     refused: str = ""
     old: tuple[int, ...] = ()
     start_at: float = 0.0
-    worker: ProcessRef | None = None
+    haproxy: tuple[ProcessRef, ...] = ()  # worker and master
     doors_at: float = 0.0
     taken: dict[str, str] = field(default_factory=dict)
     here: tuple[str, ...] = ()
@@ -315,7 +316,7 @@ class GatewayKeeper:
     ) -> str:
         """HAProxy is not there: start it, at most once a second."""
         seen, why, now = self._seen, str(error), time.monotonic()
-        if seen.worker is not None and procfs.alive(seen.worker):
+        if any(procfs.alive(one) for one in seen.haproxy):
             # Doors and streams go on as they were told last; only a restart makes a new socket (a reload
             # inherits the old one). Streams may be cut only where none can be alive.
             if not isinstance(error, runtime.GatewayGone) or not self._is_silent(error, settings):
@@ -378,7 +379,7 @@ class GatewayKeeper:
             runtime.tell(where.runtime, commands)
         seen.pid = look.pid
         if fresh:
-            seen.worker = procfs.ref(look.pid)
+            seen.haproxy = family(look.pid)
         if fresh:
             self._on_change()
         return {

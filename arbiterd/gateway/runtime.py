@@ -40,8 +40,9 @@ class Row:
         return int(text) if text.lstrip("-").isdigit() else 0
 
 
-def ask(path: Path, command: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Send one line (``;`` joins commands), read to the end.
+def ask(path: Path, command: str, timeout_s: float = TIMEOUT_S, *, last: bool = False) -> str:
+    """Send one line (``;`` joins commands), read to the end. ``last``: say that no other follows; the
+    master CLI waits for one, the Runtime API does not.
 
     Raises:
         GatewayGone: nobody is there, or does not answer in time.
@@ -52,6 +53,8 @@ def ask(path: Path, command: str, timeout_s: float = TIMEOUT_S) -> str:
             one.settimeout(timeout_s)
             connect(one, path)
             one.sendall(command.encode() + b"\n")
+            if last:
+                one.shutdown(socket.SHUT_WR)
             parts = []
             while chunk := one.recv(65536):
                 parts.append(chunk)
@@ -125,13 +128,13 @@ def look(path: Path, live_map: Path) -> Look:
 
 def workers(master: Path) -> tuple[int, ...]:
     """Pids of all workers, old ones with living streams included."""
-    said = ask(master, "show proc")
+    said = ask(master, "show proc", last=True)
     return tuple(int(found[1]) for line in said.splitlines() if (found := _WORKER.match(line)))
 
 
 def in_flight_of(master: Path, pid: int) -> dict[str, int]:
     """Streams per backend/server of one (old) worker."""
-    rows = stat_rows(ask(master, f"@!{pid} show stat"))
+    rows = stat_rows(ask(master, f"@!{pid} show stat", last=True))
     return {f"{r.proxy}/{r.name}": r.number("scur") for r in rows if r.name == "engine"}
 
 

@@ -14,6 +14,7 @@ from arbiterd.gateway import runtime
 from tests.gateway.client import Answer, crowd, one, session
 from tests.gateway.test_admission import master
 from tests.support import wait_until
+from tests.support.doors import Doors, doors
 from tests.support.host import MODEL, Host
 
 SSE = {"model": MODEL, "prompt": "x", "max_tokens": 20, "stream": True}
@@ -209,3 +210,22 @@ def test_a_runner_killed_mid_stream_is_no_clean_end(host: Host, path: str) -> No
     assert b'"done":true' not in last.replace(b" ", b"")
     assert not text.rstrip().endswith(b"[DONE]")
     assert not clean or last.lstrip().startswith(b'{"error"'), text[-200:]
+
+
+def _workers(one: Doors) -> tuple[int, ...]:
+    """() as long as the master does not listen."""
+    try:
+        return runtime.workers(one.where.master)
+    except runtime.GatewayGone:
+        return ()
+
+
+def test_the_master_tells_of_its_workers_and_their_streams() -> None:
+    """Its CLI keeps a connection open for another command; asked as we do, it answers to the end."""
+    with doors() as one:
+        (worker,) = wait_until(
+            lambda: _workers(one), 60, "the master, which starts itself anew first"
+        )
+        assert runtime.look(one.where.runtime, one.where.live).pid == worker
+        assert runtime.in_flight_of(one.where.master, worker)["be-vllm/engine"] == 0
+        assert runtime.streams_of(one.where.master, (worker, 1)).keys() >= {"be-vllm/engine"}
