@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from arbiterd import env_text, sandbox
 from arbiterd.model.launch import LaunchSpec
+from arbiterd.model.sandbox import ALL, SandboxSettings
 from arbiterd.sandbox import READ_ONLY, SHARED_TMP, Place
 
 TEGRA = "/dev/nvmap"  # of a board whose GPU is no PCI device and has no unified memory driver
@@ -23,6 +24,7 @@ NVIDIA_NODES = (
     "/dev/nvidia-caps-imex-channels/*",
     *(TEGRA, "/dev/nvhost*", "/dev/nvgpu/**"),
 )
+AMD = "/dev/kfd"
 DXG = "/dev/dxg"  # of Windows' subsystem for Linux
 MPS_PIPE = "/tmp/nvidia-mps"  # nosec B108 # bound only when root made it
 # Variables by which an engine, or a library of it, is told where to write; the others name programs.
@@ -164,6 +166,18 @@ def driver_here() -> bool:
     with suppress(OSError), open("/proc/devices", encoding="ascii", errors="replace") as file:
         return any(line.split()[1:2] and line.split()[1].startswith("nvidia") for line in file)
     return False
+
+
+def shut_amd(sandbox_: SandboxSettings) -> str:
+    """Why an engine on an AMD GPU would run on the CPU, "" elsewhere: its node is opened by key."""
+    left_out = {"DevicePolicy", ALL} & set(sandbox_.without)
+    opened = any(one.startswith((AMD, "char-kfd")) for one in sandbox_.devices)
+    if left_out or opened or not os.path.exists(AMD) or driver_here():
+        return ""
+    return (
+        f"an AMD GPU is there ({AMD}), and the sandbox keeps engines from it; "
+        f'to use it write sandbox = {{ devices = ["{AMD}", "/dev/dri"] }}'
+    )
 
 
 def gpu_nodes() -> frozenset[str]:

@@ -197,3 +197,19 @@ def test_the_page_on_security_has_each_directive_with_its_value() -> None:
         if one.name not in ("SystemCallFilter", "DeviceAllow", "CapabilityBoundingSet"):
             assert rows[one.name] == one.value, one.name
     assert len(sandbox.SYSCALLS) - 1 == int(rows["SystemCallFilter"].split()[2])
+
+
+def test_an_amd_gpu_is_named_with_the_line_that_opens_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """0.2.0 let an engine find it by itself."""
+    node = tmp_path / "kfd"
+    monkeypatch.setattr(confine, "AMD", str(node))
+    monkeypatch.setattr(confine, "driver_here", lambda: False)
+    assert confine.shut_amd(SandboxSettings()) == ""
+    node.touch()
+    assert f'devices = ["{node}", "/dev/dri"]' in confine.shut_amd(SandboxSettings())
+    assert confine.shut_amd(SandboxSettings(devices=(str(node),))) == ""
+    assert confine.shut_amd(SandboxSettings(without=("DevicePolicy",))) == ""
+    monkeypatch.setattr(confine, "driver_here", lambda: True)
+    assert confine.shut_amd(SandboxSettings()) == ""

@@ -22,6 +22,7 @@ from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.config.parse import Report
+from arbiterd.confine import shut_amd
 from arbiterd.containers import any_alive
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.engine_ports import sleepers, sleepless
@@ -155,6 +156,10 @@ def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
         key = found.watched.key
         if not report.broken(*key):
             report.add(key, found.words, found.mend, "warning")
+    for name, backend in backends.items():
+        shut = "" if backend.image else shut_amd(backend.sandbox)
+        if shut:
+            _warn(report, settings.mode, name, "sandbox", shut)
     _ports(settings, daemon, report)
     check_keys(settings, partial(_warn, report, settings.mode))
     _guard(settings, daemon, report)
