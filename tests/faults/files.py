@@ -159,7 +159,7 @@ def _configs() -> dict[str, Callable[[str, Path], None]]:
         "unknown-mode": text(lambda good: good.replace('mode = "A"', 'mode = "Z"')),
         "port-text": text(lambda good: good.replace("llm_port = ", 'llm_port = "x" #')),
         "port-negative": text(lambda good: good.replace("llm_port = ", "llm_port = -")),
-        "int-huge": text(lambda good: good.replace("max_model_len = 8192", "max_model_len = 99999999999999999999999999")),
+        "port-huge": text(lambda good: good.replace("llm_port = ", "llm_port = 99999999999999999999999 #")),
         "date": text(lambda good: good.replace("max_model_len = 8192", "max_model_len = 1979-05-27")),
         "nan": text(lambda good: good.replace("max_model_len = 8192", "max_model_len = nan")),
         "over-capacity": text(lambda good: good.replace('memory = "55%"', 'memory = "95%"')),

@@ -312,7 +312,7 @@ def rows() -> list[Fault]:
         _row("other-users-orders", _as_nobody, promise="refused", kind="access"),
         *(_row(f"engine-user-{name}", _as_engine(line), promise="refused", kind="access") for name, line in {
             "writes-state": "echo x > /var/lib/gpu-arbiter/incidents.json", "writes-run": "echo x > /run/gpu-arbiter/x", "writes-doors": "echo x > /run/gpu-arbiter/gateway/haproxy.cfg",
-            "writes-records": "rm -rf /run/gpu-arbiter/backends/*; test ! -e /run/gpu-arbiter/backends/vllm.json", "opens-admin": "test -w /run/gpu-arbiter/admin.sock",
+            "writes-records": "touch /run/gpu-arbiter/backends/x", "opens-admin": "test -w /run/gpu-arbiter/admin.sock",
             "kills-daemon": "kill -9 $(systemctl show -P MainPID gpu-arbiter)", "reads-config-keys": "cat /run/gpu-arbiter/gateway/keys/* 2>/dev/null",
         }.items()),
         _row("links-in-state", _symlinks, undo=_not_followed, tells=("adopted",), promise="links in state_dir are not followed", kind="access"),
