@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from arbiterd import __version__, startup, unwritten
+from arbiterd import __version__, procfs, startup, unwritten
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.load_probe import LoadProbes
@@ -109,6 +109,7 @@ class Daemon:
         self._signals.catch()
         settings = self._settings = self._ports.begin(self._settings)
         catch_all(self._journal)
+        procfs.keep_spares()
         launcher = startup.make_launcher(settings, self.waker.wake)
         nvml = NvmlSource(
             on_change=self.waker.wake,

@@ -5,8 +5,11 @@ Every function answers None (or an empty value) for a process that is gone; that
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,11 +38,44 @@ class Stat:
         return self.state not in _DEAD_STATES
 
 
+SHORT = (errno.EMFILE, errno.ENFILE)  # no descriptor is left: this tells nothing of a process
+_SPARES = 4
+_spares: list[int] = []
+_spares_lock = threading.Lock()
+
+
+def keep_spares() -> None:
+    """Hold descriptors back, so that /proc can be read when everything else has taken the rest."""
+    with _spares_lock, suppress(OSError):
+        while len(_spares) < _SPARES:
+            _spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _open(path: str) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno not in SHORT:
+            raise
+    with _spares_lock:
+        if not _spares:
+            return os.open(path, flags)
+        os.close(_spares.pop())
+        try:
+            return os.open(path, flags)
+        except OSError:
+            _spares.append(os.open(os.devnull, flags))
+            raise
+
+
 def _read(pid: int, name: str) -> bytes | None:
     """The bare calls: this is read some hundred times a second, and pathlib takes half of it."""
     try:
-        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        fd = _open(f"/proc/{pid}/{name}")
+    except OSError as error:
+        if error.errno in SHORT:
+            raise  # nobody is gone for it
         return None
     try:
         out = b""
@@ -51,6 +87,8 @@ def _read(pid: int, name: str) -> bytes | None:
         return out
     finally:
         os.close(fd)
+        if _spares and len(_spares) < _SPARES:
+            keep_spares()
 
 
 def stat(pid: int) -> Stat | None:
@@ -77,7 +115,10 @@ def ref(pid: int) -> ProcessRef | None:
 
 def alive(one: ProcessRef) -> bool:
     """Whether exactly this process (not another with its pid) lives."""
-    return ref(one.pid) == one
+    try:
+        return ref(one.pid) == one
+    except OSError:  # no descriptor is left: it is there as long as nothing says otherwise
+        return os.path.exists(f"/proc/{one.pid}")
 
 
 def io_bytes(pid: int) -> int:

@@ -58,6 +58,19 @@ class LaunchContext:
     container: str = ""
 
 
+# What reading an engine's answer may raise, whatever is in it: NaN and 1e400 as a count, nesting without
+# end, a list where an object was. Such an answer tells nothing; it ends no probe.
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+
+
 class CauseClass(StrEnum):
     """What an exit, or a failed start, was about (design, section 5)."""
 

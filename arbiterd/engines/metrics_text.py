@@ -6,6 +6,8 @@ numbers of it, so this scans lines only.
 
 from __future__ import annotations
 
+_MOST = 1e15  # of a counter; NaN, an infinity and what lies beyond is no count and is passed over
+
 
 def sample_sum(page: str, name: str) -> float | None:
     """Sum of all samples called exactly ``name`` (labels ignored); None when there is none."""
@@ -22,6 +24,8 @@ def sample_sum(page: str, name: str) -> float | None:
         try:
             value = float(words[0])
         except (IndexError, ValueError):
+            continue
+        if not abs(value) <= _MOST:
             continue
         total = value if total is None else total + value
     return total

@@ -9,7 +9,15 @@ from dataclasses import replace
 from datetime import datetime
 
 from arbiterd.engines import owned_env
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
+from arbiterd.engines.base import (
+    UNREADABLE,
+    Cause,
+    CauseClass,
+    CommandProblem,
+    LaunchContext,
+    Routes,
+    Wall,
+)
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.ollama_models import BY_FIT, About, about
 from arbiterd.engines.run_line import container_problem
@@ -235,7 +243,7 @@ class OllamaEngine:
                 )
                 for row in rows
             )
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             return None
 
     def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
@@ -312,7 +320,7 @@ def _keep_alive(seconds: float) -> str:
 def _about(body: str) -> About:
     try:
         found = json.loads(body)
-    except ValueError:
+    except UNREADABLE:
         return About()
     return about(found) if isinstance(found, dict) else About()
 
@@ -322,7 +330,7 @@ def _expires(text: str, wall: float) -> float | None:
     cut = re.sub(r"(\.\d{6})\d+", r"\1", text)
     try:
         return datetime.fromisoformat(cut).timestamp() - wall
-    except ValueError:
+    except UNREADABLE:
         return None
 
 

@@ -9,7 +9,15 @@ from dataclasses import replace
 from math import floor
 
 from arbiterd.engines import owned_env
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
+from arbiterd.engines.base import (
+    UNREADABLE,
+    Cause,
+    CauseClass,
+    CommandProblem,
+    LaunchContext,
+    Routes,
+    Wall,
+)
 from arbiterd.engines.batching import memory, render
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import OwnedFlag, problems, value_of, without
@@ -350,7 +358,7 @@ def _model_trouble(reply: HttpReply) -> str:
     try:
         versions = json.loads(reply.body)["model_version_status"]
         states = [(one["state"], one.get("status", {}).get("error_code", "OK")) for one in versions]
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return "an answer that is no model status"
     if any(state == "AVAILABLE" and code == "OK" for state, code in states):
         return ""

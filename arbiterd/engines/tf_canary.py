@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from arbiterd.engines.base import UNREADABLE
 from arbiterd.model.health import HttpProbe, HttpReply
 from arbiterd.model.settings import BackendSettings
 
@@ -58,7 +59,7 @@ class TensorflowTrials:
             found = json.loads(reply.body)["metadata"]["signature_def"]["signature_def"]
             name = _chosen(found)
             inputs = {key: _zero(key, one) for key, one in sorted(found[name]["inputs"].items())}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             msg = "its metadata names no signature with inputs"
             raise NoCanary(msg) from None
         fields = ",".join(f"{json.dumps(key)}:{text}" for key, text in inputs.items())

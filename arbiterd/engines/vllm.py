@@ -7,8 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from math import floor
 
+from arbiterd.engines.base import (
+    UNREADABLE,
+    CauseClass,
+    CommandProblem,
+    LaunchContext,
+    Routes,
+    Wall,
+)
 from arbiterd.engines.base import Cause as CauseOf
-from arbiterd.engines.base import CauseClass, CommandProblem, LaunchContext, Routes, Wall
 from arbiterd.engines.devices import device_env, parse_version
 from arbiterd.engines.metrics_text import sample_sum
 from arbiterd.engines.vllm_command import sized
@@ -323,7 +330,7 @@ class VllmEngine:
         try:
             rows = json.loads(reply.body)["data"]
             return tuple(str(row["id"]) for row in rows)
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             return None
 
     def warm_model(self, backend: BackendSettings) -> str:

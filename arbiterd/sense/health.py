@@ -32,7 +32,7 @@ from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import BackendSettings, Settings
 from arbiterd.redact import Redactor
 from arbiterd.sense.canaries import sent, tried
-from arbiterd.sense.http import Via, ask, session, unix_session
+from arbiterd.sense.http import NO_DESCRIPTOR, Via, ask, session, unix_session
 from arbiterd.sense.turns import Turns
 
 FAST_S, SLOW_S = 0.25, 1.0
@@ -210,6 +210,8 @@ class Prober:
         as_door = _as_door(engine.door_host, target.order.url) | self._keys.bearer(target.backend)
         began = time.monotonic()
         replies = [ask(via, target.order.url, probe, as_door) for probe in probes]
+        if any(reply.error == NO_DESCRIPTOR for reply in replies):
+            return False  # our own trouble: what was read last stays, until it is too old
         if engine.canary(target.backend, ()) is None:  # nothing else of it is asked
             for reply in replies:
                 self._keys.heard(target.backend.name, reply.status)

@@ -6,6 +6,8 @@ their cost (docs/benchmarks.md). It never looks at proxies of the environment.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +25,10 @@ _CONNECT_S = 2.0
 
 
 Hide = Callable[[str], str]
+
+
+NO_DESCRIPTOR = "no file descriptor is left in this process"  # says nothing of the engine
+_SHORT = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
 
 
 class TooSlow(Exception):
@@ -104,6 +110,8 @@ def ask(
         return HttpReply(reply.status, body, (time.monotonic() - began) * 1000)
     except exceptions.NewConnectionError as failed:  # first: it is a kind of timeout to urllib3
         error = "connection refused" if "refused" in str(failed) else "no connection"
+        if any(text in str(failed) for text in _SHORT):
+            error = NO_DESCRIPTOR
     except (exceptions.TimeoutError, TooSlow):
         error = f"no answer within {probe.timeout_s:g} s"
         return HttpReply(0, "", (time.monotonic() - began) * 1000, error, timed_out=True)
