@@ -8,7 +8,7 @@ WORKERS ?= 4
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants install uninstall clean
+.PHONY: help setup run test test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants fuzz soak install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,6 +69,17 @@ RUNS ?= 3000
 invariants: ## the rules in RUNS random worlds
 	@scripts/setup dev
 	INVARIANT_RUNS=$(RUNS) $(PY) -m pytest -q --tb=short --timeout=7200 tests/core/test_invariants.py
+
+MINUTES ?= 10
+SEED ?= 11
+fuzz: ## hostile input for every reader of what others write, MINUTES in all (JOBS, SEED, ARGS): docs/reliability.md
+	@scripts/setup dev
+	@scripts/setup-fuzz
+	PYTHONPATH=$(CURDIR)/.venv-fuzz $(PY) -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+soak: ## load and random faults on the simulated host for MINUTES: does anything grow? (SEED, ARGS): docs/reliability.md
+	@scripts/setup dev
+	$(PY) -m tests.soak --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 bench-overflow: ## from a card that runs short to the brake at the door and the bytes back: five scenarios
 	@scripts/setup dev

@@ -40,7 +40,7 @@ def recorded(folder: Path) -> dict[str, Container]:
             match = _FILE.fullmatch(entry.name)
             if match is None:
                 continue
-            with suppress(OSError):
+            with suppress(OSError, UnicodeDecodeError):
                 text = read_owned(Path(entry.path), 1024).decode().strip()
                 if _ID.fullmatch(text):
                     client: Client = "podman" if match["client"] == "podman" else "docker"

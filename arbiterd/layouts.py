@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from arbiterd import bounded
+from arbiterd import bounded, strict_json
 from arbiterd.config import Loaded, load
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.settings import Settings
@@ -82,7 +82,7 @@ class Layouts:
     def refused(self, path: Path) -> str:
         """Why the file at ``path`` is not to be tried again by a start, "" when it may be."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            row = json.loads(read_owned(self._rolled_back))
+            row = strict_json.loads(read_owned(self._rolled_back))
             if (
                 row["sha256"]
                 == hashlib.sha256(bounded.read(path, bounded.CONFIG_BYTES)).hexdigest()

@@ -7,13 +7,12 @@ them unguarded, and `systemctl stop` of a dead daemon stops nothing. Then the la
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import containers, procfs
+from arbiterd import containers, procfs, strict_json
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch_direct import DirectLauncher
@@ -91,7 +90,7 @@ def engines_alive(runtime_dir: Path) -> bool:
         return True
     for path in sorted((runtime_dir / "backends").glob("*.json")):
         try:
-            record = json.loads(read_owned(path))
+            record = strict_json.loads(read_owned(path))
             main = ProcessRef(int(record["pid"]), int(record["start_time"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -74,3 +74,18 @@ def _finite(text: str) -> float:
         msg = "a number is too large"
         raise ValueError(msg)
     return number
+
+
+def loads(text: str | bytes | bytearray) -> Any:
+    """The value, from a program that need not write as strictly as ``strict_json`` reads: a key may come
+    twice, and nesting is bounded by Python's own parser.
+
+    Raises:
+        ValueError: not JSON, nested too deep, or with a number beyond a float or 64 bits.
+
+    """
+    try:
+        return json.loads(text, parse_constant=_constant, parse_float=_finite, parse_int=_whole)
+    except RecursionError:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from None

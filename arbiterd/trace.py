@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Never, TypeAlias
+from typing import Any, Never, TypeAlias, TypeVar
 
-from arbiterd import __version__
+from arbiterd import __version__, strict_json
 from arbiterd.core.decide import decide
 from arbiterd.core.intent import intent
 from arbiterd.core.state import State
@@ -25,6 +25,7 @@ from arbiterd.model.decision import Decision
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
 from arbiterd.redact import Redactor
+from arbiterd.typed import checked
 
 FORMAT = 1
 _MODULES = (
@@ -175,8 +176,8 @@ def decode(value: Json) -> Any:
             return _unknown(name, "no such class")
         if issubclass(kind, Enum):
             return kind(value["v"])
-        return kind(**{key: decode(one) for key, one in value.items() if key != "$"})
-    except (TypeError, ValueError) as error:
+        return kind(**checked(kind, {k: decode(v) for k, v in value.items() if k != "$"}))
+    except (KeyError, TypeError, ValueError) as error:
         return _unknown(name, str(error))
 
 
@@ -190,7 +191,7 @@ def patch(old: Any, change: Json) -> Any:
     if isinstance(change, dict):
         if "~" in change:
             rows = {name: patch(getattr(old, name), one) for name, one in change["~"].items()}
-            return replace(old, **rows)
+            return replace(old, **checked(type(old), rows))
         if "~k" in change:
             made = {key: one for key, one in old.items() if key not in change.get("~d", ())}
             for key, one in change["~k"].items():
@@ -289,11 +290,14 @@ class Reader:
             self.header = Header(
                 version=str(row["version"]),
                 recorded_at=float(row["recorded_at"]),
-                settings=decode(row["settings"]),
-                state=decode(row["state"]),
+                settings=_one(Settings, decode(row["settings"])),
+                state=_one(State, decode(row["state"])),
             )
         except KeyError as error:
             msg = f"line 1: the header has no {error}"
+            raise ArbiterError(msg) from None
+        except (TypeError, ValueError, RecursionError) as error:
+            msg = f"line 1: the header cannot be read: {error}"
             raise ArbiterError(msg) from None
         except ArbiterError as error:
             msg = f"line 1, recorded by version {row.get('version')}: {error}"
@@ -317,10 +321,12 @@ class Reader:
                 msg = f"line {number}: the recording ended: {row['error']}"
                 raise ArbiterError(msg)
             try:
-                settings = decode(row["s"]) if "s" in row else settings
-                observation = patch(observation, row["o"]) if "o" in row else observation
-                decision = patch(decision, row["d"]) if "d" in row else decision
-            except (ArbiterError, AttributeError, KeyError, TypeError) as error:
+                settings = _one(Settings, decode(row["s"])) if "s" in row else settings
+                if "o" in row:
+                    observation = _one(Observation, patch(observation, row["o"]))
+                if "d" in row:
+                    decision = _one(Decision, patch(decision, row["d"]))
+            except _NO_LINE as error:
                 msg = f"line {number}, recorded by version {self.header.version}: {error}"
                 raise ArbiterError(msg) from None
             if observation is None or decision is None:
@@ -329,9 +335,20 @@ class Reader:
             yield observation, decision, settings
 
 
+_NO_LINE = (ArbiterError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+T = TypeVar("T")
+
+
+def _one(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind):
+        msg = f"a {type(value).__name__} where a {kind.__name__} belongs"
+        raise TypeError(msg)
+    return value
+
+
 def _row(text: str, number: int) -> dict[str, Json]:
     try:
-        row = json.loads(text)
+        row = strict_json.loads(text)
     except ValueError:
         row = None
     if not isinstance(row, dict):
@@ -364,9 +381,21 @@ def _in_force(state: State, recorded: Settings, given: Settings) -> State:
 
 
 def replay(reader: Reader, settings: Settings | None = None) -> Iterator[Replayed]:
-    """Run a trace through core. ``settings``: others than it was recorded with."""
+    """Run a trace through core. ``settings``: others than it was recorded with.
+
+    Raises:
+        ArbiterError: a line that is none, or a tick that core cannot decide on (its cause is attached).
+
+    """
     recorded_with = reader.header.settings
     state = _in_force(reader.header.state, recorded_with, settings or recorded_with)
-    for observation, recorded, own in reader.ticks():
-        decision, state = decide(observation, state, settings or own)
+    for number, (observation, recorded, own) in enumerate(reader.ticks(), 1):
+        try:
+            decision, state = decide(observation, state, settings or own)
+        except Exception as error:
+            msg = (
+                f"tick {number}: core cannot decide on it: {type(error).__name__}: {error}; "
+                "if nobody has edited this trace, please report it"
+            )
+            raise ArbiterError(msg) from error
         yield Replayed(observation, decision, recorded)

@@ -35,7 +35,7 @@ def test_every_package_is_pinned_by_hash_and_no_host_is_named() -> None:
         text = path.read_text()
         assert not re.search(r"https?://|--index-url|--find-links|--trusted-host", text), path
         pins = re.findall(r"^[a-zA-Z0-9_.-]+(?:\[[^]]*\])?==", text, re.MULTILINE)
-        assert len(pins) > 10
+        assert len(pins) > 5
         blocks = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
         assert all("--hash=sha256:" in b for b in blocks if "==" in b.split("\n")[0]), path
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd.act import records
 from arbiterd.act.kin import Roots
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
-from arbiterd.owned import put_aside, read_owned
+from arbiterd.owned import put_aside
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Running:
 def read_record(path: Path, problems: list[str]) -> Record | None:
     """A record of an earlier daemon; an unreadable one is put aside and said in ``problems``."""
     try:
-        return Record(**json.loads(read_owned(path)))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return records.read_record(Record, path)
+    except (OSError, ValueError) as error:
         problems.append(put_aside(path, error))
         return None

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from arbiterd import procfs, unwritten
+from arbiterd import procfs, strict_json, unwritten
 from arbiterd.act.launcher import BASE_PATH
 from arbiterd.act.systemd_bus import Bus, BusError
 from arbiterd.errors import LaunchError
@@ -200,7 +200,7 @@ class DirectServices:
         one = self._started.get(name)
         if one is None:
             try:
-                record = json.loads(read_owned(self._record(name)))
+                record = strict_json.loads(read_owned(self._record(name)))
                 one = ProcessRef(int(record["pid"]), int(record["start_time"]))
             except (OSError, ValueError, KeyError, TypeError):
                 return None

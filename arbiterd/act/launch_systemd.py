@@ -6,7 +6,6 @@ properties are for is beside each of them; every trap was met on systemd 252 (do
 
 from __future__ import annotations
 
-import json
 import pwd
 import signal
 import threading
@@ -33,6 +32,7 @@ from arbiterd.act.launcher import (
     write_record,
 )
 from arbiterd.act.nodes import make
+from arbiterd.act.records import read_record
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
@@ -41,7 +41,7 @@ from arbiterd.aside import aside
 from arbiterd.errors import LaunchError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
-from arbiterd.owned import put_aside, read_owned
+from arbiterd.owned import put_aside
 from arbiterd.placing import make_folder
 from arbiterd.trust import only_root_writes
 
@@ -170,8 +170,8 @@ class SystemdLauncher:
         self.problems += thaw_all()
         for path in sorted(self._dir.glob("*.json")):
             try:
-                record = Record(**json.loads(read_owned(path)))
-            except (OSError, ValueError, TypeError, RecursionError) as error:
+                record = read_record(Record, path)
+            except (OSError, ValueError) as error:
                 self.problems.append(put_aside(path, error))
                 continue
             self._records[record.backend] = record

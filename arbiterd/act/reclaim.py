@@ -4,12 +4,12 @@ within its own time, the first failure ends it. Whether the bytes moved is for c
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 
 import requests
 
+from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
 from arbiterd.model.health import HttpProbe
 
@@ -110,7 +110,7 @@ def _why(error: requests.RequestException, timeout_s: float) -> str:
 def _sentence(body: str) -> str:
     """The engine's own words out of {"error": "..."}, {"error": {"message": "..."}} or plain text."""
     try:
-        found = json.loads(body)
+        found = strict_json.loads(body)
     except ValueError:
         return " ".join(body.split())
     if isinstance(found, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
+from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
 from arbiterd.owned import connect
 
@@ -105,7 +105,7 @@ class Client:
 
 def _parsed(text: str, status: int) -> Json:
     try:
-        body: Json = json.loads(text)
+        body: Json = strict_json.loads(text)
     except ValueError:
         body = {"error": {"code": str(status), "message": text[:300]}}
     return body

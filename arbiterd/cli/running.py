@@ -4,11 +4,11 @@ of the running invocations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from arbiterd import strict_json
 from arbiterd.cli.client import Client, Json, Unreachable
 from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
@@ -96,7 +96,7 @@ def _in_force(status: Row, settings: Settings) -> Settings | None:
 def _records(folder: Path) -> Iterator[tuple[str, BackendState]]:
     for path in sorted(folder.glob("*.json")):
         try:
-            known = str(json.loads(path.read_text())["intent"])
+            known = str(strict_json.loads(path.read_text())["intent"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         yield path.stem, BackendState(path.stem, phase=Phase.READY, intent=known)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 
-from arbiterd import bounded
+from arbiterd import bounded, strict_json
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.tf_canary import MAX_BYTES
 from arbiterd.model.settings import BackendSettings
@@ -19,7 +18,7 @@ def check_canary(backend: BackendSettings, at: KeyPath, report: Report) -> None:
     wrong = right = ""
     try:
         raw = bounded.regular(name, MAX_BYTES)
-        if not isinstance(json.loads(raw), dict):
+        if not isinstance(strict_json.loads(raw), dict):
             wrong, right = "is not a JSON object", 'write a :predict body: {"instances": [...]}'
     except PermissionError:
         wrong, right = "may not be read by you: not looked at", "check as root"

@@ -235,11 +235,11 @@ class OllamaEngine:
             return tuple(
                 LoadedModel(
                     name=str(row["name"]),
-                    size_bytes=int(row.get("size", 0)),
-                    vram_bytes=int(row.get("size_vram", 0)),
+                    size_bytes=_size(row.get("size", 0)),
+                    vram_bytes=_size(row.get("size_vram", 0)),
                     expires_in_s=_expires(str(row.get("expires_at", "")), wall),
                     digest=str(row.get("digest", "")),
-                    context=int(row.get("context_length") or 0),
+                    context=_size(row.get("context_length") or 0),
                 )
                 for row in rows
             )
@@ -323,6 +323,19 @@ def _about(body: str) -> About:
     except UNREADABLE:
         return About()
     return about(found) if isinstance(found, dict) else About()
+
+
+def _size(given: object) -> int:
+    """Bytes.
+
+    Raises:
+        ValueError: no whole number of 0 or more that 63 bits hold.
+
+    """
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 1 << 63:
+        msg = f"{given!r} is no size"
+        raise ValueError(msg)
+    return given
 
 
 def _expires(text: str, wall: float) -> float | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import floor
 
+from arbiterd import strict_json
 from arbiterd.engines import owned_env
 from arbiterd.engines.base import (
     UNREADABLE,
@@ -356,7 +356,7 @@ def _model_trouble(reply: HttpReply) -> str:
     if reply.status != 200:
         return _plain(reply)
     try:
-        versions = json.loads(reply.body)["model_version_status"]
+        versions = strict_json.loads(reply.body)["model_version_status"]
         states = [(one["state"], one.get("status", {}).get("error_code", "OK")) for one in versions]
     except UNREADABLE:
         return "an answer that is no model status"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from arbiterd import strict_json
 from arbiterd.engines import ollama_names as names
 from arbiterd.engines.ollama_models import About, about, runner_of
 from arbiterd.gateway import fit
@@ -141,9 +141,9 @@ class Library:
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
             session.post(self.engine + path, json=body) as reply,
         ):
-            text = await reply.text()
+            text = await reply.text(errors="replace")
             with suppress(ValueError):
-                found = json.loads(text)
+                found = strict_json.loads(text)
                 if isinstance(found, dict):
                     return found
             return {} if reply.status == 200 else {"error": f"HTTP {reply.status}: {text[:200]}"}

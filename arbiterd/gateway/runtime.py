@@ -95,6 +95,8 @@ def stat_rows(text: str) -> list[Row]:
     out = []
     for line in lines[1:]:
         fields = line.split(",")
+        if len(fields) < 2:
+            continue
         out.append(Row(fields[0], fields[1], dict(zip(names, fields, strict=False))))
     return out
 

@@ -7,7 +7,6 @@ HAProxy never waits for us. Exact counts come from ``show stat``; this is for di
 from __future__ import annotations
 
 import bisect
-import json
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arbiterd import strict_json
 from arbiterd.model.gateway import BUCKETS_S, Requests
 from arbiterd.placing import hand_over
 
@@ -114,13 +114,13 @@ class GatewayLog:
     def _take(self, raw: bytes) -> None:
         start = raw.find(b"{")
         try:
-            line = json.loads(raw[start:].rstrip(b"\0\n"))
+            line = strict_json.loads(raw[start:].rstrip(b"\0\n"))
             self._named(str(line.get("odd") or ""))
             backend, why = str(line["b"]), str(line["why"])
             status, proxy = int(line["st"]), str(line["be"])
             total_s, first_ms = int(line["ta"]) / 1000, int(line["tr"])
             queued_ms = max(0, int(line["tw"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return
         if not backend or backend == "-" or why == "health" or proxy == "gate":
             return  # what went through the gate is told by its inner door

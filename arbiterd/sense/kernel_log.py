@@ -5,13 +5,13 @@ A help, not a need: without journalctl, or where the journal cannot be read, NVM
 
 from __future__ import annotations
 
-import json
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from arbiterd import strict_json
 from arbiterd.trust import tool
 
 # -n 1: the newest line there is proves at once that the log can be read; it is history itself.
@@ -91,7 +91,7 @@ class KernelLog:
 
     def _take(self, line: bytes) -> None:
         try:
-            entry = json.loads(line)
+            entry = strict_json.loads(line)
             message = entry["MESSAGE"]
             stamp = int(entry.get("__REALTIME_TIMESTAMP", self._began_wall_us))
         except (ValueError, KeyError, TypeError):

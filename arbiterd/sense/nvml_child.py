@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arbiterd.sense.nvml_answers import parsed
 from arbiterd.trust import own_environ
 
 _STARTING = -2  # as in nvml_worker.py, which is not imported: it would bring pynvml along
@@ -126,8 +127,9 @@ class Child:
 
     def _read(self) -> None:
         for line in _pipe(self.process.stdout):
-            with suppress(ValueError):
-                self._on_line(self, json.loads(line))
+            answer = parsed(line)
+            if answer is not None:
+                self._on_line(self, answer)
         code = self.process.wait()
         _pipe(self.process.stdout).close()
         with suppress(OSError, ValueError):

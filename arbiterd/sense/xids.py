@@ -21,7 +21,7 @@ NAMELESS_S = 5.0  # an XID of a card nobody has listed yet waits so long for its
 _KEPT = 256  # a broken card reports hundreds a second
 _LINE = re.compile(
     r"NVRM: Xid \(PCI:([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.\d)?"
-    r"(?: GPU-I:(\d+))?\): (\d+)(?:, pid='?(\d+))?"
+    r"(?: GPU-I:(\d{1,9}))?\): (\d{1,9})(?!\d)(?:, pid='?(\d{1,9}))?"
 )
 Bus = tuple[int, int, int]
 # Finds the uuid of (PCI address, GPU instance or None); "" when not known.

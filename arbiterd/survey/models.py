@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from arbiterd import strict_json
 from arbiterd.procfs import user_name
 from arbiterd.survey.facts import CachedModel, OllamaModel, OllamaStore
 
@@ -38,7 +38,7 @@ def ollama_store(folder: str) -> OllamaStore | None:
         elif space != LIBRARY:
             model = f"{space}/{model}"
         with suppress(OSError, ValueError, TypeError, AttributeError):
-            manifest = json.loads(path.read_text())
+            manifest = strict_json.loads(path.read_text())
             size = sum(int(layer.get("size", 0)) for layer in manifest.get("layers") or [])
             found.append(OllamaModel(f"{model}:{tag}", size, path.stat().st_mtime))
     return OllamaStore(folder, tuple(found), owner)

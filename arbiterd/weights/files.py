@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
 
 JSON_MAX = 16 * 1024**2  # bytes; the largest published index has 9 MB
@@ -77,8 +77,8 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
 
     """
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = strict_json.loads(data)
+    except ValueError as error:
         raise Unreadable(f"{path} is no JSON: {str(error)[:120]}") from None
     if not isinstance(found, dict):
         raise Unreadable(f"{path} holds no JSON object")

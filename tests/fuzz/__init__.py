@@ -1,0 +1,1 @@
+"""``make fuzz``: hostile input for every reader of what somebody else has written."""
