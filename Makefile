@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PREFIX ?= /opt/gpu-arbiter
 DESTDIR ?=
-WORKERS ?= 4
+WORKERS ?= 8
 export VENV
 
 .DEFAULT_GOAL := help

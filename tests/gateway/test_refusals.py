@@ -77,6 +77,7 @@ def test_what_is_no_json_reaches_no_engine(wire: Doors, name: str, size: int, wa
 @pytest.mark.parametrize(
     "body",
     [b"no gzip", gzip.compress(b"{}" * 999)[:-9], gzip.compress(b"{}") + b"more", b"\x1f\x8b"],
+    ids=["no gzip", "cut off", "more behind", "two bytes"],  # packed bytes have the time in them
 )
 def test_garbage_for_gzip_is_400(wire: Doors, door: str, body: bytes) -> None:
     """No gzip, cut off, more behind it."""
