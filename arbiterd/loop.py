@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
@@ -25,9 +25,11 @@ from arbiterd.model.decision import Decision
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import Event
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUndone
+from arbiterd.model.launch import UnitObservation
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, PortGuard, Published
 from arbiterd.model.settings import Settings
+from arbiterd.procfs import SHORT
 from arbiterd.runner_deaths import RunnerDeaths
 from arbiterd.secret_values import Secrets
 from arbiterd.sense.gateway_log import GatewayLog
@@ -126,6 +128,7 @@ class Loop:
         self._intake = Intake(settings, unfinished=state.good is not None)
         self._seen: NvmlSnapshot | None = None
         self._devices: dict[str, DeviceObservation] = {}
+        self._units: Mapping[str, UnitObservation] | None = None
         self.decision: Decision | None = None
 
     @property
@@ -156,7 +159,9 @@ class Loop:
         parts.prober.order(decision.probes, self.settings)
         if parts.gateway is not None:
             parts.gateway.keeper.order(decision.gateway, self.settings)
-            parts.gateway.loads.answered(decision.loads)
+            parts.gateway.loads.answered(
+                decision.loads, full=self.settings.arbiter.expose == "full"
+            )
         self._ask_nvml(began)
         finished = time.monotonic()
         self._tick += 1
@@ -189,7 +194,7 @@ class Loop:
 
     def _observe(self, now: float, inbox: Inbox) -> Observation:
         parts, queued = self._parts, self._intake.queued
-        units = parts.launcher.observe(now)
+        units = self._units_now(now)
         snapshot = parts.nvml.latest(now)
         self._attribute(snapshot)
         return Observation(
@@ -230,8 +235,33 @@ class Loop:
             "load_undones": parts.loads.undones(),
         }
 
+    def _units_now(self, now: float) -> Mapping[str, UnitObservation]:
+        """Units and their processes; those of the tick before where no descriptor is left to look: that
+        ends nobody, and no tick.
+        """
+        try:
+            self._units = self._parts.launcher.observe(now)
+        except OSError as error:
+            if error.errno not in SHORT or self._units is None:
+                raise
+        return self._units
+
     def _attribute(self, snapshot: NvmlSnapshot) -> None:
-        """Attribution reads /proc for every listed process: only when the lists are new."""
+        """Attribution reads /proc for every listed process: only when the lists are new. Without a
+        descriptor to look by, whose the processes are stays as it was, and is asked again.
+        """
+        try:
+            self._attribute_new(snapshot)
+        except OSError as error:
+            if error.errno not in SHORT:
+                raise
+            self._devices = {
+                uuid: replace(seen, processes=old.processes)
+                for uuid, seen in snapshot.devices.items()
+                if (old := self._devices.get(uuid)) is not None
+            }
+
+    def _attribute_new(self, snapshot: NvmlSnapshot) -> None:
         old = self._seen
         if old is not None and _same_lists(old, snapshot) and self._devices:
             self._devices = {

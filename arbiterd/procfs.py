@@ -1,6 +1,7 @@
 """Reading /proc: identity, cgroup, environment and cost of processes. Reads only, signals nothing.
 
 Every function answers None (or an empty value) for a process that is gone; that is never an error.
+Where no file descriptor is left, not even a spare one, nobody can tell: OSError with one of SHORT.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from arbiterd.model.devices import ProcessRef
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DEAD_STATES = ("Z", "X", "x")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,56 +42,83 @@ class Stat:
 
 
 SHORT = (errno.EMFILE, errno.ENFILE)  # no descriptor is left: this tells nothing of a process
-_SPARES = 4
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC
+_SPARES = 8
 _spares: list[int] = []
 _spares_lock = threading.Lock()
+_kept = threading.Event()  # somebody asked for spares: they are taken again after each use
 
 
 def keep_spares() -> None:
     """Hold descriptors back, so that /proc can be read when everything else has taken the rest."""
+    _kept.set()
     with _spares_lock, suppress(OSError):
         while len(_spares) < _SPARES:
-            _spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            _spares.append(os.open(os.devnull, _FLAGS))
 
 
-def _open(path: str) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC
+def by_spare(take: Callable[[], _T]) -> _T:
+    """What ``take`` opens, in the place of a spare descriptor where no other is left.
+
+    Raises:
+        OSError: as ``take`` does; one of SHORT when the spares are used up, too.
+
+    """
     try:
-        return os.open(path, flags)
+        return take()
     except OSError as error:
         if error.errno not in SHORT:
             raise
     with _spares_lock:
-        if not _spares:
-            return os.open(path, flags)
-        os.close(_spares.pop())
+        given = _spares.pop() if _spares else -1
+        if given >= 0:
+            os.close(given)
         try:
-            return os.open(path, flags)
+            return take()
         except OSError:
-            _spares.append(os.open(os.devnull, flags))
+            with suppress(OSError):
+                if given >= 0:
+                    _spares.append(os.open(os.devnull, _FLAGS))
             raise
+
+
+def read(path: str) -> bytes:
+    """A file of the kernel, whole.
+
+    Raises:
+        OSError: it is not there, or none of the spare descriptors is left (SHORT).
+
+    """
+    fd = by_spare(lambda: os.open(path, _FLAGS))
+    try:
+        out = b""
+        while part := os.read(fd, 65536):
+            out += part
+        return out
+    finally:
+        os.close(fd)
+        if _kept.is_set() and len(_spares) < _SPARES:
+            keep_spares()
+
+
+def pidfd(pid: int) -> int:
+    """A descriptor of this process.
+
+    Raises:
+        OSError: ProcessLookupError where it is gone; one of SHORT tells nothing of it.
+
+    """
+    return by_spare(lambda: os.pidfd_open(pid))
 
 
 def _read(pid: int, name: str) -> bytes | None:
     """The bare calls: this is read some hundred times a second, and pathlib takes half of it."""
     try:
-        fd = _open(f"/proc/{pid}/{name}")
+        return read(f"/proc/{pid}/{name}")
     except OSError as error:
         if error.errno in SHORT:
             raise  # nobody is gone for it
         return None
-    try:
-        out = b""
-        while part := os.read(fd, 65536):
-            out += part
-    except OSError:
-        return None
-    else:
-        return out
-    finally:
-        os.close(fd)
-        if _spares and len(_spares) < _SPARES:
-            keep_spares()
 
 
 def stat(pid: int) -> Stat | None:
@@ -204,7 +234,7 @@ def user_name(uid_: int) -> str:
 
 def pids() -> Iterator[int]:
     """All process ids."""
-    for name in os.listdir("/proc"):
+    for name in by_spare(lambda: os.listdir("/proc")):
         if name.isdigit():
             yield int(name)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
+
+from arbiterd import procfs
 
 _CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 
@@ -21,14 +22,21 @@ def folder_of(cgroup: str) -> Path | None:
 
 
 def pids_of(cgroup: str) -> tuple[int, ...]:
-    """Every process of a cgroup and of those below it."""
+    """Every process of a cgroup and of those below it.
+
+    Raises:
+        OSError: no descriptor is left (procfs.SHORT): this empties no cgroup.
+
+    """
     folder = folder_of(cgroup)
     if folder is None:
         return ()
     out: list[int] = []
-    for where, _, _ in os.walk(folder):
-        with suppress(OSError):
-            out += [int(pid) for pid in Path(where, "cgroup.procs").read_text().split()]
+    for where, _, _ in os.walk(folder, onerror=_unless_short):
+        try:
+            out += [int(pid) for pid in procfs.read(f"{where}/cgroup.procs").split()]
+        except OSError as error:
+            _unless_short(error)
     return tuple(sorted(pid for pid in out if pid))
 
 
@@ -54,9 +62,19 @@ def _value(cgroup: str, file: str, key: str) -> int:
     folder = folder_of(cgroup)
     if folder is None:
         return 0
-    with suppress(OSError, ValueError):
-        for line in (folder / file).read_text().splitlines():
+    try:
+        for line in procfs.read(f"{folder}/{file}").decode().splitlines():
             name, _, value = line.partition(" ")
             if name == key:
                 return int(value)
+    except OSError as error:
+        _unless_short(error)
+    except ValueError:
+        pass
     return 0
+
+
+def _unless_short(error: OSError) -> None:
+    """A cgroup that goes while it is read is no error; a lack of descriptors says nothing of it."""
+    if error.errno in procfs.SHORT:
+        raise error

@@ -38,6 +38,8 @@ class GateKeeper:
         return self._problem
 
     def _judge(self, said: str | GatewayGone) -> str:
+        if isinstance(said, GatewayGone) and said.ours:
+            return self._problem
         silent, for_s = isinstance(said, GatewayGone) and said.silent, 0.0
         if silent:
             for_s = self._silence.missed(self._question.began, self._question.ended)

@@ -36,6 +36,7 @@ from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
+from arbiterd.model.strangers import masked
 from arbiterd.owned import NotTrusted
 from arbiterd.placing import make_folder
 from arbiterd.redact import Redactor
@@ -175,6 +176,8 @@ class GatewayKeeper:
         try:
             traffic = self._reconcile(wish, made, now)
         except (runtime.GatewayGone, runtime.GatewayRefused) as error:
+            if isinstance(error, runtime.GatewayGone) and error.ours:
+                return self._latest  # counters grow too old by themselves
             gone = self._begin(error, settings)
             return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
         self._haproxy_silence.heard()
@@ -230,7 +233,7 @@ class GatewayKeeper:
         cannot be written: a full disk must not keep a door open.
         """
         seen = self._seen
-        entries = live_map.live(wish, made, settings, self._redactor.text)
+        entries = live_map.live(wish, made, settings, self._hide(settings))
         entries |= {k: v for k, v in seen.live.items() if k.startswith(("lim:", "pid:"))}
         if entries == seen.live and not seen.behind and self._paths.live.exists():
             return
@@ -244,6 +247,12 @@ class GatewayKeeper:
             commands += states(wish, made, {k: v for k, v in entries.items() if k in changed})
             if seen.pid:
                 runtime.tell(self._paths.runtime, commands)
+
+    def _hide(self, settings: Settings) -> Callable[[str], str]:
+        """Clients of the doors read no secret, and nothing of other users' processes."""
+        if settings.arbiter.expose == "full":
+            return self._redactor.text
+        return lambda text: masked(self._redactor.text(text))
 
     def _put_live(self, entries: dict[str, str]) -> None:
         """A reload makes HAProxy read the file: none while it is behind (``current`` is the unit's word

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from arbiterd import procfs, strict_json, unwritten
-from arbiterd.act.launcher import BASE_PATH
+from arbiterd.act.launcher import BASE_PATH, signal_exactly
 from arbiterd.act.systemd_bus import Bus, BusError
 from arbiterd.errors import LaunchError
 from arbiterd.gateway.paths import Paths
@@ -156,7 +156,7 @@ class DirectServices:
         """SIGUSR2 to HAProxy's master. The gate reads its file by itself."""
         one = self._ref(name)
         if one is not None:
-            _signal(one, signal.SIGUSR2)
+            signal_exactly(one, signal.SIGUSR2)
 
     def replace(self, name: str) -> None:
         """SIGKILL to its process group, which HAProxy's workers belong to."""
@@ -173,12 +173,12 @@ class DirectServices:
         """SIGTERM, SIGKILL later, wait."""
         one = self._ref(name)
         if one is not None:
-            _signal(one, signal.SIGTERM)
+            signal_exactly(one, signal.SIGTERM)
             deadline = time.monotonic() + _STOP_S
             while self._alive(name) and time.monotonic() < deadline:
                 time.sleep(0.02)
             if self._alive(name):
-                _signal(one, signal.SIGKILL)
+                signal_exactly(one, signal.SIGKILL)
         self._started.pop(name, None)
         unwritten.written(self._record(name))
         with suppress(OSError):
@@ -222,13 +222,3 @@ class DirectServices:
         if child is not None and child.poll() is not None:
             del self._children[name]
         return self._ref(name) is not None
-
-
-def _signal(one: ProcessRef, number: signal.Signals) -> None:
-    with suppress(OSError):
-        fd = os.pidfd_open(one.pid)
-        try:
-            if procfs.alive(one):
-                signal.pidfd_send_signal(fd, number)
-        finally:
-            os.close(fd)

@@ -42,6 +42,7 @@ from arbiterd.placing import make_folder
 
 _DIE_S = 15.0  # after SIGKILL: only a process in the D state is still there then
 _POLL_S = 0.02
+_UNWATCHED = -2
 _SCAN_EVERY_S = 1.0  # a scan of all tags costs 12 µs a process; members are remembered meanwhile
 
 
@@ -126,9 +127,12 @@ class DirectLauncher:
     # -- watching ------------------------------------------------------------------------------
     def _watch_pid(self, unit: Running) -> None:
         try:
-            unit.pidfd = os.pidfd_open(unit.record.pid)
+            unit.pidfd = procfs.pidfd(unit.record.pid)
         except ProcessLookupError:
             self._ended(unit)
+            return
+        except OSError:  # no descriptor is left: tried again by each tick
+            unit.pidfd = _UNWATCHED
             return
         with self._lock:
             self._by_fd[unit.pidfd] = unit.record.backend
@@ -174,6 +178,8 @@ class DirectLauncher:
     def _observe_one(self, unit: Running, now: float) -> UnitObservation:
         record = unit.record
         main = ProcessRef(record.pid, record.start_time)
+        if unit.pidfd == _UNWATCHED and unit.exit is None:
+            (self._watch_pid if procfs.alive(main) else self._ended)(unit)
         # The main process is a member before its first scan, too: it may not have come to its exec.
         members = unit.members if main in unit.members else (main, *unit.members)
         stats = [(ref, procfs.stat(ref.pid)) for ref in members]

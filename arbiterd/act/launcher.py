@@ -131,13 +131,18 @@ def home_of(user: str) -> str:
 
 def signal_exactly(one: ProcessRef, number: signal.Signals) -> None:
     """Signal this process and no other: between check and signal a pidfd's pid changes no hands. One
-    that is gone, or not ours to signal, is left.
+    that is gone, or not ours to signal, is left. Where no descriptor is left, its pid has to do, while
+    its start time can still be read.
     """
     if one.pid in (0, 1, os.getpid()):
         return
     try:
-        fd = os.pidfd_open(one.pid)
-    except OSError:
+        fd = procfs.pidfd(one.pid)
+    except OSError as error:
+        if error.errno in procfs.SHORT:
+            with suppress(OSError):
+                if procfs.ref(one.pid) == one:
+                    os.kill(one.pid, number)
         return
     try:
         if procfs.alive(one):

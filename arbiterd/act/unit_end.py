@@ -44,7 +44,10 @@ class UnitEnd:
             cgroup = str(self._bus.get(path, SERVICE, "ControlGroup"))
         except BusError:
             return False
-        return active not in ("inactive", "failed") or bool(pids_of(cgroup))
+        try:
+            return active not in ("inactive", "failed") or bool(pids_of(cgroup))
+        except OSError:  # no descriptor is left: it is there as long as nothing says otherwise
+            return True
 
     def kill_all(self, unit: str) -> None:
         """SIGKILL to the whole cgroup."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd import procfs
 from arbiterd.errors import ArbiterError
 from arbiterd.owned import connect
 
@@ -17,9 +18,12 @@ _SPECIAL = re.compile(r"([ \\;])")
 
 
 class GatewayGone(ArbiterError):
-    """The socket is not there, or nobody answers. ``silent``: somebody holds it and does not answer."""
+    """The socket is not there, or nobody answers. ``silent``: somebody holds it and does not answer.
+    ``ours``: this process has no descriptor left to ask by, which tells nothing of anybody.
+    """
 
     silent = False
+    ours = False
 
 
 class GatewayRefused(ArbiterError):
@@ -63,6 +67,7 @@ def ask(path: Path, command: str, timeout_s: float = TIMEOUT_S, *, last: bool = 
         gone = GatewayGone(msg)
         # EAGAIN: the line of those who wait to be accepted is full
         gone.silent = isinstance(error, TimeoutError | BlockingIOError)
+        gone.ours = error.errno in procfs.SHORT
         raise gone from None
     return b"".join(parts).decode(errors="replace")
 

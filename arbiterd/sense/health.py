@@ -193,6 +193,9 @@ class Prober:
             period = FAST_S
             if isinstance(target.alive, Known) and target.alive.value.verdict.ok:
                 replies = [ask(via, "", probe, named) for probe in probes]
+                if any(reply.error == NO_DESCRIPTOR for reply in replies):
+                    target.door_wake.wait(DOOR_AGAIN_S)
+                    continue
                 verdict = engine.judge_ready(target.backend, replies)
                 latency = max(reply.latency_ms for reply in replies)
                 changed = _ok(target.door) is not verdict.ok
@@ -280,6 +283,9 @@ class Prober:
         """One canary, once; its memory is core's to look at."""
         with session(self._hide) as via:
             ok, detail = tried(via, target.backend, target.order.url, model, target.bodies)
+        if detail == NO_DESCRIPTOR:
+            target.tried = ""  # the next order asks again
+            return
         target.trial = Trial(model, ok, detail, time.monotonic())
         self._on_change()
 
@@ -310,6 +316,8 @@ class Prober:
                     return
                 timed = _within(probe, engine.canary_timeout_s)
                 reply = ask(via, target.order.url, timed, self._keys.bearer(target.backend))
+                if reply.error == NO_DESCRIPTOR:
+                    return
                 self._keys.heard(target.backend.name, reply.status)
                 verdict = engine.judge_canary(target.backend, reply)
                 result = ProbeResult(next(self._seq), verdict, reply.latency_ms)

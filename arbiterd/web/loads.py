@@ -8,10 +8,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from aiohttp import web
 
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadUndone, LoadVerdict
+from arbiterd.model.strangers import masked
 from arbiterd.web import bodies
 from arbiterd.web.replies import answer, error
 
@@ -54,9 +56,12 @@ class LoadDesk:
             out, self._undones = tuple(self._undones), []
             return out
 
-    def answered(self, answers: Iterable[LoadAnswer]) -> None:
-        """Hand the answers over; 'wait' stays open."""
-        for one in answers:
+    def answered(self, answers: Iterable[LoadAnswer], *, full: bool = False) -> None:
+        """Hand the answers over; 'wait' stays open. ``full``: clients of a door may read of other users'
+        processes.
+        """
+        for given in answers:
+            one = given if full else replace(given, reason=masked(given.reason))
             with self._lock:
                 self._last[one.id] = one
                 if one.verdict is LoadVerdict.WAIT:
