@@ -83,7 +83,7 @@ class Redactor:
             return text
         end = text[len(text.rstrip("\n")) :]
         made = self.document(json.loads(text))
-        return json.dumps(made, separators=(",", ":"), ensure_ascii=False) + end
+        return json.dumps(made, separators=(",", ":")) + end  # ASCII: half a surrogate has no UTF-8
 
     def labels(self, text: str) -> str:
         """Prometheus text: values of labels and nothing else, since a number may look like a key."""
@@ -113,9 +113,10 @@ def _forms(value: str) -> Collection[str]:
         value.replace("'", "'\\''"),
         html.escape(value),
         html.escape(value, quote=False),
-        *_base64(value.encode()),
+        *_base64(value.encode(errors="surrogatepass")),
     }
-    for escaped in (quote(value, safe=""), quote(value), quote_plus(value)):
+    raw = value.encode(errors="surrogatepass")
+    for escaped in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
         found |= {escaped, _ESCAPE.sub(lambda one: one[0].lower(), escaped)}
     whole = {form.replace("\n", "") for form in found}
     return (whole | {form.replace("\r", "") for form in whole}) - {""}

@@ -170,3 +170,14 @@ def test_files_that_are_none_are_left(tmp_path: Path) -> None:
         one.accept(f'[backends.vllm]\nenv_file = "{path}"\n')
         one.read(Path(path))
         assert one.redactor.text("plain words here") == "plain words here"
+
+
+def test_half_a_surrogate_pair_ends_no_answer() -> None:
+    """A client or an engine may write one as an escape; a secret may hold one: it is hidden, and what is
+    left has UTF-8.
+    """
+    redactor = Redactor(["topsecret-1", "half-\ud83d-pair-key"])
+    body = json.dumps({"a": "topsecret-1 \ud83d", "half-\ud83d-pair-key": "ü \udfff"})
+    made = redactor.json(body)
+    assert json.loads(made.encode()) == {"a": f"{HIDDEN} \ud83d", HIDDEN: "ü \udfff"}
+    assert redactor.json('{"a":"topsecret-1 ü"}\n').endswith("}\n")
