@@ -343,7 +343,7 @@ class Daemon:
         settings = self._ports.granted(accepted[-1].settings) if accepted else None
         if accepted or (self._rolled_back and reloader.in_file):
             self._refused, self._rolled_back = (), False
-        events = drained(self._events)
+        events = [*drained(self._events), *self._holder.said()]
         return Inbox(
             requests=tuple(drained(self._requests)),
             settings=settings,

@@ -25,6 +25,9 @@ from arbiterd.web.replies import Handler, error, shown
 
 _LOOK_EVERY_S = 1.0
 _FREE = ("/livez",)
+# What every browser sends and no page can leave out. Origin and Sec-Fetch-* are not enough here: a page
+# that reads by GET over plain HTTP, from the name that it came from, is sent with neither.
+_BROWSER = ("origin", "accept-language")
 # what a proxy adds: then the other end of the connection is not the one who reads
 _FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 OUTSIDER: web.RequestKey[bool] = web.RequestKey("outsider", bool)
@@ -53,10 +56,15 @@ class Token:
 
 
 class Guard:
-    """The middleware of the TCP side. ``here``: hostname and FQDN of this machine."""
+    """The middleware of the TCP side. ``here``: hostname and FQDN of this machine. ``heard``: told each
+    name that a program was answered by though it is none of ours.
+    """
 
-    def __init__(self, holder: Holder, here: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, holder: Holder, here: Callable[[], Iterable[str]], heard: Callable[[str], None]
+    ) -> None:
         self._holder = holder
+        self._heard = heard
         self._here = here
         self._token = Token()
 
@@ -74,7 +82,10 @@ class Guard:
         return await handler(request)
 
     def _named(self, request: web.Request, settings: Settings) -> web.Response | None:
-        """DNS rebinding: a page of evil.example, whose name now leads here, reads what is here."""
+        """DNS rebinding: a page of evil.example, whose name now leads here, reads what is here. Beyond
+        loopback programs come by names that only the router knows: as at the doors, only browsers are
+        refused there (gateway/guards.py).
+        """
         hosts = request.headers.getall("Host", [])
         if len(hosts) > 1:
             return error(400, "bad_request", "the request has more than one Host")
@@ -83,6 +94,9 @@ class Guard:
         if not hosts or _pattern(names).fullmatch(hosts[0].lower()):
             return None
         name = shown(re.sub(r":[0-9]*$", "", hosts[0]), 60)
+        if not (is_loopback(settings.arbiter.listen_host) or _of_browser(request)):
+            self._heard(name.lower())
+            return None
         text = f'this host is not known as {name}; if it is: [gateway] hosts = ["{name}"]'
         return error(403, "unknown_host", text)
 
@@ -114,6 +128,14 @@ def _shown_token(header: str) -> str:
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return ""
+
+
+def _of_browser(request: web.Request) -> bool:
+    names = [key.lower() for key in request.headers]
+    agent = request.headers.get("User-Agent", "")
+    return agent.startswith("Mozilla/") or any(
+        one in _BROWSER or one.startswith("sec-fetch-") for one in names
+    )
 
 
 def outsider(request: web.Request, arbiter: ArbiterSettings) -> bool:

@@ -146,7 +146,7 @@ class WebServer:
     async def _open_tcp(self) -> None:
         # aside: the first to ask waits for a resolver
         asyncio.get_running_loop().run_in_executor(None, self._names.names)
-        guard = Guard(self._holder, self._names.names)
+        guard = Guard(self._holder, self._names.names, self._holder.heard)
         sockets = await _bound(self._host, self._port)
         await self._serve(self._reading(guard.check), MOST_TCP, *sockets)
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiterd.model import strangers
-from arbiterd.web.holder import Holder
+from arbiterd.web.holder import HOSTS_MAX, Holder
 from arbiterd.web.loads import LoadDesk
 from arbiterd.web.server import WebServer
 from tests.core.world import World, settings
@@ -91,6 +91,30 @@ def test_own_names_come_from_the_file(site: Site) -> None:
         assert get(site, "/v1/caps", f"Host: {host}")[0] == status
     assert raw(("127.0.0.1", site.port), b"GET /v1/caps HTTP/1.0\r\n\r\n")[0] == 200
     assert get(site, "/v1/caps", "Host: localhost", "Host: evil.example")[0] == 400
+
+
+BROWSERS = ("Origin: http://evil.example", "Sec-Fetch-Mode: cors", "Accept-Language: de",
+            "accept-language: ", "User-Agent: Mozilla/5.0 (X11)")  # fmt: skip
+
+
+def test_beyond_loopback_programs_come_by_any_name(site: Site) -> None:
+    """Browsers are refused there as on loopback, also where a GET over plain HTTP has neither Origin nor
+    Sec-Fetch-*; a program is answered, and the journal has the line to write, once.
+    """
+    change(site, listen_host="192.168.7.7")
+    for mark in BROWSERS:
+        status, _, body = get(site, "/v1/status", "Host: gpu30.lan:9480", mark)
+        assert (status, body["error"]["code"]) == (403, "unknown_host"), mark
+    assert site.holder.said() == ()
+    for agent in ("python-requests/2.32", "Prometheus/2.53", "curl/8.5"):
+        assert get(site, "/v1/caps", "Host: GPU30.lan:9480", f"User-Agent: {agent}")[0] == 200
+    (told,) = site.holder.said()
+    assert 'hosts = ["gpu30.lan"]' in told.message
+    assert get(site, "/v1/caps", "Host: gpu30.lan")[0] == 200
+    assert site.holder.said() == (), "once"
+    for number in range(100):
+        assert get(site, "/v1/caps", f"Host: n{number}.lan")[0] == 200
+    assert len(site.holder.said()) == HOSTS_MAX - 1, "a scanner fills no journal"
 
 
 def test_no_page_of_another_origin_reads_an_answer(site: Site) -> None:
