@@ -19,7 +19,7 @@ from arbiterd.web.loads import LoadDesk
 from tests.core.world import settings
 from tests.gateway.test_late_files import Services
 
-WHY = f"{named(4711, '/home/bob/train.py --secret', 'bob', 'session-3.scope')} holds 9 GiB"
+WHY = f"{named(4711, '/srv/bob/train.py --secret', 'bob', 'session-3.scope')} holds 9 GiB"
 PORT = f"port 8000 is taken by {listener(7, 'nc -l 8000', 'bobs.service')}"
 
 
