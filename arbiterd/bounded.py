@@ -50,6 +50,7 @@ def aside(what: str, work: Callable[[], T], timeout_s: float = WAIT_S) -> T:
 
     Raises:
         TimeoutError: no result within ``timeout_s``, or an earlier call hangs at ``what``.
+        OSError: what ``work`` raises; EAGAIN where the system refuses a thread (pids used up).
 
     """
     with _lock:
@@ -57,9 +58,12 @@ def aside(what: str, work: Callable[[], T], timeout_s: float = WAIT_S) -> T:
         if before is not None and before.is_alive():
             raise _late(what, timeout_s)
         job = _Job(work)
-        thread = threading.Thread(target=job.run, name="aside", daemon=True)
+        thread = threading.Thread(target=job.run, name="bounded", daemon=True)
         _stuck.pop(what, None)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error), what) from None
     if not job.done.wait(timeout_s):
         with _lock:
             _stuck[what] = thread

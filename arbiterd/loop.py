@@ -25,7 +25,7 @@ from arbiterd.model.decision import Decision
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import Event
 from arbiterd.model.gateway import GatewayObservation, LoadAsk, LoadDone, LoadUndone
-from arbiterd.model.launch import UnitObservation
+from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, PortGuard, Published
 from arbiterd.model.settings import Settings
@@ -49,8 +49,8 @@ KEEP_EVERY_S = 1.0
 class Facts(Protocol):
     """Slow facts of the host."""
 
-    def latest(self) -> HostFacts:
-        """The newest facts."""
+    def latest(self, running: frozenset[str]) -> HostFacts:
+        """The newest facts. ``running``: backends whose units run now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,9 @@ class Loop:
             nvml=snapshot.nvml,
             units=units,
             health=parts.prober.latest(now),
-            host=parts.host.latest(),
+            host=parts.host.latest(
+                frozenset(name for name, one in units.items() if one.state is UnitState.RUNNING)
+            ),
             outcomes=parts.executor.outcomes(),
             requests=inbox.requests,
             logs=self._words.of(units),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbiterd import bounded
+from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
@@ -137,7 +138,7 @@ class Reloader:
         """
         if not self._looking and now - self._looked_at >= PENDING_EVERY_S:
             self._looked_at, self._looking = now, True
-            threading.Thread(target=self._look_aside, name="config", daemon=True).start()
+            aside(self._look_aside, name="config")
         found, self._found = self._found, None
         return self._judged(*found) if found is not None else None
 

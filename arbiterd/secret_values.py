@@ -154,15 +154,14 @@ def _listed(value: object) -> Iterator[str]:
 
 
 def found_in(text: str, environ: Mapping[str, str]) -> Found:
-    """The secrets of a configuration's text. One that is no TOML is read by its pairs."""
+    """The secrets of a configuration's text. One that is no TOML, or far too deep, is read by its pairs."""
     out = Found()
     try:
         raw: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
-        out.text(text)
-    else:
         out.listed |= set(_listed(raw))
         out.table(raw)
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError; a table 1,000 deep
+        out.text(text)
     out.environment(environ)
     return out
 

@@ -7,12 +7,19 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from arbiterd import bounded
 from arbiterd.aside import _Keeper, _Work
+from arbiterd.core.state import Carry
+from arbiterd.report.aside import Aside
+from arbiterd.report.carry import CarryStore
+from arbiterd.report.incidents import IncidentStore
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sim.gpu import SimGpu
+from tests.report.test_journal import INCIDENT
 from tests.support import wait_until
 
 
@@ -65,6 +72,34 @@ def test_a_keeper_that_was_refused_itself_is_made_later() -> None:
 def _refuse(_: threading.Thread) -> None:
     msg = "can't start new thread"
     raise RuntimeError(msg)
+
+
+def test_state_is_kept_and_files_are_read_as_soon_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No thread to be had in the middle of a tick: nothing is raised that would end it, and what was to be
+    kept is written later.
+    """
+    (tmp_path / "x").write_text("x")
+    refusing = Refusing(monkeypatch)
+    incidents, carry = IncidentStore(tmp_path), CarryStore(tmp_path)
+    notes: list[str] = []
+    incidents.save([INCIDENT])
+    carry.save(Carry())
+    aside: Aside[str] = Aside(notes.append, str)
+    aside.put("a", 1)
+    with pytest.raises(OSError, match="new thread"):
+        bounded.read(tmp_path / "x", 10)
+    refusing.on = False
+    wait_until(
+        lambda: (tmp_path / "incidents.json").exists() and (tmp_path / "carry.json").exists()
+    )
+    aside.put("b", 1)
+    wait_until(lambda: notes == ["a", "b"])
+    assert bounded.read(tmp_path / "x", 10) == b"x"
+    incidents.close()
+    carry.close()
+    assert aside.close()
 
 
 @pytest.mark.parametrize("refused", ["process", "thread"])

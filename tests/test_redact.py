@@ -163,6 +163,13 @@ def test_a_text_that_is_no_toml_is_read_by_its_pairs() -> None:
     assert "v-broken-file" in found.values
 
 
+def test_a_text_that_is_nested_beyond_any_use_is_read_by_its_pairs() -> None:
+    """It is refused; its secrets are hidden in the words that say so."""
+    deep = ".".join(["a"] * 5000)
+    found = found_in(f'[{deep}]\nHF_TOKEN = "v-deep-value"\n', {})
+    assert "v-deep-value" in found.values
+
+
 def test_files_that_are_none_are_left(tmp_path: Path) -> None:
     """A folder, a device or a pipe in place of env_file holds nothing and stops nothing."""
     for path in (str(tmp_path), "/dev/zero", str(tmp_path / "missing")):

@@ -70,6 +70,7 @@ class _Seen:
     bound: frozenset[str] = frozenset()
     behind: bool = False  # the map on disk is older than what HAProxy was told
     reload_due: bool = False
+    reload_at: float = 0.0
 
 
 class GatewayKeeper:
@@ -181,10 +182,20 @@ class GatewayKeeper:
             gone = self._begin(error, settings)
             return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
         self._haproxy_silence.heard()
-        shut = {d.name for d in made.doors if f"door-{d.name}" not in seen.bound}
+        opening = self._opening(made, now)
         return GatewayObservation(
-            True, problem, gate_problem, traffic, dict(seen.taken), opening=frozenset(shut)
+            True, problem, gate_problem, traffic, dict(seen.taken), opening=opening
         )
+
+    def _opening(self, made: Layout, now: float) -> frozenset[str]:
+        """Doors that are still shut. A start that is ordered of a HAProxy that runs reads no file: what it
+        was to open opens by a reload.
+        """
+        seen = self._seen
+        shut = frozenset(d.name for d in made.doors if f"door-{d.name}" not in seen.bound)
+        if shut and not seen.refused and now - seen.reload_at >= DOORS_EVERY_S:
+            seen.reload_due = True
+        return shut
 
     # -- doors ---------------------------------------------------------------------------------
     def _doors(self, settings: Settings, now: float) -> None:
@@ -292,7 +303,7 @@ class GatewayKeeper:
             seen.rendered = made
         # While HAProxy starts nobody knows which of two files it has read: the reload waits for it.
         if seen.reload_due and not seen.behind and seen.pid:
-            seen.reload_due = False
+            seen.reload_due, seen.reload_at = False, time.monotonic()
             self._services.reload(GATEWAY)
         return seen.refused
 

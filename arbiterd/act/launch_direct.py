@@ -172,6 +172,8 @@ class DirectLauncher:
             found = self._kin.scan(self._roots())
             for name, unit in units.items():
                 unit.members, unit.scanned = tuple(found.get(name, ())), now
+                if unit.process is not None:
+                    unit.process.poll()  # a killed warden is no zombie as long as its engine lives
         out = {name: self._observe_one(unit, now) for name, unit in units.items()}
         return out | self._containers.unattended(out.keys(), now)
 

@@ -157,8 +157,9 @@ def _absolute_or_none(value: object) -> str:
 Size = Annotated[int, BeforeValidator(_size)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+_MOST = 2**31 - 1  # what the engines' own options hold
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
 PortOrOff = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Words = Annotated[list[str], BeforeValidator(_words)]

@@ -12,7 +12,7 @@ from typing import Self
 
 from arbiterd.core import nodes
 from arbiterd.core.desk import Desk
-from arbiterd.core.limits import FRESH_SAMPLES
+from arbiterd.core.limits import FRESH_SAMPLES, PORT_LOST_AFTER_S
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.pressure import critical_free_bytes
@@ -273,3 +273,13 @@ def _label(seen: DeviceObservation | None, uuid: str) -> str:
     if seen is None or seen.device.parent_uuid:
         return uuid
     return f"GPU {seen.device.index}"
+
+
+def port_lost(desk: Desk, backend: BackendState) -> bool:
+    """Somebody else listens where this engine should. TensorFlow Serving says so in its log and lives on
+    without its REST port; in WAITING the thief is named. A container's forwarder may look like one.
+    """
+    wanted = desk.wanted(backend.name)
+    here = wanted is not None and not wanted.image
+    late = desk.seen.now - backend.since >= PORT_LOST_AFTER_S
+    return here and late and backend.name in desk.seen.host.taken_ports

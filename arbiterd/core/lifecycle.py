@@ -24,12 +24,16 @@ from arbiterd.core import (
 from arbiterd.core.desk import Desk
 from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
-from arbiterd.core.gate import TOLD, ask_for_nodes, blocked, context_of, heard_of_nodes, holders
-from arbiterd.core.limits import (
-    BLOCKED_AFTER_S,
-    PORT_TAKEN_AFTER_S,
-    START_HARD_FACTOR,
+from arbiterd.core.gate import (
+    TOLD,
+    ask_for_nodes,
+    blocked,
+    context_of,
+    heard_of_nodes,
+    holders,
+    port_lost,
 )
+from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
 from arbiterd.core.planning import launch_spec
 from arbiterd.core.release import remember
 from arbiterd.core.state import DRAINED, After, BackendState, Canaries, Sleep, Vitals, updated
@@ -209,6 +213,9 @@ def _starting(desk: Desk, backend: BackendState) -> None:
             if trying.over(desk, backend):
                 _became_ready(desk, desk.backends[backend.name])
             return
+    if unit.state is UnitState.RUNNING and port_lost(desk, backend):
+        give_back(desk, backend, After.WAITING, desk.seen.host.taken_ports[backend.name])
+        return
     _watch_start(desk, backend)
 
 

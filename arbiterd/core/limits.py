@@ -20,6 +20,7 @@ BLOCKED_AFTER_S: Final = 10.0  # a start that waits longer is an incident (contr
 PORT_TAKEN_AFTER_S: Final = (
     2.0  # what has just been stopped here may be seen in its port as long as facts are old
 )
+PORT_LOST_AFTER_S: Final = 5.0  # of a start: facts of before its own bind are older by then
 
 # -- start ---------------------------------------------------------------------------------------
 START_HARD_FACTOR: Final = 3.0  # progress extends a start, but never past 3 x start_timeout

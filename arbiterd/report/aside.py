@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 MOST_LINES, MOST_BYTES = 4096, 8 * 1024**2
@@ -40,8 +41,10 @@ class Aside(Generic[T]):
             self._entries.append((entry, size))
             self._bytes += size
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="log", daemon=True)
+                with suppress(RuntimeError):  # pids are used up: begun with a later entry
+                    thread.start()
+                    self._thread = thread
             self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_S) -> bool:

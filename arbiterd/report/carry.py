@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from arbiterd import procfs
+from arbiterd.aside import aside
 from arbiterd.core.state import Carry
 from arbiterd.owned import put_aside, put_owned, read_owned, top
 from arbiterd.redact import Redactor
@@ -40,7 +41,8 @@ class CarryStore:
         self.problems: list[str] = []
         self._last: Carry | None = None
         self._queue: queue.SimpleQueue[Carry | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._begun = False
+        self._ended = threading.Event()
 
     def load(self) -> Carry | None:
         """What the daemon before us left in this boot; an unreadable file is put aside and said."""
@@ -60,18 +62,22 @@ class CarryStore:
         if carry == self._last:
             return
         self._last = carry
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="carry", daemon=True)
-            self._thread.start()
+        if not self._begun:
+            self._begun = True
+            aside(self._run, name="carry")
         self._queue.put(carry)
 
     def close(self) -> None:
         """Write what is left."""
-        if self._thread is not None:
+        if self._begun:
             self._queue.put(None)
-            self._thread.join(timeout=5)
+            self._ended.wait(5)
 
     def _run(self) -> None:
+        self._follow()
+        self._ended.set()
+
+    def _follow(self) -> None:
         while (newest := self._queue.get()) is not None:
             ended = False
             while not self._queue.empty():

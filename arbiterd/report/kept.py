@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from arbiterd.aside import aside
 from arbiterd.owned import NotTrusted, put_owned, read_owned, top
 from arbiterd.redact import Redactor
 from arbiterd.strict_json import strict_json
@@ -33,7 +34,8 @@ class Kept(Generic[T]):
         self.problems: list[str] = []
         self._last: tuple[T, ...] = ()
         self._queue: queue.SimpleQueue[tuple[T, ...] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._begun = False
+        self._ended = threading.Event()
 
     @abstractmethod
     def encode(self, one: T) -> object:
@@ -78,18 +80,22 @@ class Kept(Generic[T]):
         if newest == self._last:
             return
         self._last = newest
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-            self._thread.start()
+        if not self._begun:
+            self._begun = True
+            aside(self._run, name=self.name)
         self._queue.put(newest)
 
     def close(self) -> None:
         """Write what is left."""
-        if self._thread is not None:
+        if self._begun:
             self._queue.put(None)
-            self._thread.join(timeout=5)
+            self._ended.wait(5)
 
     def _run(self) -> None:
+        self._follow()
+        self._ended.set()
+
+    def _follow(self) -> None:
         while True:
             newest = self._queue.get()
             while not self._queue.empty() and newest is not None:

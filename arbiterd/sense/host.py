@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from arbiterd.sense.versions import PATH, Versions
 
 EVERY_S = 10.0
 TROUBLED_S = 1.0  # somebody waits for a port, a command or a device node
+RESTLESS_S = 30.0  # after the end of an engine: its port may be somebody else's by now
 COMMON = {CONTROL, UVM}
 OwnerOf = Callable[[int], tuple[str, str] | None]
 
@@ -42,6 +44,8 @@ class HostFactsSource:
         self._facts = HostFacts(looked=False)
         self._wake = threading.Event()
         self._closed = False
+        self._running: frozenset[str] = frozenset()
+        self._restless_until = 0.0
         self._thread: threading.Thread | None = None
         self.fresh = False
 
@@ -54,8 +58,16 @@ class HostFactsSource:
             self._thread = threading.Thread(target=self._run, name="host", daemon=True)
             self._thread.start()
 
-    def latest(self) -> HostFacts:
-        """The newest facts."""
+    def latest(self, running: frozenset[str] | None = None) -> HostFacts:
+        """The newest facts. ``running``: backends whose units run now; once one of them does not any more,
+        the host is looked at at once and each second for RESTLESS_S. Seconds-old facts let an engine start
+        again and again on a port that is taken, until its breaker opens.
+        """
+        if running is not None:
+            if self._running - running:
+                self._restless_until = time.monotonic() + RESTLESS_S
+                self._wake.set()
+            self._running = running
         return self._facts
 
     def close(self) -> None:
@@ -75,6 +87,7 @@ class HostFactsSource:
                     self.fresh = True
             troubled = bool(self._facts.missing_commands or self._facts.taken_ports)
             troubled = troubled or self._versions.asking or _lacks_nodes(self._facts)
+            troubled = troubled or time.monotonic() < self._restless_until
             self._wake.wait(TROUBLED_S if troubled else EVERY_S)
 
 

@@ -104,8 +104,9 @@ class Versions:
             )
 
         thread = threading.Thread(target=ask, name="version", daemon=True)
-        self._asking[program] = thread
-        thread.start()
+        with suppress(RuntimeError):  # pids are used up: asked at the next look
+            thread.start()
+            self._asking[program] = thread
 
 
 def version_of(backend: BackendSettings, *, units: bool = False) -> str:

@@ -177,3 +177,16 @@ def test_a_warden_ends_with_the_last_process(launcher: DirectLauncher) -> None:
     ending.start()
     ending.join(60)
     assert not procfs.alive(warden)
+
+
+def test_a_killed_warden_is_reaped_while_its_engine_goes_on(launcher: DirectLauncher) -> None:
+    """No zombie of the daemon's for as long as the engine lives; the engine is guarded by its tag."""
+    launcher.start(spec("import time; time.sleep(300)"))
+    warden = launcher._units["probe"].record.roots.warden
+    os.kill(warden.pid, signal.SIGKILL)
+
+    def reaped() -> bool:
+        unit = seen(launcher)
+        return procfs.ref(warden.pid) != warden and unit.state is UnitState.RUNNING
+
+    wait_until(reaped)

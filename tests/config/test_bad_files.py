@@ -38,6 +38,7 @@ BROKEN = [
     ("unknown table", 'mode = "A"', 'mode = "A"\ncolour = 1', 2, "colour", "unknown key", "known:"),
     ("unknown key, near", OLLAMA, "ollama = { paralell = 2 }", 6, "backends.ollama.paralell", "unknown key 'paralell'", "did you mean 'parallel'?"),
     ("key of another kind", OLLAMA, "ollama = { max_model_len = 9 }", 6, "backends.ollama.max_model_len", "is a key of vllm", "take it out"),
+    ("a count that nothing can hold", *_vllm("max_model_len = 99999999999999999999"), 5, "backends.vllm.max_model_len", "99999999999999999999", "2147483647"),
     ("unknown kind", OLLAMA, 'llama = { kind = "olama" }', 6, "backends.llama.kind", "'olama' is no kind", "did you mean 'ollama'?"),
     ("a name without kind", OLLAMA, "llama = { port = 1 }", 6, "backends.llama", "has no kind", "write kind = one of"),
     ("a bad name", OLLAMA, '"My LLM" = { kind = "ollama" }', 6, "backends.My LLM", "is no backend name", "a-z"),

@@ -551,3 +551,21 @@ def test_whose_port_it_is_is_told_within_an_open_exit() -> None:
     world.host = HostFacts()
     world.until("vllm", Phase.READY)
     assert not [one for one in world.state.incidents if one.closed_at is None]
+
+
+def test_an_engine_that_lives_on_without_its_port_waits_for_it() -> None:
+    """TensorFlow Serving whose REST port is taken says so in its log and goes on: it is stopped long before
+    its start_timeout, the thief is named, and it starts as soon as the port is free.
+    """
+    world = World(only("tensorflow")).up()
+    world.start_s = 1e6
+    world.die("tensorflow", Exit(signal=9))
+    world.until("tensorflow", Phase.STARTING, ticks=200)
+    world.host = HostFacts(taken_ports={"tensorflow": "port 18501 is taken by pid 7 (nc)"})
+    world.until("tensorflow", Phase.WAITING, ticks=200)
+    world.tick(40)
+    assert world.phase("tensorflow") is Phase.WAITING
+    assert world.told(EventName.PORT_TAKEN, "tensorflow") == 1
+    world.host, world.start_s = HostFacts(), 1.0
+    world.until("tensorflow", Phase.READY)
+    assert not [one for one in world.state.incidents if one.closed_at is None]

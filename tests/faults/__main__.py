@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,10 +97,12 @@ def _unplayed(row: Fault) -> Result:
 
 
 _running: list[subprocess.Popen[str]] = []
+_ending = threading.Event()  # what is still queued then does not start
 
 
 def _end(number: int, _: object) -> None:
     """SIGTERM: the shards end what they have started, then themselves."""
+    _ending.set()
     for one in _running:
         one.terminate()
     raise SystemExit(128 + number)
@@ -127,7 +130,9 @@ def _run(job: tuple[str, list[str]]) -> list[Result]:
     line = [sys.executable, "-m", "tests.faults", "--shard", shard, *words]
     if os.geteuid() == 0:
         line = ["unshare", "--mount", "--propagation", "private", "--", *line]
-    out = []
+    out: list[Result] = []
+    if _ending.is_set():
+        return out
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         _running.append(process)

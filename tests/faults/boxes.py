@@ -56,8 +56,11 @@ def _play(box: Box, words: Sequence[str]) -> Iterator[Result]:
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as inside:
         assert inside.stdout is not None
-        for row in inside.stdout:
-            if row.startswith("{"):
-                yield Result(**json.loads(row))
-            else:
-                print(row, end="", flush=True)
+        try:
+            for row in inside.stdout:
+                if row.startswith("{"):
+                    yield Result(**json.loads(row))
+                else:
+                    print(row, end="", flush=True)
+        finally:
+            inside.terminate()  # cut short: what it plays ends with its box

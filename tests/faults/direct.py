@@ -19,7 +19,7 @@ from tests.support import free_port
 
 DISK_MIB = 24
 NAMES = ("tensorflow", "vllm", "ollama")
-FAST = 'restart_delay_max = "1s"\n'
+SECRET = "sk-planted-4711-secret-value"  # in the environment of vLLM
 
 
 class DirectStage(Stage):
@@ -62,6 +62,9 @@ class DirectStage(Stage):
         )
         text = "\n".join(parts)
         self.config.write_text(text)
+        secrets = self.etc / "vllm.env"
+        secrets.touch(0o600)
+        secrets.write_text(f"HF_TOKEN={SECRET}\n")
         return text
 
     def _backend(self, name: str) -> str:
@@ -80,7 +83,8 @@ class DirectStage(Stage):
                 )
             case "vllm":
                 return (
-                    f'command = [{module}, "serve", "{VLLM_MODEL}"]\nmax_model_len = 8192\n{common}'
+                    f'command = [{module}, "serve", "{VLLM_MODEL}"]\nmax_model_len = 8192\n'
+                    f'env_file = "{self.etc}/vllm.env"\n{common}'
                 )
             case _:
                 more = 'models = ["qwen2.5:3b"]\nversion = "0.33.0"\n'

@@ -23,7 +23,7 @@ from tests.faults.by_hand import (
     ticks_go_on,
     told,
 )
-from tests.faults.direct import NAMES
+from tests.faults.direct import NAMES, SECRET
 from tests.faults.row import Fault
 from tests.faults.stage import Stage, dead, stays, until, with_words
 
@@ -145,11 +145,8 @@ def _agree(name: str) -> Any:
     return look
 
 
-SECRET = "sk-planted-4711-secret-value"
-
-
 def _last_words(stage: Stage) -> None:
-    words = f"error: engine started with --api-key {SECRET}; VLLM_API_KEY={SECRET}"
+    words = f"error: engine started with --api-key {SECRET}; HF_TOKEN={SECRET}; {SECRET}"
     stage.fault("vllm", exit_on_start=3, last_words=words)
     stage.kill(stage.main_pid("vllm"))
 
@@ -237,7 +234,7 @@ def rows() -> list[Fault]:
         *(
             _row(f"closes-port-{n}", n, switch(n, close_port=True), seen=_agree(n), tells=("unhealthy|stuck|door_broken",), undo=off(n),
                  promise="alive with a closed port: ready, route and door agree within 3 s; restarted")
-            for n in ("vllm", "tensorflow")
+            for n in NAMES
         ),
         *(
             _row(f"oom-{n}", n, switch(n, _asked(n), oom_next_request=True),
@@ -253,13 +250,13 @@ def rows() -> list[Fault]:
         _row("slow-release", "vllm", _slow_release, undo=lambda s, _: s.gpu.set_release_lag(0), seen=told("released", "vllm"),
              tells=("released",), promise="the next start waits for the bytes of the dead"),
         _row("secret-in-last-words", "vllm", _last_words, seen=_secret_nowhere, undo=_resumed("vllm"),
-             promise="the value of --api-key stands on no surface"),
+             promise="a secret of the engine's environment stands on no surface"),
         _row("leak", "vllm", switch("vllm", leak_mib_per_s=900, leak_max_mib=3000), seen=told("leak|pressure_rise|reclaim|restart|throttle"),
              undo=_leak_off, tells=(), promise="an engine over its cap is throttled, then restarted; neighbours are not touched"),
-        *(_row(f"kill-warden-{n}", n, hit(_warden(n)), seen=gone, tells=(), promise="its engine goes on and is still guarded, or is started anew") for n in NAMES),
         _row("stop-warden", "vllm", hit(_warden("vllm"), STOP), seen=both(ticks_go_on(2.0), serves("vllm")), undo=lambda s, pid: s.kill(pid, CONT), tells=(),
              promise="a warden that stands still holds up no request"),
         _row("kill-warden-and-engine", "vllm", _warden_and_engine, promise=_BACK),
+        *(_row(f"kill-warden-{n}", n, hit(_warden(n)), seen=gone, tells=(), promise="its engine goes on and is still guarded, or is started anew") for n in NAMES),
         _row("stop-cont", "vllm", hit(main_of("vllm"), STOP), seen=lambda s, _: stays(lambda: True, "", 1.0),
              undo=lambda s, pid: s.kill(pid, CONT), tells=(), moves=(), promise="a pause of a second is no fault"),
         _row("restart-storm", "vllm", _restart_storm,

@@ -257,15 +257,17 @@ def _room(stage: Stage, filler: Path) -> None:
 
 def _read_only(name: str) -> Callable[[Stage], Path]:
     def inject(stage: Stage) -> Path:
-        folder = _folder(name)(stage)
-        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        return folder
+        """By a mount over it: what is open for writing goes on, as after `errors=remount-ro`."""
+        folder = str(_folder(name)(stage))
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        return Path(folder)
 
     return inject
 
 
 def _writable(stage: Stage, folder: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def _drains(stage: Stage, _: Any) -> None:

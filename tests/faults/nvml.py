@@ -175,7 +175,7 @@ def rows() -> list[Fault]:
             for code in (9, 12, 18, 999)
         ),
         *(
-            _row(f"garbage-{name}", _misread(*numbers), seen=both(ticks_go_on(1.0), _untouched), undo=_read_right, tells=("reading_dropped",),
+            _row(f"garbage-{name}", _misread(*numbers), seen=both(ticks_go_on(1.0), _untouched), undo=_read_right, tells=(),  # told once a minute
                  promise="a reading that cannot be is dropped, the one before holds")
             for name, numbers in {
                 "used-over-total": (24 * GIB, 0, 90 * GIB, 0), "sum": (24 * GIB, MIB, 4 * GIB, 3 * GIB),
@@ -183,7 +183,7 @@ def rows() -> list[Fault]:
                 "all-ones": (2**64 - 1, 2**64 - 1, 2**64 - 1, 2**64 - 1),
             }.items()
         ),
-        _row("garbage-for-long", _misread(24 * GIB, 0, 90 * GIB, 0, -1), seen=both(_blind, all_on), undo=_read_right, tells=("reading_dropped", "driver_back"),
+        _row("garbage-for-long", _misread(24 * GIB, 0, 90 * GIB, 0, -1), seen=both(_blind, all_on), undo=_read_right, tells=("driver_back",),
              promise="nonsense that lasts makes it blind, not rash"),
         _row("reader-killed", hit(_reader), undo=_sees, tells=(), promise="another reader is started"),
         _row("reader-stopped", hit(_reader, STOP), seen=_blind, undo=_sees, tells=("driver_hung", "driver_back"), promise="another reader is started"),

@@ -117,7 +117,7 @@ def test_a_daemon_that_was_stopped_itself_restarts_nobody(host: Host) -> None:
     assert settle(lambda: (pid_of(host, "gate"), pid_of(host, "gateway")) == pids, 3)
 
 
-@pytest.mark.parametrize("name", ["tensorflow", "vllm"])
+@pytest.mark.parametrize("name", ["tensorflow", "vllm", "ollama"])
 def test_an_engine_that_closes_its_port_and_lives_is_out_everywhere(host: Host, name: str) -> None:
     """Old connections still answer: /ready, /v1/route, health URL and door agree all the same. A door
     may be answered by a substitute.
@@ -125,6 +125,7 @@ def test_an_engine_that_closes_its_port_and_lives_is_out_everywhere(host: Host, 
     work: dict[str, tuple[str, str, object]] = {
         "tensorflow": ("/v1/models/resnet50", "/v1/models/resnet50:predict", {"instances": [1]}),
         "vllm": ("/health", "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 1}),
+        "ollama": ("/", "/api/generate", {"model": "qwen2.5:3b", "prompt": "x", "stream": False}),
     }
     health, path, body = work[name]
 

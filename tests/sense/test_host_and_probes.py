@@ -17,7 +17,7 @@ from arbiterd.model.health import HealthObservation, HttpProbe, ProbeOrder
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Kind
 from arbiterd.sense.health import Prober
-from arbiterd.sense.host import look
+from arbiterd.sense.host import HostFactsSource, look
 from arbiterd.sense.http import BODY_LIMIT, ask, session
 from tests.core.world import backend, only
 from tests.support import free_port, wait_until
@@ -175,6 +175,31 @@ def test_a_taken_port_is_named_with_its_holder() -> None:
         found = look(settings, lambda _pid: None).taken_ports["vllm"]
         assert f"port {port} is taken by pid {os.getpid()}" in found
         assert look(settings, lambda _pid: ("vllm", "unit")).taken_ports == {}
+
+
+def test_the_port_of_an_engine_that_has_ended_is_looked_at_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has taken it meanwhile is known before the breaker opens, not at the next regular look."""
+    monkeypatch.setattr("arbiterd.sense.host.EVERY_S", 3600.0)
+    port = free_port()
+    one = replace(backend("vllm", Kind.VLLM), port=port, command=("/bin/sh", "serve", "M"))
+    base = only("vllm")
+    mode = replace(base.active, backends={"vllm": one})
+    settings = replace(base, modes={"A": mode}, gateway=replace(base.gateway, enabled=False))
+    facts = HostFactsSource(lambda _pid: None)
+    try:
+        facts.refresh(settings)
+        wait_until(lambda: facts.fresh)
+        assert facts.latest(frozenset({"vllm"})).taken_ports == {}
+        with socket.socket() as thief:
+            thief.bind(("127.0.0.1", port))
+            thief.listen()
+            assert facts.latest(frozenset({"vllm"})).taken_ports == {}
+            wait_until(lambda: "vllm" in facts.latest(frozenset()).taken_ports)
+        wait_until(lambda: not facts.latest(frozenset()).taken_ports)
+    finally:
+        facts.close()
 
 
 def test_missing_commands_say_what_to_do() -> None:

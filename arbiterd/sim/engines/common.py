@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,7 +74,7 @@ class Faults:
 
     def at_start(self) -> None:
         """exit_on_start, start_delay_s, die_after_s; what is done to the host from here on."""
-        misbehave.begin(self, str(self._path), Server.close_all)
+        misbehave.begin(self, str(self._path), close_ports)
         code = self.get("exit_on_start")
         if code is not None:
             say(self.get("last_words", "exit_on_start was set"))
@@ -231,16 +231,24 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
+LISTENERS: list[Callable[[], None]] = []  # how this process's ports are closed
+
+
+def close_ports() -> None:
+    """All ports of this process refuse from now on; connections that are open stay so."""
+    while LISTENERS:
+        LISTENERS.pop()()
+
+
 class Server(ThreadingHTTPServer):
     """Bound at once or only when told: real engines differ in that."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 1024
-    listening: ClassVar[list[Server]] = []
 
     def __init__(self, address: tuple[str, int], handler: type[Handler], *, listen: bool) -> None:
-        self.listening.append(self)
+        LISTENERS.append(self.shut)
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, handler, bind_and_activate=False)
@@ -257,13 +265,10 @@ class Server(ThreadingHTTPServer):
             int(self.server_address[1]),
         )
 
-    @classmethod
-    def close_all(cls) -> None:
-        """The ports refuse from now on; connections that are open stay so."""
-        while cls.listening:
-            one = cls.listening.pop()
-            one.shutdown()
-            one.socket.close()
+    def shut(self) -> None:
+        """The port refuses from now on; connections that are open stay so."""
+        self.shutdown()
+        self.socket.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error."""

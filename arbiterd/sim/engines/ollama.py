@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 import psutil
 
 from arbiterd.sim.engines import ollama_cli
-from arbiterd.sim.engines.common import Faults, say
+from arbiterd.sim.engines.common import LISTENERS, Faults, say
 from arbiterd.sim.engines.go_words import Refused, access, log
 from arbiterd.sim.engines.ollama_env import Settings, read
 from arbiterd.sim.engines.ollama_more import More, anthropic_error
@@ -225,7 +225,12 @@ async def _serve() -> int:
     await server.start_serving()
     words = f"Listening on {address} (version {scheduler.version()})"
     log("INFO", "routes.go:2004", words)
-    await server.serve_forever()
+
+    def shut() -> None:
+        loop.call_soon_threadsafe(server.close)
+
+    LISTENERS.append(shut)
+    await asyncio.Event().wait()  # serve_forever would end with a port that a fault has closed
     return 0
 
 
