@@ -29,6 +29,7 @@ from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
 from arbiterd.core.runners import tell_deaths
 from arbiterd.core.state import Carry, Placed, State
+from arbiterd.core.unseen import excused
 from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.core.warm import note_loads
 from arbiterd.engines import engine_of
@@ -46,6 +47,7 @@ _PROBED = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 def decide(observation: Observation, state: State, settings: Settings) -> tuple[Decision, State]:
     """Decide one tick. Pure: same input, same output."""
+    state = excused(state, observation.unseen_s)
     placed = _placed(observation, state, settings)
     configured = dict(placed.placements)
     placements = learn.apply(configured, observation, state, settings)

@@ -44,7 +44,7 @@ class Observation:
     ``stopping``: the host or the daemon is on its way down. ``can_freeze``: the launcher can freeze.
     ``settings_queued``: a newer accepted file waits for the end of the switch under way;
     ``queued_mode``: its mode. ``unwritten``: files of ours that cannot be written, and why, each a
-    sentence.
+    sentence. ``unseen_s``: how long the loop itself was held up before this tick, 0 for not.
     """
 
     now: float
@@ -69,3 +69,4 @@ class Observation:
     xids: tuple[XidEvent, ...] = ()
     deaths: tuple[tuple[str, RunnerDeath], ...] = ()
     unwritten: tuple[str, ...] = ()
+    unseen_s: float = 0.0

@@ -201,6 +201,7 @@ class World:
     unload_ignored: bool = False
     frozen: list[str] = field(default_factory=list)
     can_freeze: bool = True
+    unseen_s: float = 0.0
     ordered: list[Action] = field(default_factory=list)
     sleep_frees: bool = True
     host_oom: set[str] = field(default_factory=set)
@@ -364,6 +365,7 @@ class World:
             load_dones=tuple(self.dones),
             load_undones=tuple(self.undones),
             can_freeze=self.can_freeze,
+            unseen_s=self.unseen_s,
             xids=tuple(self.xids),
             deaths=tuple(self.deaths),
         )
