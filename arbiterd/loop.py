@@ -139,11 +139,12 @@ class Loop:
     def tick(self, inbox: Inbox) -> Published:
         """One tick. Returns what was published."""
         began = time.monotonic()
-        if self._stalls.look(began, self.settings.arbiter.poll_s):
+        unseen_s = self._stalls.look(began, self.settings.arbiter.poll_s)
+        if unseen_s:
             self._parts.nvml.excuse(began)
             self._parts.prober.excuse(began)
         self._intake.take(inbox.settings)
-        observation = self._observe(began, inbox)
+        observation = replace(self._observe(began, inbox), unseen_s=unseen_s)
         before = self._state
         decision, self._state = decide(observation, before, self.settings)
         self.decision = decision
@@ -183,6 +184,8 @@ class Loop:
                 ports=inbox.ports,
                 stalls=self._stalls.count,
                 stalled_s=self._stalls.seconds,
+                late_s=self._stalls.late_s,
+                missed=self._stalls.missed,
             ),
         )
         stalled = self._stalls.said(began)

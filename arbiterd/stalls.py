@@ -13,11 +13,15 @@ _SAY_EVERY_S = 30.0
 
 
 class Stalls:
-    """``count`` and ``seconds`` since the start."""
+    """Since the start: ``count`` and ``seconds`` of stalls; ``late_s``, by how much ticks came late,
+    and ``missed``, how many of them a whole poll or more.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0
+        self.late_s = 0.0
+        self.missed = 0
         self._before: float | None = None
         self._said_at = -_SAY_EVERY_S
         self._unsaid: list[float] = []
@@ -26,6 +30,8 @@ class Stalls:
         """A tick begins at ``began`` (monotonic). How long the loop was held up before it, 0 for not."""
         before, self._before = self._before, began
         gap = 0.0 if before is None else began - before - poll_s
+        self.late_s += max(0.0, gap)
+        self.missed += gap >= poll_s
         if gap < STALL_S:
             return 0.0
         self.count += 1

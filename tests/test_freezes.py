@@ -223,6 +223,18 @@ def test_a_gap_between_ticks_is_the_loops_own() -> None:
     assert stalls.seconds == pytest.approx(52.0)
 
 
+def test_lateness_is_summed_and_missed_ticks_are_counted() -> None:
+    """Also what is far too short for a stall; a tick out of turn makes up for nothing."""
+    stalls = Stalls()
+    now = 100.0
+    for step in (0.25, 0.26, 0.1, 0.25, 0.5, 0.49, 3.25):
+        now += step
+        stalls.look(now, 0.25)
+    assert stalls.late_s == pytest.approx(0.01 + 0.25 + 0.24 + 3.0)
+    assert stalls.missed == 2
+    assert stalls.count == 1
+
+
 def test_a_daemon_that_was_stopped_calls_no_driver_hung(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own gap first: the card is fine, its numbers are unknown until they are read again; a driver
     that hangs is still called hung.

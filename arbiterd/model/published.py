@@ -23,7 +23,8 @@ class PortGuard:
 @dataclass(frozen=True, slots=True)
 class LoopFacts:
     """The loop about itself. ``finished_at`` is monotonic seconds of the last finished tick; ``stalls``:
-    how often it was held up, ``stalled_s``: for how many seconds in all.
+    how often it was held up, ``stalled_s``: for how many seconds in all; ``late_s``: seconds by
+    which ticks began late, in all; ``missed``: ticks that were late by a whole poll.
     """
 
     tick: int
@@ -37,6 +38,8 @@ class LoopFacts:
     ports: PortGuard = PortGuard()
     stalls: int = 0
     stalled_s: float = 0.0
+    late_s: float = 0.0
+    missed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,12 @@ def _loop(published: Published) -> Iterator[Metric]:
     held = CounterMetricFamily(f"{PREFIX}_loop_stalled_seconds", "Seconds of these")
     held.add_metric([], published.loop.stalled_s)
     yield held
+    late = CounterMetricFamily(f"{PREFIX}_tick_late_seconds", "By how much ticks began late")
+    late.add_metric([], published.loop.late_s)
+    yield late
+    missed = CounterMetricFamily(f"{PREFIX}_ticks_missed", "Ticks late by a whole poll or more")
+    missed.add_metric([], published.loop.missed)
+    yield missed
     values = (
         ("tick_seconds", "Duration of the last tick", published.loop.last_tick_ms / 1000),
         ("tick_age_seconds", "Since the last tick ended", _age(published.loop.finished_at)),

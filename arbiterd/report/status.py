@@ -46,6 +46,8 @@ def status(published: Published, asked_host: str) -> Json:
             "last_tick_ms": round(loop.last_tick_ms, 2),
             "stalls": loop.stalls,
             "stalled_s": round(loop.stalled_s, 2),
+            "late_s": round(loop.late_s, 4),
+            "missed": loop.missed,
             "blind": published.decision.blind,
             "nvml": published.observation.nvml,
         },

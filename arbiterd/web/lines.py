@@ -2,8 +2,8 @@
 
 The API shares a process with the control loop: a client may cost neither its descriptors nor its ticks.
 So connections are bounded, an idle one makes room for a new one and is closed after IDLE_S, and both
-connections and requests are taken at a bounded pace (measured: docs/security.md). What is too fast waits
-in the kernel's queue or in its own connection; nothing is refused for it.
+connections and requests are taken at a bounded pace (docs/security.md has the lateness that was
+measured). What is too fast waits in the kernel's queue or in its own connection; nothing is refused.
 """
 
 from __future__ import annotations

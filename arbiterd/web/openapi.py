@@ -162,6 +162,8 @@ def _schemas() -> Schema:
                 last_tick_ms=_NUMBER,
                 stalls={"type": "integer"},
                 stalled_s=_NUMBER,
+                late_s=_NUMBER,
+                missed={"type": "integer"},
                 blind=_BOOL,
             ),
             gpus=_list("Gpu"),

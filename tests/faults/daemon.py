@@ -67,7 +67,7 @@ def _no_false_alarm(stage: Stage, _: Any) -> None:
     until(lambda: stage.status()["loop"]["tick"], "a tick")
     ticks_go_on(1.5)(stage, None)
     wrong = [one["MESSAGE"] for one in stage.events(stage.began)
-             if one["ARBITER_EVENT"] in ("driver_hung", "stuck", "unhealthy", "gateway_down", "door_broken")]  # fmt: skip
+             if one["ARBITER_EVENT"] in ("driver_hung", "stuck", "unhealthy", "gateway_down", "door_broken", "exit", "restart", "crash_loop")]  # fmt: skip
     if wrong:
         msg = f"a pause of the daemon is taken for {wrong}"
         raise Missing(msg)

@@ -23,6 +23,7 @@ QUICK = (
     "driver-garbage-sum",
     "driver-xid-63",
     "daemon-kill",
+    "daemon-paused-4s",
     "gateway-kill-gate",
     "state-carry.json-words",
     "config-kind-list",
