@@ -21,7 +21,7 @@ from arbiterd.act.door_keys import DoorKeys
 from arbiterd.act.gate_keeper import GateKeeper, replaced
 from arbiterd.act.gateway_files import check, holds, put
 from arbiterd.act.gateway_services import GATE, GATEWAY, Services
-from arbiterd.act.gateway_workers import family
+from arbiterd.act.gateway_workers import family, open_doors
 from arbiterd.act.silence import Silence, door_answers
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live as live_map
@@ -212,21 +212,12 @@ class GatewayKeeper:
         seen.taken = taken
 
     def _taken(self, door: Door, bind: str) -> str:
-        if door.name in self._bound_now() or ports.can_bind(bind, door.port):
+        if door.name in open_doors(self._paths) or ports.can_bind(bind, door.port):
             return ""
         pid = ports.listener(door.port)
         if pid and str(self._paths.config) in procfs.command(pid):
             return ""  # our own HAProxy, whose socket does not answer now
         return f"port {door.port} is taken by {ports.describe(pid)}"
-
-    def _bound_now(self) -> frozenset[str]:
-        """Doors that our own HAProxy has open."""
-        try:
-            rows = runtime.look(self._paths.runtime, self._paths.live).rows
-        except runtime.GatewayGone:
-            return frozenset()
-        names = (r.proxy for r in rows if r.name == "FRONTEND" and r.proxy.startswith("door-"))
-        return frozenset(name.removeprefix("door-") for name in names)
 
     # -- files ---------------------------------------------------------------------------------
     def _put(self, path: Path, text: str) -> bool:

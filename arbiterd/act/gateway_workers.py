@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from arbiterd import procfs
+from arbiterd.gateway import runtime
+from arbiterd.gateway.paths import Paths
 from arbiterd.model.devices import ProcessRef
 
 
@@ -13,3 +15,13 @@ def family(worker: int) -> tuple[ProcessRef, ...]:
     found = procfs.stat(worker)
     pids = (worker, found.parent) if found is not None and found.parent > 1 else (worker,)
     return tuple(ref for pid in pids if (ref := procfs.ref(pid)) is not None)
+
+
+def open_doors(where: Paths) -> frozenset[str]:
+    """Doors that our own HAProxy has open; none while it does not answer."""
+    try:
+        rows = runtime.look(where.runtime, where.live).rows
+    except runtime.GatewayGone:
+        return frozenset()
+    names = (r.proxy for r in rows if r.name == "FRONTEND" and r.proxy.startswith("door-"))
+    return frozenset(name.removeprefix("door-") for name in names)
