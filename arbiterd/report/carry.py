@@ -12,13 +12,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from arbiterd import procfs
 from arbiterd.aside import aside
 from arbiterd.core.state import Carry
 from arbiterd.owned import put_aside, put_owned, read_owned, top
 from arbiterd.redact import Redactor
+from arbiterd.typed import build
 
 NAME = "carry.json"
 _BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionError)
@@ -30,6 +31,14 @@ def _no_nan(text: str) -> float:
         msg = "NaN is not a number"
         raise ValueError(msg)
     return float(text)
+
+
+def _whole(carry: Carry) -> Carry:
+    for name, one in carry.backends.items():
+        if one.name != name:
+            msg = f"the state of {name!r} names the backend {one.name!r}"
+            raise ValueError(msg)
+    return carry
 
 
 class CarryStore:
@@ -50,7 +59,7 @@ class CarryStore:
             found = json.loads(read_owned(self._path), parse_constant=_no_nan)
             if found["boot_id"] != procfs.boot_id():
                 return None
-            return TypeAdapter(Carry).validate_python(found["carry"])
+            return _whole(build(Carry, found["carry"]))
         except FileNotFoundError:
             return None
         except _BROKEN as error:
