@@ -30,7 +30,7 @@ class Inventory:
         self._known: dict[str, Device] = {}
         try:
             rows = _DEVICES.validate_python(strict_json(read_owned(self._path)))
-            self._known = {row.uuid: row for row in rows}
+            self._known = {row.uuid: _plausible(row) for row in rows}
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -65,3 +65,19 @@ class Inventory:
             put_owned(
                 self._path, json.dumps([asdict(one) for one in self._known.values()]).encode()
             )
+
+
+def _plausible(row: Device) -> Device:
+    """The same row: the arithmetic of caps starts from these numbers.
+
+    Raises:
+        ValueError: a number that no GPU has.
+
+    """
+    if row.index < 0 or not 0 <= row.reserved_bytes <= row.total_bytes:
+        msg = (
+            f"{row.uuid}: expected index 0 or more and reserved_bytes between 0 and total_bytes, found index "
+            f"{row.index}, reserved_bytes {row.reserved_bytes}, total_bytes {row.total_bytes}"
+        )
+        raise ValueError(msg)
+    return row

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz import shapes
 from tests.fuzz.targets.doors import CHAT, EMBED, GENERATE
 from tests.support import wait_until
-from tests.support.doors import OLLAMA_ANSWERS, Doors, doors
+from tests.support.doors import OLLAMA_ANSWERS, doors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,8 @@ _BODIES = shapes.documents(CHAT, GENERATE, EMBED)
 
 def gate(seconds: float, number: int, tally: Tally) -> None:
     """Requests through a real HAProxy and load gate: an HTTP answer each time, 5xx only as documented, what
-    reaches the engine is strict JSON, a plain request works after each thousand, memory stays bounded.
+    reaches the engine is strict JSON, a plain request works after each 200, memory stays bounded. A door that
+    neither answers nor closes is a defect.
     """
     with doors() as one:
         one.engines["ollama"].answers = dict(OLLAMA_ANSWERS)
@@ -114,7 +115,7 @@ def gate(seconds: float, number: int, tally: Tally) -> None:
         def play(body: bytes) -> None:
             tally.inputs += 1
             raw = _request(chance, body)
-            status = _send(one, chance.choice(("ollama", "llm")), raw)
+            status = send(one.ports[chance.choice(("ollama", "llm"))], raw)
             assert status in (
                 0,
                 200,
@@ -196,20 +197,38 @@ def _request(chance: random.Random, body: bytes) -> bytes:
     return "\r\n".join([*head, "", ""]).encode("utf-8") + body
 
 
-def _send(one: Doors, door: str, raw: bytes) -> int:
-    """The status, 0 where the connection was closed without one."""
+def send(port: int, raw: bytes, timeout_s: float = ANSWER_S) -> int:
+    """The status, 0 where the connection was closed without one.
+
+    Raises:
+        AssertionError: the door neither answers nor closes within ``timeout_s`` of its last byte.
+
+    """
     got = b""
-    # a door that refuses early closes while the body is still on its way
-    with (
-        suppress(OSError),
-        socket.create_connection(("127.0.0.1", one.ports[door]), timeout=ANSWER_S) as via,
-    ):
-        with suppress(OSError):
-            via.sendall(raw)
-            via.shutdown(socket.SHUT_WR)
-        while part := via.recv(65536):
-            got += part
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as via:
+        try:
+            # a door that refuses early closes while the body is still on its way
+            with _unless_closed():
+                via.sendall(raw)
+                via.shutdown(socket.SHUT_WR)
+            with _unless_closed():
+                while part := via.recv(65536):
+                    got += part
+        except TimeoutError:
+            msg = f"the door hangs: no answer and no end for {timeout_s:g} s, {got[:200]!r} before that; {raw[:500]!r}"
+            raise AssertionError(msg) from None
     return int(got.split(b" ", 2)[1]) if got.startswith(b"HTTP/") else 0
+
+
+@contextmanager
+def _unless_closed() -> Iterator[None]:
+    """Any error of a socket, except that nothing came in time."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except OSError:
+        return
 
 
 ENDPOINTS = (

@@ -288,19 +288,31 @@ def test_closing_ends_the_follower() -> None:
     assert not log._thread.is_alive()
 
 
-def test_no_journalctl_no_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML alone then."""
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_no_journalctl_no_follower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML alone then, also where one of the two programs is missing."""
+    there: dict[str, str] = {}
+    monkeypatch.setattr(kernel_log, "tool", there.get)
     assert kernel_log.command() == ()
+    there["journalctl"] = "/usr/bin/journalctl"
+    assert kernel_log.command() == ()
+    there["setpriv"] = "/usr/bin/setpriv"
+    assert kernel_log.command()[:4] == (
+        "/usr/bin/setpriv",
+        "--pdeathsig",
+        "KILL",
+        "/usr/bin/journalctl",
+    )
+
+
+def test_the_callers_path_names_no_follower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs of the same names in a folder of PATH are never run: system folders alone are looked into."""
     for name in ("journalctl", "setpriv"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    assert kernel_log.command()[:4] == (
-        str(tmp_path / "setpriv"),
-        "--pdeathsig",
-        "KILL",
-        str(tmp_path / "journalctl"),
-    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not [word for word in kernel_log.command() if word.startswith(str(tmp_path))]
 
 
 def test_the_real_follower_dies_with_its_owner() -> None:
