@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.disable()
     from arbiterd.config_file import default_path  # noqa: PLC0415 - --help and --version stay instant
     from arbiterd.daemon import run  # noqa: PLC0415
+    from arbiterd.heap import bound  # noqa: PLC0415
 
+    bound()
     gc.freeze()
     gc.enable()
     environ = dict(os.environ)

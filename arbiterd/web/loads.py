@@ -63,7 +63,8 @@ class LoadDesk:
         for given in answers:
             one = given if full else replace(given, reason=masked(given.reason))
             with self._lock:
-                self._last[one.id] = one
+                if one.id in self._asks:  # else the asker has gone: nothing is kept for it
+                    self._last[one.id] = one
                 if one.verdict is LoadVerdict.WAIT:
                     continue
                 self._asks.pop(one.id, None)
@@ -111,6 +112,8 @@ class LoadDesk:
             self._forget(asked.id)
             self._end(asked.id, asked.backend, "the asker is gone")
             raise
+        else:
+            self._forget(asked.id)
         body = {"verdict": found.verdict.value, "reason": found.reason}
         return answer({**body, "retry_after_s": found.retry_after_s})
 
