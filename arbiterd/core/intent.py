@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TypeAlias
+from weakref import ref
 
 from arbiterd.model.settings import BackendSettings, Share
 
@@ -39,25 +40,29 @@ ARBITER_ONLY = frozenset(
 )
 
 
-_REMEMBERED = 256
-_known: dict[tuple[int, int], tuple[BackendSettings, Share, str]] = {}
+_known: dict[tuple[int, int], tuple[ref[BackendSettings], ref[Share], str]] = {}
 
 
 def intent(backend: BackendSettings, share: Share) -> str:
     """Digest of what the operator wants of this backend in this mode.
 
-    Remembered by identity: settings are frozen and live from reload to reload, and every tick asks.
+    Remembered by identity, for as long as both live: settings are frozen, and every tick asks. A number of
+    remembered ones would either hold settings of earlier reloads or be too small for a long file.
     """
     if backend.digest:
         return backend.digest
     key = (id(backend), id(share))
     known = _known.get(key)
-    if known is not None and known[0] is backend and known[1] is share:
+    if known is not None and known[0]() is backend and known[1]() is share:
         return known[2]
-    if len(_known) >= _REMEMBERED:
-        _known.clear()
     found = digest(backend, share)
-    _known[key] = (backend, share, found)
+
+    def forget(gone: ref[BackendSettings] | ref[Share]) -> None:
+        kept = _known.get(key)
+        if kept is not None and (gone is kept[0] or gone is kept[1]):  # not of another pair that has got the same ids
+            _known.pop(key, None)
+
+    _known[key] = (ref(backend, forget), ref(share, forget), found)
     return found
 
 

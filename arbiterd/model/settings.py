@@ -127,7 +127,7 @@ class TensorflowOptions:
     batching: Batching | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class BackendSettings:
     """One ``[backends.NAME]`` table, the active mode's overrides already applied.
 
@@ -189,7 +189,7 @@ class GpuRef:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Share:
     """What a mode grants one backend.
 
