@@ -180,7 +180,10 @@ class Loads:
         """
         source = self._source(model)
         try:
-            if source and names.key(model) not in self._copied:
+            if source and names.key(model) in self._copied:
+                with suppress(Refused):  # `ollama rm`, or another store: it is made again
+                    return await self._library.known(model)
+            if source:
                 await self._copy(source, model)
             return await self._library.known(model)
         except (aiohttp.ClientError, TimeoutError) as error:

@@ -27,7 +27,9 @@ def connects(port: int) -> bool:
 
 
 def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(host: Host) -> None:
-    """200 on the same door, under the same name; the body is not replayed, the connect is."""
+    """200 on the same door, under the same name; the body is not replayed, the connect is. So it stays when
+    Ollama loses that name.
+    """
     host.fault("vllm", exit_on_start=1)
     kill(host, "vllm")
     wait_until(lambda: not connects(host.ports["vllm"] + 10000), 5, "its port to close")
@@ -42,6 +44,12 @@ def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(host: Ho
     answer = crowd(host.door("vllm", "/v1/chat/completions"), other, 1)[0]
     assert answer.status == 503
     assert answer.retry_after
+    # Ollama loses the name that it was given (`ollama rm`, another store): it is given again
+    engine = f"http://127.0.0.1:{host.ports['ollama'] + 10000}"
+    gone = host.session.delete(f"{engine}/api/delete", json={"model": MODEL}, timeout=5)
+    assert gone.status_code == 200
+    chats = host.door("vllm", "/v1/chat/completions")
+    host.wait(lambda: crowd(chats, CHAT, 1)[0].status == 200, "the substitute's name to be back")
     host.fault("vllm")
     host.wait_event("failback", "vllm")
     assert crowd(host.door("vllm", "/v1/chat/completions"), CHAT, 1)[0].status == 200

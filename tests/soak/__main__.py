@@ -67,6 +67,19 @@ class Soak:
         host.wait_ready()
         trouble = Trouble(host, self.seed)
         load = self._load()
+        try:
+            ended = self._play(minutes, trouble)
+        finally:
+            load.terminate()
+            said, _ = load.communicate(timeout=60)
+        if ended:
+            return [ended]
+        self.answers = Counter(json.loads(said))
+        return self._judge(minutes, trouble)
+
+    def _play(self, minutes: float, trouble: Trouble) -> str:
+        """Faults and samples until the time is up; "" or how the daemon ended before."""
+        host = self.host
         began = time.monotonic()
         self.sampler.start()
         trouble.start()
@@ -74,13 +87,10 @@ class Soak:
             time.sleep(min(SAY_EVERY_S, minutes * 60 - passed))
             self._say(time.monotonic() - began, trouble)
             if host.process is None or host.process.poll() is not None:
-                return [f"the daemon ended: {host.log.read_text()[-3000:]}"]
+                return f"the daemon ended: {host.log.read_text()[-3000:]}"
         trouble.stop()
         self.sampler.stop()
-        load.terminate()
-        said, _ = load.communicate(timeout=60)
-        self.answers = Counter(json.loads(said))
-        return self._judge(minutes, trouble)
+        return ""
 
     def _load(self) -> subprocess.Popen[str]:
         ports = self.host.home / "ports.json"
