@@ -76,8 +76,8 @@ def _plausible(row: Device) -> Device:
     """
     if row.index < 0 or not 0 <= row.reserved_bytes <= row.total_bytes:
         msg = (
-            f"{row.uuid}: expected index 0 or more and reserved_bytes between 0 and total_bytes, found index "
-            f"{row.index}, reserved_bytes {row.reserved_bytes}, total_bytes {row.total_bytes}"
+            f"{row.uuid}: expected index 0 or more and reserved_bytes between 0 and total_bytes, "
+            f"found index {row.index}, reserved_bytes {row.reserved_bytes}, total_bytes {row.total_bytes}"
         )
         raise ValueError(msg)
     return row

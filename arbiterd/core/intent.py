@@ -59,7 +59,8 @@ def intent(backend: BackendSettings, share: Share) -> str:
 
     def forget(gone: ref[BackendSettings] | ref[Share]) -> None:
         kept = _known.get(key)
-        if kept is not None and (gone is kept[0] or gone is kept[1]):  # not of another pair that has got the same ids
+        # not where another pair has got the same ids
+        if kept is not None and (gone is kept[0] or gone is kept[1]):
             _known.pop(key, None)
 
     _known[key] = (ref(backend, forget), ref(share, forget), found)

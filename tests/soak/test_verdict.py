@@ -30,7 +30,9 @@ def test_a_flat_series_does_not_grow() -> None:
     assert (found.slope, found.z, found.grows) == (0.0, 0.0, False)
 
 
-@pytest.mark.parametrize(("mib_an_hour", "grows"), [(1, False), (2, True), (12, True), (-12, False)])
+@pytest.mark.parametrize(
+    ("mib_an_hour", "grows"), [(1, False), (2, True), (12, True), (-12, False)]
+)
 def test_a_steady_slope_grows_beyond_the_bound(mib_an_hour: int, *, grows: bool) -> None:
     """Two percent of 80,000 KiB are 1.6 MiB; the slope is told per hour."""
     found = _series(lambda minute: LEVEL + mib_an_hour * 1024 * minute / 60)
@@ -42,7 +44,9 @@ def test_noise_does_not_grow_and_hides_no_growth() -> None:
     """Two MiB up and down, with and without a slope below it."""
     noise = random.Random(3)
     assert not _series(lambda _minute: LEVEL + noise.uniform(-2048, 2048)).grows
-    assert _series(lambda minute: LEVEL + 12 * 1024 * minute / 60 + noise.uniform(-2048, 2048)).grows
+    assert _series(
+        lambda minute: LEVEL + 12 * 1024 * minute / 60 + noise.uniform(-2048, 2048)
+    ).grows
 
 
 def test_peaks_do_not_grow() -> None:
