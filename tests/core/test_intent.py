@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from weakref import ref
 
@@ -31,7 +32,7 @@ def test_a_digest_is_made_once_for_the_same_settings(monkeypatch: pytest.MonkeyP
 def test_settings_of_earlier_reloads_are_let_go() -> None:
     """Neither the backend nor the share of a reload lives on in the memory of digests."""
     before = len(module._known)
-    gone = []
+    gone: list[Callable[[], object]] = []
     for delay in range(300):
         backend, part = replace(VLLM, restart_delay_s=delay), share("vllm", 0.5)
         intent(backend, part)
