@@ -233,13 +233,13 @@ def _engine_memory(stage: Stage) -> None:
 
 
 def _engine_pids(stage: Stage) -> None:
-    """A fork bomb in a unit that has room for 60 tasks."""
-    _limit(_unit("vllm"), "TasksMax=60")(stage)
-    main = stage.main_pid("vllm")
+    """A fork bomb of 200 in a unit that has room for 100 tasks, threads of the engine among them."""
+    _limit(_unit("vllm"), "TasksMax=100")(stage)
+    main, first = stage.main_pid("vllm"), len(stage.tagged())
     stage.fault("vllm", fork_bomb=200)
-    until(lambda: len(stage.tagged()) > 30, "a bomb")
+    until(lambda: len(stage.tagged()) > first + 5, "a bomb")
     stage.fault("vllm")  # the next engine, whose unit is a new one, has no bomb
-    stays(lambda: len(stage.tagged()) < 100, "a bomb within its limit", 2.0)
+    stays(lambda: len(stage.tagged()) < first + 100, "a bomb within its limit", 2.0)
     with suppress(ProcessLookupError):  # it may have died of the limit itself
         stage.kill(main)
 
