@@ -19,7 +19,7 @@ from arbiterd.core.nodes import CONTROL, UVM
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import BackendSettings, Settings
-from arbiterd.ports import describe
+from arbiterd.ports import describe, holders, listening
 from arbiterd.sense.containers import Found, client_of, proxied_port
 from arbiterd.sense.versions import PATH, Versions
 
@@ -138,7 +138,7 @@ class _Holders:
             for port in (engine_port(settings, backend), engine_grpc_port(settings, backend)):
                 if port:
                     wanted[port] = name
-        sockets = frozenset(one for one in _listening() if one[0] in wanted)
+        sockets = frozenset(one for one in listening() if one[0] in wanted)
         if sockets != self._sockets:
             folder = Path(settings.arbiter.runtime_dir) / "backends"
             self._taken = self._ask(wanted, {port for port, _ in sockets}, folder)
@@ -147,12 +147,10 @@ class _Holders:
 
     def _ask(self, wanted: dict[int, str], heard: set[int], folder: Path) -> dict[str, str]:
         out: dict[str, str] = {}
-        for connection in psutil.net_connections("tcp") if heard else ():
-            port = connection.laddr.port if connection.laddr else 0
-            if connection.status != psutil.CONN_LISTEN or port not in heard:
+        for port, pid in holders(heard):
+            if port not in heard:
                 continue
             heard.discard(port)
-            pid = connection.pid
             if pid and self._owner_of(pid) is not None:
                 continue
             if pid and proxied_port(pid) == port and containers.any_alive(folder, wanted[port]):
@@ -177,15 +175,3 @@ def _missing(backend: BackendSettings, client: Found | None) -> str:
     except OSError:
         pass
     return f"{program} is not there; install it or write its full path in backends.{backend.name}.command"
-
-
-def _listening() -> set[tuple[int, str]]:
-    """(port, inode) of TCP listeners, from /proc/net: cheap, unlike finding out whose they are."""
-    found: set[tuple[int, str]] = set()
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A":
-                    found.add((int(fields[1].rpartition(":")[2], 16), fields[9]))
-    return found

@@ -7,22 +7,18 @@ import shlex
 from collections.abc import Collection
 from contextlib import suppress
 
-import psutil
-
 from arbiterd import procfs
+from arbiterd.ports import holders
 from arbiterd.survey.facts import OURS, Container, Listener
 
 
 def look(ports: Collection[int], runtime_dir: str) -> tuple[Listener, ...]:
     """One row per port that somebody listens on. ``runtime_dir`` tells our own processes."""
     out: dict[int, Listener] = {}
-    with suppress(psutil.Error, OSError):
-        for one in psutil.net_connections("tcp"):
-            port = one.laddr.port if one.laddr else 0
-            if one.status != psutil.CONN_LISTEN or port not in ports:
-                continue
+    with suppress(OSError):
+        for port, pid in holders(ports):
             if port not in out or not out[port].pid:
-                out[port] = listener(port, one.pid or 0, runtime_dir)
+                out[port] = listener(port, pid or 0, runtime_dir)
     return tuple(out[port] for port in sorted(out))
 
 
