@@ -201,12 +201,12 @@ def send(port: int, raw: bytes, timeout_s: float = ANSWER_S) -> int:
     """The status, 0 where the connection was closed without one.
 
     Raises:
-        AssertionError: the door neither answers nor closes within ``timeout_s`` of its last byte.
+        AssertionError: the door neither answers nor closes within ``timeout_s`` of its last byte, or is shut.
 
     """
     got = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as via:
-        try:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as via:
             # a door that refuses early closes while the body is still on its way
             with _unless_closed():
                 via.sendall(raw)
@@ -214,9 +214,12 @@ def send(port: int, raw: bytes, timeout_s: float = ANSWER_S) -> int:
             with _unless_closed():
                 while part := via.recv(65536):
                     got += part
-        except TimeoutError:
-            msg = f"the door hangs: no answer and no end for {timeout_s:g} s, {got[:200]!r} before that; {raw[:500]!r}"
-            raise AssertionError(msg) from None
+    except TimeoutError:
+        msg = f"the door hangs: no answer and no end for {timeout_s:g} s, {got[:200]!r} before that; {raw[:500]!r}"
+        raise AssertionError(msg) from None
+    except ConnectionRefusedError:
+        msg = f"nobody listens on port {port} any more"
+        raise AssertionError(msg) from None
     return int(got.split(b" ", 2)[1]) if got.startswith(b"HTTP/") else 0
 
 

@@ -53,3 +53,11 @@ def test_a_door_that_hangs_is_a_defect(before: bytes) -> None:
                 send(port, b"GET / HTTP/1.1\r\n\r\n", timeout_s=0.2)
         finally:
             done.set()
+
+
+def test_a_door_that_is_shut_is_a_defect() -> None:
+    """The process behind it has ended."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    with pytest.raises(AssertionError, match="nobody listens"):
+        send(port, b"x")
