@@ -33,7 +33,7 @@ def test_a_pipe_a_device_and_a_large_file_are_given_up(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     with pytest.raises(TimeoutError, match="a pipe that nobody writes to"):
         bounded.read(fifo, 1000, 0.05)
-    assert not [one for one in threading.enumerate() if one.name == "aside"], "no thread is left"
+    assert not [one for one in threading.enumerate() if one.name == "bounded"], "no thread is left"
     with pytest.raises(OSError, match="larger than 1000000 bytes") as large:
         bounded.read("/dev/zero", 1_000_000)
     assert large.value.errno == errno.EFBIG
@@ -68,7 +68,9 @@ def test_a_disk_that_hangs_costs_one_thread_and_the_next_look_nothing() -> None:
     assert len(calls) == 1
     assert bounded.aside("/other", lambda: 5) == 5
     go.set()
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "aside"], what="its end")
+    wait_until(
+        lambda: not [t for t in threading.enumerate() if t.name == "bounded"], what="its end"
+    )
     assert bounded.aside("/disk", lambda: 6) == 6
 
 
