@@ -159,7 +159,11 @@ def _results(shard: str, words: list[str]) -> Iterator[Result]:
 
     def make() -> DirectStage:
         stage = DirectStage(lib, disk=shard == "disk")
-        stage.start()
+        try:
+            stage.start()
+        except BaseException:  # SIGTERM, too: nothing that was started is left
+            stage.close()
+            raise
         return stage
 
     if shard == "kills-direct":
