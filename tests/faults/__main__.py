@@ -102,6 +102,7 @@ _ending = threading.Event()  # what is still queued then does not start
 
 def _end(number: int, _: object) -> None:
     """SIGTERM: the shards end what they have started, then themselves."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut the end short
     _ending.set()
     for one in _running:
         one.terminate()
