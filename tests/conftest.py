@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu, build
 from tests.conformance.suite import summary
@@ -26,6 +28,12 @@ NOT_FAST = (
     "weights/test_finding.py",
 )
 SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
+
+# How long an example takes tells how busy the machine is, nothing of the code.
+hypothesis_settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

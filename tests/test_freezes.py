@@ -29,11 +29,12 @@ from tests.support import wait_until
 
 def test_a_pipe_a_device_and_a_large_file_are_given_up(tmp_path: Path) -> None:
     """In bytes and in time; a pipe that somebody writes to is read like a file (check <(...))."""
+    before = set(threading.enumerate())  # of other tests in this process
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(TimeoutError, match="a pipe that nobody writes to"):
         bounded.read(fifo, 1000, 0.05)
-    assert not [one for one in threading.enumerate() if one.name == "bounded"], "no thread is left"
+    assert not set(threading.enumerate()) - before, "no thread is left"
     with pytest.raises(OSError, match="larger than 1000000 bytes") as large:
         bounded.read("/dev/zero", 1_000_000)
     assert large.value.errno == errno.EFBIG
@@ -53,10 +54,10 @@ def test_a_pipe_a_device_and_a_large_file_are_given_up(tmp_path: Path) -> None:
 def test_a_disk_that_hangs_costs_one_thread_and_the_next_look_nothing() -> None:
     """While one call is stuck at a path, the next fails at once; others go on; it ends, all is well."""
     go = threading.Event()
-    calls = []
+    calls: list[threading.Thread] = []
 
     def hang() -> str:
-        calls.append(1)
+        calls.append(threading.current_thread())
         go.wait(60)
         return "late"
 
@@ -68,9 +69,7 @@ def test_a_disk_that_hangs_costs_one_thread_and_the_next_look_nothing() -> None:
     assert len(calls) == 1
     assert bounded.aside("/other", lambda: 5) == 5
     go.set()
-    wait_until(
-        lambda: not [t for t in threading.enumerate() if t.name == "bounded"], what="its end"
-    )
+    wait_until(lambda: not calls[0].is_alive(), what="its end")
     assert bounded.aside("/disk", lambda: 6) == 6
 
 

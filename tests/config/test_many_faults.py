@@ -137,7 +137,9 @@ def test_one_fault_is_one_problem(tmp_path: Path, fault: Fault) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.sampled_from(FAULTS), unique=True, min_size=2, max_size=8))
 def test_many_faults_are_as_many_problems(tmp_path: Path, faults: list[Fault]) -> None:

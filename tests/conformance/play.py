@@ -251,16 +251,21 @@ class Player:
         # The one that is expected to stay is given as long as the case says, any other its time.
         stays = "still running" in str(step["expect"].get("exit"))
         command = self.engine.cli(tuple(step["argv"]))
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) as process:
+        words = step["expect"].get("stderr")
+        due = len(words) if isinstance(words, list) else 0
+        said, told = self.home / "cli.stdout", self.home / "cli.stderr"
+        with said.open("w") as out_to, told.open("w") as err_to:
+            process = subprocess.Popen(command, env=env, stdout=out_to, stderr=err_to)
             try:
-                out, err = process.communicate(timeout=limit if stays else max(limit, PATIENCE_S))
-                status: int | str = process.returncode
+                status: int | str = process.wait(limit if stays else max(limit, PATIENCE_S))
             except subprocess.TimeoutExpired:
+                # On a busy machine an interpreter may need longer than that to begin.
+                with suppress(AssertionError):
+                    wait_until(lambda: len(told.read_text().splitlines()) >= due)
                 process.terminate()
-                out, err = process.communicate()
+                process.wait()
                 status = f"still running after {limit}s"
-        lines = err.splitlines()
+        out, lines = said.read_text(), told.read_text().splitlines()
         if "last_words" in step["expect"]:
             return {"exit": status, "stdout": out.splitlines(), "last_words": lines[-1:]}
         most = step.get("most", 40)

@@ -77,7 +77,8 @@ def test_ten_thousand_requests_over_the_limit_are_all_answered(host: Host) -> No
             assert all(a.retry_after for a in answers if a.status == 503)
             for status, count in statuses(answers).items():
                 found[status] = found.get(status, 0) + count
-    assert set(found) == {200, 503}, found
+    # 408: this client itself, on a busy machine, took more than 10 s to send a request.
+    assert {200, 503} <= set(found) <= {200, 408, 503}, found
     assert sum(found.values()) == 10_000
     assert watch.peak <= 4
 

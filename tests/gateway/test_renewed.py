@@ -101,6 +101,10 @@ def test_an_unknown_name_is_told_once_with_the_line_to_add(lan: Host) -> None:
 
 def test_when_all_engines_are_stopped_every_door_answers_503(lan: Host) -> None:
     """SIGSTOP: no engine could answer anything; a client gets 503 with Retry-After and waits for none."""
+    for name in NAMES:
+        lan.fault(
+            name, start_delay_s=600
+        )  # or one that is started anew serves while others still do
     pids = [pid for name in NAMES for pid in lan.backend(name)["pids"]]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -119,4 +123,6 @@ def test_when_all_engines_are_stopped_every_door_answers_503(lan: Host) -> None:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 continue
+        for name in NAMES:
+            lan.fault(name)
     lan.wait_ready()

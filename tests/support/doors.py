@@ -302,7 +302,7 @@ class Doors:
         if not any(k.lower() == "connection" for k in headers or {}):
             lines.append("Connection: close")
         raw = "\r\n".join([*lines, "", ""]).encode() + body
-        with socket.create_connection(("127.0.0.1", self.ports[door]), timeout=30) as one:
+        with socket.create_connection(("127.0.0.1", self.ports[door]), timeout=300) as one:
             one.sendall(raw)
             got = b""
             while part := one.recv(65536):

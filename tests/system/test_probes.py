@@ -91,7 +91,7 @@ def test_the_second_probe_reaches_engines_by_haproxy_and_gate(box: Box) -> None:
     pid = box.show(GATE, "MainPID")
     box.sh(f"kill -STOP {pid}")
     try:
-        assert "not through its door" in box.event("door_broken", backend="ollama")["MESSAGE"]
+        assert "the load gate does not answer" in box.event("gateway_down")["MESSAGE"]
         wait_until(lambda: box.show(GATE, "MainPID") not in ("0", pid), 30, "another gate")
     finally:
         box.run("kill", "-CONT", pid)
