@@ -58,8 +58,10 @@ class Globals:
     def _say_if_unreadable(path: Path) -> None:
         """A file that was asked for and cannot be read is said as that."""
         try:
-            path.read_bytes().decode()
+            begin = path.read_bytes().decode()[:1]
         except (OSError, UnicodeDecodeError):
+            begin = "\ufeff"
+        if begin == "\ufeff":
             from arbiterd.config.load import read_text  # noqa: PLC0415 - it finds the words
 
             read_text(path)

@@ -13,7 +13,7 @@ from arbiterd.gateway import runtime
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.live import parse
 from arbiterd.gateway.paths import paths
-from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, LoadAnswer, LoadVerdict
+from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.strangers import HIDDEN, listener, named
 from arbiterd.web.loads import LoadDesk
 from tests.core.world import settings
@@ -37,6 +37,7 @@ def test_doors_name_no_other_users_process(
     keeper._write_live(GatewayWish({"vllm": one}, {}), layout(made), made)
     entries = parse(where.live.read_text())
     desk = LoadDesk(lambda: None)
+    desk._asks["a"] = LoadAsk("a", "ollama", "m", 1, 0.0)  # nothing is kept for who does not ask
     desk.answered((LoadAnswer("a", LoadVerdict.WAIT, WHY),), full=shown)
     for text in (entries["why:vllm"], entries["adv:vllm"], desk._forget("a").reason):
         assert (HIDDEN not in text) is shown

@@ -161,7 +161,11 @@ def test_ten_thousand_connections_and_fifty_viewers(host: Host) -> None:
     )
     seen = host.status()
     assert seen["loop"]["tick"] > ticks
-    assert {one["name"]: one["pids"] for one in seen["backends"]} == before
+    after = {one["name"]: one["pids"] for one in seen["backends"]}
+    # a runner may have come since
+    assert {name: pids[:1] for name, pids in after.items()} == {
+        name: pids[:1] for name, pids in before.items()
+    }
     assert not [
         e for e in host.events() if e.get("ARBITER_EVENT") in ("driver_hung", "exit", "bug")
     ]
