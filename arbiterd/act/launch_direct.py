@@ -110,7 +110,7 @@ class DirectLauncher:
                 main.start_time,
                 procfs.boot_id(),
                 found.invocation,
-                "",
+                found.intent,
                 time.time(),
                 warden_pid=found.warden.pid,
                 warden_start=found.warden.start_time,
@@ -253,7 +253,7 @@ class DirectLauncher:
             spec.container.client if spec.container else "",
         )
         self._exit_file(spec.backend).unlink(missing_ok=True)
-        names = (self.instance, spec.backend, record.invocation)
+        names = (self.instance, spec.backend, record.invocation, spec.intent)
         try:
             process, main = begin(
                 names,

@@ -1,8 +1,8 @@
 """A backend's warden under the direct launcher: a process of its own between daemon and engine.
 
-Run as a script, ``python -I -S warden.py INSTANCE BACKEND INVOCATION``; the rest comes as one JSON object
-on stdin, since an environment may hold secrets. It reports on stdout: ``started PID START`` or ``failed
-WHY``; later ``exit CODE`` (negative: a signal), which it also leaves in a file for a later daemon.
+Run as a script, ``python -I -S warden.py INSTANCE BACKEND INVOCATION INTENT``; the rest comes as one JSON
+object on stdin, since an environment may hold secrets. It reports on stdout: ``started PID START`` or
+``failed WHY``; later ``exit CODE`` (negative: a signal), which it also leaves in a file for a later daemon.
 
 It does what only a parent can do, also while no daemon runs: as child subreaper it inherits whatever the
 engine forks away, so a process with a session and an environment of its own still has it as ancestor; it

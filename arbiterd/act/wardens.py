@@ -33,14 +33,18 @@ class Found:
 
     backend: str
     invocation: str
+    intent: str
     warden: ProcessRef
     main: ProcessRef | None
 
 
 def begin(
-    names: tuple[str, str, str], spec: Mapping[str, object]
+    names: tuple[str, str, str, str], spec: Mapping[str, object]
 ) -> tuple[subprocess.Popen[bytes], ProcessRef]:
-    """Start a warden of (instance, backend, invocation) and its engine; (the warden, the engine).
+    """Start a warden of (instance, backend, invocation, intent) and its engine; (the warden, the engine).
+
+    All four are its arguments: a daemon that is killed before the record is written is followed by one that
+    knows from them what was started.
 
     Raises:
         LaunchError: the engine cannot be started.
@@ -114,7 +118,7 @@ def running(instance: str) -> list[Found]:
 
 def _look(pid: int, instance: str) -> Found | None:
     words = procfs.argv(pid)
-    if len(words) != 7 or words[3] != _SCRIPT or words[4] != instance:
+    if len(words) != 8 or words[3] != _SCRIPT or words[4] != instance:
         return None
     one = procfs.ref(pid)
     if one is None:
@@ -123,7 +127,7 @@ def _look(pid: int, instance: str) -> Found | None:
     # The engine itself leads a session; of those that it has forked away some may, too: it is the first.
     leaders = sorted((s for s in children if s.session == s.pid), key=lambda s: s.start_time)
     main = ProcessRef(leaders[0].pid, leaders[0].start_time) if leaders else None
-    return Found(words[5], words[6], one, main)
+    return Found(words[5], words[6], words[7], one, main)
 
 
 def descendants(stats: Iterable[procfs.Stat], roots: Mapping[int, str]) -> dict[ProcessRef, str]:

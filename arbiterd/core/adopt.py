@@ -55,7 +55,10 @@ def meet(desk: Desk) -> None:
         if backend.intent == now_wanted and revocable(backend) and not desk.seen.stopping:
             changed = replace(backend, deadline=None, after=After.STOPPED)
             desk.enter(changed, Phase.READY, "")  # the layout it runs in has come back in time
-        if not backend.intent or backend.intent == now_wanted:
+        # What was started is not known where the record is lost. It is left alone, unless a switch is under
+        # way: that ends only with every engine in what is wanted now.
+        left = not backend.intent and (desk.state.switch is None or backend.phase not in _LIVE)
+        if left or backend.intent == now_wanted:
             continue
         drained = backend.phase is Phase.DRAINING and backend.deadline is None
         if backend.phase in _LIVE or drained:

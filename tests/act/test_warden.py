@@ -101,7 +101,7 @@ def test_it_is_found_by_a_later_daemon_too(tmp_path: Path) -> None:
 def test_without_its_folder_an_engine_is_adopted_by_its_warden(
     launcher: DirectLauncher, tmp_path: Path
 ) -> None:
-    """runtime_dir was removed: pid, invocation and hidden children are known; the output goes on."""
+    """runtime_dir was removed: pid, invocation, intent and hidden children are known; the output goes on."""
     pid = hidden(launcher, STAY, tmp_path)
     before = seen(launcher)
     shutil.rmtree(tmp_path / "run")
@@ -110,7 +110,7 @@ def test_without_its_folder_an_engine_is_adopted_by_its_warden(
         after = seen(later)
         assert (after.main, after.invocation) == (before.main, before.invocation)
         assert after.state is UnitState.RUNNING
-        assert after.intent == ""
+        assert after.intent == before.intent != ""
         assert later.owner_of(pid) == ("probe", "session of probe")
         wait_until((tmp_path / "run/logs/probe.log").exists, 60, "its log file anew")
         later.stop("probe", 5.0)

@@ -465,6 +465,22 @@ def test_a_stop_in_the_middle_and_a_start_much_later_finish_the_switch() -> None
     assert world.told(EventName.ROLLBACK) == 0
 
 
+@pytest.mark.parametrize("switching", [False, True])
+def test_an_engine_whose_record_is_lost_is_left_alone_until_a_switch(*, switching: bool) -> None:
+    """Nobody knows what it was started with: no reason to end it, and no switch that ends with it."""
+    world = host()
+    kept = pid(world, "vllm")
+    world.engines["vllm"].intent = ""
+    if switching:
+        world.reload("B")
+    world.restart(carry=None)
+    world.settle()
+    world.tick(4)
+    assert not switching or world.layout() == "B"
+    assert world.phase("vllm") is Phase.READY
+    assert (pid(world, "vllm") == kept) is not switching
+
+
 def _carries(world: Host, older: Carry) -> tuple[Carry | None, ...]:
     """What may lie in runtime_dir at a kill: the newest, that of the tick before, nothing."""
     return (pack(world.state), older, None)
