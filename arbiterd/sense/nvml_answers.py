@@ -20,6 +20,7 @@ _Size = Annotated[int, Field(ge=0)]
 
 class _Identity(TypedDict):
     i: _Index
+    nodes: NotRequired[list[str]]
     mig: NotRequired[bool]
     recovery: NotRequired[int]
     parent: NotRequired[str]

@@ -106,7 +106,7 @@ class Worker:
             fixed = self._fixed.get(index) or self._fixed.setdefault(index, _identity(handle))
         except nv.NVMLError as error:
             # Known from before: the parent process keeps the inventory and knows what it was.
-            yield {**self._fixed.get(index, {}), "hole": index, **_error(error)}
+            yield {**self._fixed.get(index, {}), **_error(error)}
             self._handles.pop(index, None)
             return
         row = {**fixed, **_memory(handle)}

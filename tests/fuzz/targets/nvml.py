@@ -24,7 +24,6 @@ SLICE = {"i": 0, "uuid": PART, "name": "MIG 1g", "bus": "00000000:10:00.0", "at"
          "instance": [7, 0], "memory": [5 * GIB, 0, GIB, 4 * GIB], "processes": []}  # fmt: skip
 LOST = {
     "i": 1,
-    "hole": 1,
     "uuid": UUID,
     "bus": "00000000:10:00.0",
     "name": "x",
@@ -35,7 +34,7 @@ ANSWERS = (
     {"seq": 1, "again": False, "wake": False, "devices": [ROW]},
     {"seq": 1, "again": True, "wake": True, "devices": [{**ROW, "mig": True}, SLICE]},
     {"seq": 2, "again": False, "wake": False, "devices": [LOST]},
-    {"seq": 2, "again": False, "wake": False, "devices": [{"i": 0, "hole": 0, "state": "unknown", "error": "x"}]},
+    {"seq": 2, "again": False, "wake": False, "devices": [{"i": 0, "state": "unknown", "error": "x"}]},
     {"xid": 79, "uuid": UUID, "gpu": UUID, "at": 1000.0},
     {"events": True},
     {"fatal": "Driver Not Loaded", "code": 9},
