@@ -111,13 +111,12 @@ def test_a_drain_holds_on_a_full_disk_and_nothing_reloads_until_its_files_caught
 
 def test_a_daemon_starts_and_drains_on_a_full_and_a_read_only_disk(small: Host) -> None:
     """Killed on a full disk it comes back, engines keep their pids; read-only is no other than full."""
-    pids = {b["name"]: b["pids"] for b in small.status()["backends"]}
+    pids = small.mains()
     fill(small.home / "run")
     small.kill()
     small.start()
     small.wait_ready()
-    after = {b["name"]: b["pids"] for b in small.status()["backends"]}
-    assert {n: p[:1] for n, p in after.items()} == {n: p[:1] for n, p in pids.items()}
+    assert small.mains() == pids
     folder = small.home / "run"
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
@@ -153,7 +152,7 @@ def test_without_its_runtime_dir_the_daemon_ends_and_its_next_start_adopts(
     host: Host, how: str
 ) -> None:
     """Told; engines keep their pids; their doors open again, and a stop ends all of them."""
-    pids = {b["name"]: b["pids"] for b in host.status()["backends"]}
+    pids = host.mains()
     run = host.home / "run"
     shutil.rmtree(run, ignore_errors=True)  # the daemon may write one more file meanwhile
     shutil.rmtree(run, ignore_errors=True)
@@ -162,10 +161,10 @@ def test_without_its_runtime_dir_the_daemon_ends_and_its_next_start_adopts(
     assert host.process is not None
     assert host.process.wait(60) == 1
     assert "was removed: the daemon ends, engines run on" in host.log.read_text()
-    assert all(procfs.ref(pid) for some in pids.values() for pid in some)
+    assert all(procfs.ref(pid) for pid in pids.values())
     host.start()
     host.wait_ready()
-    assert {b["name"]: b["pids"] for b in host.status()["backends"]} == pids
+    assert host.mains() == pids
     assert {b["name"]: b["restarts"] for b in host.status()["backends"]} == dict.fromkeys(pids, 0)
     host.wait(lambda: predict(host) == 200, "TensorFlow's door")
     assert host.stop() == 0

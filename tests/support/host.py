@@ -15,6 +15,7 @@ from typing import Any
 
 import requests
 
+from arbiterd import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from tests.support import free_port, wait_until
 
@@ -227,6 +228,15 @@ class Host:
                 continue
             out.append(one)
         return out
+
+    def mains(self) -> dict[str, int]:
+        """The main process of each backend; its children (Ollama's runner) come and go by themselves."""
+
+        def oldest(pids: list[int]) -> int:
+            there = [found for pid in pids if (found := procfs.ref(pid))]
+            return min(there, key=lambda one: one.start_time).pid if there else 0
+
+        return {one["name"]: oldest(one["pids"]) for one in self.status()["backends"]}
 
     def incidents(self, backend: str = "") -> list[Json]:
         """Incidents, newest first."""
