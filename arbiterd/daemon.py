@@ -147,34 +147,31 @@ class Daemon:
                 settled=self._settled,
                 secrets=self._secrets,
             )
-            # three random bytes: ids of different runs never meet in one journal
-            good = self._layouts.before(self._path, self._environ)
-            good = good and self._ports.granted(good)
-            state = State(
-                run=uuid.uuid4().hex[:6],
-                incidents=self._stores.incidents.load(),
-                learned=self._stores.learned.load(),
-                carried=self._stores.carry.load(),
-                good=good,
-                rollback=self._start.rolled_back if good is not None else "",
-            )
+            state = self._first_state()
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
                 self._gateway.keeper.start()
             loop = Loop(parts, settings, state, self.waker.wake)
             return self._serve(loop, nvml, host)
         finally:
-            prober.close()
-            if self._gateway is not None:
-                self._gateway.close()
-            nvml.close()
-            host.close()
-            executor.close()
-            launcher.close()
-            self._ports.close()
-            self._stores.close()
-            self._journal.close()
-            self._lock.close()
+            # who asks and who acts before what they write to; the lock last: the next daemon may come
+            own = (self._ports, self._stores, self._journal, self._lock)
+            for one in (prober, self._gateway, nvml, host, executor, launcher, *own):
+                if one is not None:
+                    one.close()
+
+    def _first_state(self) -> State:
+        """What core begins with: that of the daemon before us, as far as it is believed."""
+        good = self._layouts.before(self._path, self._environ)
+        good = good and self._ports.granted(good)
+        return State(
+            run=uuid.uuid4().hex[:6],  # random: ids of different runs never meet in one journal
+            incidents=self._stores.incidents.load(),
+            learned=self._stores.learned.load(),
+            carried=self._stores.carry.load(),
+            good=good,
+            rollback=self._start.rolled_back if good is not None else "",
+        )
 
     def _serve(self, loop: Loop, nvml: NvmlSource, host: HostFactsSource) -> int:
         reloader = Reloader(

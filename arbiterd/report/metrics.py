@@ -32,6 +32,7 @@ class _Snapshot(Collector):
         self._counts = counts
 
     def collect(self) -> Iterable[Metric]:
+        """Every family of docs/metrics.md, from what was published last."""
         yield from _loop(self._published)
         yield from _gpus(self._published)
         yield from _ledger(self._published)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from tests.faults.row import Inject, Look
-from tests.faults.stage import Stage, dead, stays, until
+from tests.faults.stage import Missing, Stage, dead, stays, until
 
 STOP, CONT, KILL = signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL
 
@@ -118,6 +119,19 @@ def serves(*names: str, for_s: float = 1.5) -> Look:
             stays(lambda n=name: stage.ask(n)[0] == 200, f"200 at the door of {name}", for_s)  # type: ignore[misc]
 
     return look
+
+
+def no_false_death(stage: Stage, _: Any) -> None:
+    """A lack that is the daemon's own is never told as somebody's end."""
+    time.sleep(3.0)
+    wrong = [
+        e["MESSAGE"]
+        for e in stage.events(stage.began)
+        if e["ARBITER_EVENT"] in ("exit", "driver_hung", "gpu_lost", "stuck")
+    ]
+    if wrong:
+        msg = f"a lack of the daemon's own is taken for {wrong}"
+        raise Missing(msg)
 
 
 class Crowd:

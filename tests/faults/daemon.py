@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.faults.by_hand import Crowd, both, let_go, serves, ticks_go_on
+from tests.faults.by_hand import Crowd, both, let_go, no_false_death, serves, ticks_go_on
 from tests.faults.direct import DirectStage
 from tests.faults.row import Fault
 from tests.faults.stage import Missing, Stage, until
@@ -157,19 +157,6 @@ def _feed_fds(stage: Stage, made: Crowd) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
 
-def _no_false_death(stage: Stage, _: Any) -> None:
-    """No descriptor left is never `process gone`."""
-    time.sleep(3.0)
-    wrong = [
-        e["MESSAGE"]
-        for e in stage.events(stage.began)
-        if e["ARBITER_EVENT"] in ("exit", "driver_hung", "gpu_lost", "stuck")
-    ]
-    if wrong:
-        msg = f"used-up descriptors are taken for {wrong}"
-        raise Missing(msg)
-
-
 def _lean_ticks(stage: Stage, _: Any) -> None:
     """Ticks go on, seen through the metric of the admin socket's neighbour: the doors' own health."""
     time.sleep(2.0)
@@ -254,9 +241,9 @@ def rows() -> list[Fault]:
         _row("clock-plus-5-years", _clock(5 * YEAR_S), seen=_no_false_alarm, undo=_real_clock, promise="the clock set by years: no timeout, no restart", needs=FAKETIME),
         _row("clock-minus-5-years", _clock(-5 * YEAR_S), seen=_no_false_alarm, undo=_real_clock, promise="the clock set by years: no timeout, no restart", needs=FAKETIME),
         _row("clock-to-and-fro", _clock(20 * YEAR_S, -20 * YEAR_S, 0), seen=_no_false_alarm, undo=_real_clock, promise="the clock set by years: no timeout, no restart", needs=FAKETIME),
-        _row("fds-used-up", _starve_fds, seen=both(_no_false_death, _lean_ticks), undo=_feed_fds, promise="used-up descriptors are no death of anybody's; doors go on"),
-        _row("idle-4100", _crowd(4100), kind="api", seen=both(_no_false_death, _lean_ticks), undo=let_go, promise="idle connections end nothing and blind nothing"),
-        _row("half-requests-2000", _crowd(2000, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n"), kind="api", seen=both(_no_false_death, _lean_ticks), undo=let_go,
+        _row("fds-used-up", _starve_fds, seen=both(no_false_death, _lean_ticks), undo=_feed_fds, promise="used-up descriptors are no death of anybody's; doors go on"),
+        _row("idle-4100", _crowd(4100), kind="api", seen=both(no_false_death, _lean_ticks), undo=let_go, promise="idle connections end nothing and blind nothing"),
+        _row("half-requests-2000", _crowd(2000, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n"), kind="api", seen=both(no_false_death, _lean_ticks), undo=let_go,
              promise="requests that never end hold up nothing"),
         _row("hostile-requests", _hostile, kind="api", seen=ticks_go_on(0.5), promise="422, 400 or 404: never 500"),
         _row("page-viewers-50", _page_viewers, kind="api", seen=ticks_go_on(1.0), promise="fifty viewers make no tick late"),

@@ -62,6 +62,7 @@ class More:
 
     # -- Anthropic ------------------------------------------------------------------------------
     async def messages(self, request: Request) -> None:
+        """``POST /v1/messages``: Anthropic's form."""
         body = early(await request.read(), "MessagesRequest", _MESSAGES)
         if not body.get("model"):
             raise Early(400, "model is required")
@@ -117,6 +118,7 @@ class More:
 
     # -- OpenAI's responses ---------------------------------------------------------------------
     async def responses(self, request: Request) -> None:
+        """``POST /v1/responses``: text or a list of messages as input."""
         body = early(await request.read(), "ResponsesRequest", _RESPONSES)
         given = body.get("input") or ""
         prompt = given if isinstance(given, str) else text_of(given)

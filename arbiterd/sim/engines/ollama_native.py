@@ -251,6 +251,7 @@ class Native:
 
     # -- vectors --------------------------------------------------------------------------------
     async def embed(self, request: Request) -> None:
+        """``POST /api/embed``: one vector per text; 501 on a model that only chats."""
         body = await self._body(request, "EmbedRequest", _EMBED)
         given = body.get("input")
         texts = [given] if isinstance(given, str) else given or []

@@ -136,6 +136,7 @@ class OpenAi:
         raise Early(400, text)
 
     async def embeddings(self, request: Request) -> None:
+        """``POST /v1/embeddings``: OpenAI's form, vectors as numbers or base64."""
         body = early(await request.read(), "EmbedRequest", _EMBED)
         given, form = body.get("input"), body.get("encoding_format", "float")
         if given is None or given == []:

@@ -68,6 +68,7 @@ class Acts:
         epoch, began = self._epoch, self._world.now
 
         def done(detail: str) -> None:
+            """The outcome comes in by the queue, unless the daemon has been restarted since."""
             if epoch != self._epoch:
                 return
             now = self._world.now
