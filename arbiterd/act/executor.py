@@ -9,6 +9,7 @@ scheme under which that holds whatever is queued: no priorities, no hand-over, n
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import assert_never
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.reclaim import carry_out
 from arbiterd.aside import aside
-from arbiterd.errors import ArbiterError
+from arbiterd.errors import ArbiterError, LaunchError
 from arbiterd.model.actions import (
     Action,
     FreezeBackend,
@@ -71,6 +72,11 @@ class Executor:
         self._dry_run = dry_run
         self._pools: dict[tuple[str, Lane], queue.Queue[Action | None]] = {}
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        # By backend: the start or stop that was asked for last, and a lock that a start holds. A stop in
+        # its own lane would else overtake the start before it, find nothing to end, and leave an engine
+        # behind that nobody ends (met on a busy machine, at the end of a switch).
+        self._newest: dict[str, str] = {}
+        self._starts: dict[str, threading.Lock] = {}
 
     def prepare(self, devices: Sequence[str]) -> None:
         """Make the pools of these devices ("" is the CPU's)."""
@@ -87,6 +93,9 @@ class Executor:
         """Queue actions; a full queue is an outcome, never a wait."""
         for action in actions:
             self.prepare((action.gpu,))
+            if isinstance(action, StartBackend | StopBackend):
+                self._newest[action.backend] = action.id
+                self._starts.setdefault(action.backend, threading.Lock())
             try:
                 self._pools[action.gpu, lane_of(action)].put_nowait(action)
             except queue.Full:
@@ -132,9 +141,10 @@ class Executor:
         hide = self._secrets.redactor.text
         match action:
             case StartBackend():
-                self._secrets.look()  # what this start reads from env_file
-                self._launcher.start(action.spec)
+                self._start(action)
             case StopBackend():
+                with self._starts[action.backend]:
+                    pass  # a start that is under way comes to its end; later ones give way
                 self._launcher.stop(action.backend, action.grace_s)
             case KillProcesses():
                 self._launcher.kill_processes(action.processes)
@@ -157,6 +167,14 @@ class Executor:
                 self._launcher.make_nodes(action.nodes)
             case _:
                 assert_never(action)
+
+    def _start(self, action: StartBackend) -> None:
+        with self._starts[action.backend]:
+            if self._newest.get(action.backend) != action.id:
+                msg = f"cannot start {action.backend}: it is to stop by now"
+                raise LaunchError(msg)
+            self._secrets.look()  # what this start reads from env_file
+            self._launcher.start(action.spec)
 
 
 def lane_of(action: Action) -> Lane:

@@ -44,6 +44,7 @@ from arbiterd.redact import Redactor
 STALE_S = 2.0
 START_EVERY_S = 1.0
 DOORS_EVERY_S = 2.0
+RELOAD_S = 30.0  # as long one reload may take before the next is asked for
 HAPROXY_SILENT_S = 10.0  # neither its socket nor a door answers
 _DOOR_S = 1.0
 _CHECK_S = 10.0
@@ -71,6 +72,7 @@ class _Seen:
     behind: bool = False  # the map on disk is older than what HAProxy was told
     reload_due: bool = False
     reload_at: float = 0.0
+    reload_from: int = 0  # the worker that the last reload is to replace; 0: it has been
 
 
 class GatewayKeeper:
@@ -183,9 +185,18 @@ class GatewayKeeper:
             return GatewayObservation(True, gone, gate_problem, {}, dict(seen.taken))
         self._haproxy_silence.heard()
         opening = self._opening(made, now)
+        serves = settings.source.sha256 if self._is_served(made) else ""
         return GatewayObservation(
-            True, problem, gate_problem, traffic, dict(seen.taken), opening=opening
+            True, problem, gate_problem, traffic, dict(seen.taken), opening=opening, serves=serves
         )
+
+    def _is_served(self, made: Layout) -> bool:
+        """Whether HAProxy's worker has read what was written last: a reload is only asked for, and a busy
+        machine takes seconds until the next worker is there (30 s of the old request_timeout were seen).
+        """
+        seen = self._seen
+        waits = seen.reload_due or seen.reload_from or seen.refused
+        return seen.rendered is made and not waits
 
     def _opening(self, made: Layout, now: float) -> frozenset[str]:
         """Doors that are still shut. A start that is ordered of a HAProxy that runs reads no file: what it
@@ -293,8 +304,10 @@ class GatewayKeeper:
                 return seen.refused  # told as unwritten; tried again
             seen.rendered = made
         # While HAProxy starts nobody knows which of two files it has read: the reload waits for it.
-        if seen.reload_due and not seen.behind and seen.pid:
-            seen.reload_due, seen.reload_at = False, time.monotonic()
+        now = time.monotonic()
+        under_way = seen.reload_from and now - seen.reload_at < RELOAD_S
+        if seen.reload_due and not seen.behind and seen.pid and not under_way:
+            seen.reload_due, seen.reload_at, seen.reload_from = False, now, seen.pid
             self._services.reload(GATEWAY)
         return seen.refused
 
@@ -337,7 +350,7 @@ class GatewayKeeper:
                 self._services, GATEWAY, f"HAProxy has not answered for {HAPROXY_SILENT_S:g} s"
             )
         self._haproxy_silence.heard()
-        seen.pid = 0
+        seen.pid = seen.reload_from = 0
         if seen.refused:
             return seen.refused
         if now - seen.start_at < START_EVERY_S:
@@ -389,9 +402,10 @@ class GatewayKeeper:
         if commands:
             runtime.tell(where.runtime, commands)
         seen.pid = look.pid
+        if look.pid != seen.reload_from:
+            seen.reload_from = 0
         if fresh:
             seen.haproxy = family(look.pid)
-        if fresh:
             self._on_change()
         return {
             one.name: Known(traffic_of(one.name, rows, old, limits), now) for one in made.backends

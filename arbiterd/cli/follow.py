@@ -22,6 +22,7 @@ from arbiterd.errors import ArbiterError
 from arbiterd.units import format_duration
 
 EVERY_S = 0.2
+DOORS_S = 60.0  # a busy HAProxy takes seconds until its next worker serves; then the switch is what counts
 AWAY_S = 60.0  # a restart of the daemon in the middle is no end: it carries the switch on
 
 
@@ -136,6 +137,7 @@ def follow(client: Client, accepted: Row, timeout_s: float, *, json: bool) -> En
     """
     began = time.monotonic()
     heard = began
+    ended = 0.0
     said = ""
     with left_alone(), progress(json=json) as view:
         while time.monotonic() - began < timeout_s:
@@ -149,12 +151,22 @@ def follow(client: Client, accepted: Row, timeout_s: float, *, json: bool) -> En
             heard = time.monotonic()
             view.show(status)
             end = end_of(status, accepted, heard - began)
-            if end is not None:
+            if end is None:
+                ended = 0.0
+                line = as_row(status.get("switch")).get("line")
+                said = str(line or "the reload waits for its turn")
+            elif not _doors_are_behind(status) or heard - (ended or heard) > DOORS_S:
                 return end
-            said = str(as_row(status.get("switch")).get("line") or "the reload waits for its turn")
+            else:
+                ended = ended or heard
+                said = "the doors take the new configuration"
             time.sleep(EVERY_S)
     msg = f"not done within {format_duration(timeout_s)}, it goes on: {said}"
     raise ArbiterError(msg)
+
+
+def _doors_are_behind(status: Row) -> bool:
+    return bool(as_row(status.get("gateway")).get("reloading"))
 
 
 def end_of(status: Row, accepted: Row, waited_s: float) -> End | None:

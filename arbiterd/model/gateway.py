@@ -118,7 +118,8 @@ class Requests:
 class GatewayObservation:
     """``problem``: why it does not serve ("" while it does). ``taken_doors``: door → who holds its
     port. ``opening``: doors that are to be open and are not yet. ``gate_problem``: the same of the
-    load gate. ``unknown_hosts``: names by which clients came that are not this host's.
+    load gate. ``unknown_hosts``: names by which clients came that are not this host's. ``serves``: digest of
+    the configuration file that the doors serve, "" while they take a new one.
     """
 
     enabled: bool = False
@@ -129,6 +130,7 @@ class GatewayObservation:
     requests: Mapping[str, Requests] = field(default_factory=dict)
     opening: frozenset[str] = frozenset()
     unknown_hosts: frozenset[str] = frozenset()
+    serves: str = ""
 
 
 @dataclass(frozen=True, slots=True)

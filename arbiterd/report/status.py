@@ -59,12 +59,15 @@ def status(published: Published, asked_host: str) -> Json:
 
 def _gateway(published: Published) -> Json:
     """The doors; what is wrong with them in one sentence, "" while they serve."""
-    seen = published.observation.gateway
+    seen, gateway = published.observation.gateway, published.settings.gateway
     return {
-        "enabled": published.settings.gateway.enabled,
+        "enabled": gateway.enabled,
         "problem": seen.problem,
         "gate_problem": seen.gate_problem,
         "taken_doors": dict(seen.taken_doors),
+        "reloading": gateway.enabled
+        and not seen.problem
+        and seen.serves != published.settings.source.sha256,
     }
 
 

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -235,3 +237,41 @@ def test_nothing_that_hangs_holds_up_a_stop_of_the_same_card(launcher: DirectLau
         assert ended(executor)[0].action is other, "another card is not concerned at all"
         one.go.set()
         ended(executor, 5)
+
+
+class _Slow:
+    """A launcher whose start comes to an end when it may, and that knows what it has started."""
+
+    def __init__(self) -> None:
+        self.may, self.entered = threading.Event(), threading.Event()
+        self.running: set[str] = set()
+
+    def start(self, spec: LaunchSpec) -> None:
+        self.entered.set()
+        assert self.may.wait(60)
+        self.running.add(spec.backend)
+
+    def stop(self, backend: str, grace_s: float) -> None:
+        del grace_s
+        self.running.discard(backend)
+
+
+@pytest.mark.parametrize("under_way", [True, False], ids=["under way", "still queued"])
+def test_a_stop_never_overtakes_the_start_before_it(under_way: bool) -> None:
+    """One under way comes to its end first and one still queued is dropped: nothing is left running."""
+    launcher = _Slow()
+    with running(cast("DirectLauncher", launcher)) as executor:
+        spec = LaunchSpec("probe", ("x",), {}, "i")
+        busy = [StartBackend(f"b{i}", f"b{i}", "GPU-1", "r", replace(spec, backend=f"b{i}"))
+                for i in range(0 if under_way else 2)]  # fmt: skip
+        executor.apply([*busy, StartBackend("start", "probe", "GPU-1", "r", spec)])
+        assert launcher.entered.wait(60)
+        executor.apply([StopBackend("stop", "probe", "GPU-1", "r", 5.0)])
+        if under_way:
+            assert not executor.outcomes()
+        else:
+            assert ended(executor)[0].action.id == "stop", "nobody else's start is waited for"
+        launcher.may.set()
+        found = {one.action.id: one for one in ended(executor, len(busy) + (2 if under_way else 1))}
+        assert found["start"].ok is under_way
+        assert launcher.running == {one.backend for one in busy}

@@ -231,7 +231,7 @@ def test_the_next_daemon_carries_on_a_trim(host: Host) -> None:
         assert notebook.unharmed()
     assert _pids(host, "tensorflow", "vllm") == pids
     assert _serve(host) == serve
-    assert _strays(host) == set()
+    host.wait(lambda: _strays(host) == set(), "nothing to be left over")
 
 
 def _said(host: Host, text: str) -> bool:
