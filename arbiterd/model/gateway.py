@@ -118,8 +118,8 @@ class Requests:
 class GatewayObservation:
     """``problem``: why it does not serve ("" while it does). ``taken_doors``: door → who holds its
     port. ``opening``: doors that are to be open and are not yet. ``gate_problem``: the same of the
-    load gate. ``unknown_hosts``: names by which clients came that are not this host's. ``serves``: digest of
-    the configuration file that the doors serve, "" while they take a new one.
+    load gate. ``unknown_hosts``: names by which clients came that are not this host's. ``serves``: digest
+    of the configuration file that the doors serve, "" while they take a new one.
     """
 
     enabled: bool = False

@@ -92,9 +92,9 @@ class Doors:
     def __init__(self, home: Path) -> None:
         self.port = free_port()
         (home / "run").mkdir()
-        config = home / "gpu-arbiter.toml"
-        config.write_text(CONFIG.format(home=home, port=self.port))
-        self.settings = load(config, {}).settings
+        self.config = home / "gpu-arbiter.toml"
+        self.config.write_text(CONFIG.format(home=home, port=self.port))
+        self.settings = load(self.config, {}).settings
         self.paths = paths(str(home / "run"), systemd=False)
         self.engine = Engine(self.settings.active.backends["vllm"].engine_port)
         self.serving = threading.Thread(target=self.engine.serve_forever, args=(0.01,))
@@ -203,3 +203,20 @@ def test_a_limit_that_rises_again_lets_in_who_waits(doors: Doors) -> None:
     for thread in threads:
         thread.join(10)
     assert replies == ["200 begin-end."] * 4
+
+
+def test_a_new_file_is_served_once_another_worker_answers(doors: Doors) -> None:
+    """A reload is only asked for: until HAProxy's next worker is there, the old settings are what counts."""
+
+    def serves() -> str:
+        doors.keeper.order(GatewayWish({"vllm": doors.wish}), doors.settings)
+        return doors.keeper.latest(time.monotonic()).serves
+
+    wait_until(lambda: serves() == doors.settings.source.sha256, 10, "the first file")
+    worker = runtime.look(doors.paths.runtime, doors.paths.live).pid
+    text = doors.config.read_text()
+    doors.config.write_text(text.replace("max_in_flight", 'request_timeout = "7s"\nmax_in_flight'))
+    doors.settings = load(doors.config, {}).settings
+    wait_until(lambda: serves() == doors.settings.source.sha256, 10, "the next file")
+    assert runtime.look(doors.paths.runtime, doors.paths.live).pid != worker
+    assert "timeout server 7000" in doors.paths.config.read_text()
