@@ -6,6 +6,8 @@ PREFIX ?= /opt/gpu-arbiter
 DESTDIR ?=
 WORKERS ?= 8
 export VENV
+# Compiled modules are kept: a suite of a thousand processes would compile them in each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants fuzz soak install uninstall clean

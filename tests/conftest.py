@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import sys
@@ -112,6 +113,8 @@ def _no_process(event: str, _: tuple[object, ...]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """One folder for what all workers of this run share; they inherit its name."""
     if SHARED_ENV not in os.environ:
+        # Else each process of a test compiles the package where PYTHONDONTWRITEBYTECODE is set.
+        compileall.compile_dir(config.rootpath / "arbiterd", quiet=2)
         os.environ[SHARED_ENV] = tempfile.mkdtemp(prefix="gpu-arbiter-test-")
         config.add_cleanup(_remove_shared)
 
