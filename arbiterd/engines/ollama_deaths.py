@@ -3,7 +3,8 @@
 A dead runner is noticed when the next request wants it, and is then logged twice:
 ``msg="llama-server process no longer running" sys=9 string="signal: killed"``. One that dies while
 it loads: ``llama-server process has terminated: signal: killed``. Its own last words (CUDA's) stand
-above. So all such lines up to the next ``starting llama-server`` are one death.
+above. So all such lines up to the next ``starting llama-server`` are one death. ``CUDA error: ...`` is
+llama.cpp's ggml_cuda_error, which ends in abort: that line alone is a death, told before a client finds it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _OOM = re.compile(
     r"|reported out-of-memory during startup|runtime OOM detected"
 )
 _POISONED = re.compile(r"illegal memory access|unspecified launch failure|device-side assert")
+_ABORTS = re.compile(r"\bCUDA error: ")
 _KILLED = re.compile(r"signal: killed")
 
 
@@ -46,10 +48,11 @@ class Deaths:
             elif _POISONED.search(line):
                 self._words.append((CauseClass.CONTEXT_POISONED, line.strip()))
             found = _DEAD.search(line)
-            if found is None or self._told:
+            how = (found["gone"] or found["ended"]) if found else "aborted"
+            if self._told or not (found or _ABORTS.search(line)):
                 continue
             self._told = True
-            out.append(self._death(found["gone"] or found["ended"], line.strip()))
+            out.append(self._death(how, line.strip()))
         return out
 
     def _death(self, how: str, line: str) -> RunnerDeath:
