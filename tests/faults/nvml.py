@@ -234,6 +234,6 @@ def _init_works(stage: Stage, made: Any) -> None:
 
 def _dies_while_hung(stage: Stage) -> None:
     stage.gpu.fault(MEMORY, hang_ms=600_000)
-    _blind(stage, None)
+    until(lambda: stage.events(stage.began, "driver_hung"), "the driver to be told hung")
     stage.kill(stage.main_pid("vllm"))
     until(lambda: stage.events(stage.began, "exit", "vllm"), "the exit")
