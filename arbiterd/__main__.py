@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import gc
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from arbiterd import __version__
+from arbiterd.imports import cheaper
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,16 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"arbiterd {__version__}")
     given = parser.parse_args(argv)
     faulthandler.enable()  # SIGABRT of the watchdog: every thread's stack goes to the journal
-    # Imports make no garbage, but 130,000 objects to look through: a tenth of a start, and part of each
-    # full collection later.
-    gc.disable()
-    from arbiterd.config_file import default_path  # noqa: PLC0415 - --help and --version stay instant
-    from arbiterd.daemon import run  # noqa: PLC0415
-    from arbiterd.heap import bound  # noqa: PLC0415
-
+    with cheaper():
+        from arbiterd.config_file import (  # noqa: PLC0415 - --help and --version stay instant
+            default_path,
+        )
+        from arbiterd.daemon import run  # noqa: PLC0415
+        from arbiterd.heap import bound  # noqa: PLC0415
     bound()
-    gc.freeze()
-    gc.enable()
     environ = dict(os.environ)
     return run(given.config or default_path(environ), environ)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import requests
+import urllib3
+from urllib3 import exceptions
 
 from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
@@ -39,10 +40,9 @@ def carry_out(
     if not probes:
         msg = f"{what}: this engine knows no request for it"
         raise RequestFailed(msg)
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy of the environment comes between us and loopback
+    with _connections() as pool:
         for number, probe in enumerate(probes, 1):
-            status, said = _send(session, what, url, probe)
+            status, said = _send(pool, what, url, probe)
             missing = status in _NO_SUCH_ROUTE and number < len(probes)
             if not missing and not 200 <= status < 300:
                 words = _sentence(hide(said))[:_SAID_LIMIT]
@@ -57,9 +57,8 @@ def ask(what: str, url: str, probe: HttpProbe, hide: Callable[[str], str] = str)
         RequestFailed: as ``carry_out``.
 
     """
-    with requests.Session() as session:
-        session.trust_env = False
-        status, raw = _send(session, what, url, probe, _ABOUT_LIMIT)
+    with _connections() as pool:
+        status, raw = _send(pool, what, url, probe, _ABOUT_LIMIT)
     if not 200 <= status < 300:
         said = _sentence(hide(raw))[:_SAID_LIMIT]
         msg = f"{what}: {probe.method} {probe.path}: HTTP {status}: {said}"
@@ -67,44 +66,67 @@ def ask(what: str, url: str, probe: HttpProbe, hide: Callable[[str], str] = str)
     return raw
 
 
+def _connections() -> urllib3.PoolManager:
+    """urllib3's own: no proxy of the environment comes between us and loopback."""
+    return urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+
+
 def _send(
-    session: requests.Session, what: str, url: str, probe: HttpProbe, limit: int = _BODY_LIMIT
+    pool: urllib3.PoolManager, what: str, url: str, probe: HttpProbe, limit: int = _BODY_LIMIT
 ) -> tuple[int, str]:
     """(status, body); the whole answer is there within the probe's time."""
     headers = dict(probe.headers)
     if probe.body is not None:
         headers.setdefault("Content-Type", "application/json")
     deadline = time.monotonic() + probe.timeout_s
+    connect_s = min(_CONNECT_S, probe.timeout_s)
     try:
-        with session.request(
+        reply = pool.request(
             probe.method,
             url + probe.path,
-            data=None if probe.body is None else probe.body.encode(),
+            body=None if probe.body is None else probe.body.encode(),
             headers=headers,
-            timeout=(min(_CONNECT_S, probe.timeout_s), probe.timeout_s),
-            allow_redirects=False,
-            stream=True,
-        ) as reply:
-            raw = bytearray()
-            for part in reply.iter_content(1):  # a body that trickles must not outlive the deadline
-                raw += part
-                if len(raw) >= limit:
-                    break
-                if time.monotonic() > deadline:
-                    raise requests.Timeout
-            return reply.status_code, raw.decode(errors="replace")
-    except requests.RequestException as error:
-        why = _why(error, probe.timeout_s)
-    msg = f"{what}: {probe.method} {probe.path}: {why}"
-    raise RequestFailed(msg)
+            timeout=urllib3.Timeout(connect=connect_s, read=probe.timeout_s),
+            redirect=False,
+            preload_content=False,
+        )
+        try:
+            raw = _body(reply, deadline, limit)
+        finally:
+            reply.release_conn()
+    except (exceptions.HTTPError, OSError, ValueError) as failed:
+        msg = f"{what}: {probe.method} {probe.path}: {_why(failed, probe.timeout_s)}"
+        raise RequestFailed(msg) from None
+    return reply.status, raw.decode(errors="replace")
 
 
-def _why(error: requests.RequestException, timeout_s: float) -> str:
-    if isinstance(error, requests.Timeout) or "timed out" in str(error):
+def _body(reply: urllib3.BaseHTTPResponse, deadline: float, limit: int) -> bytes:
+    """At most ``limit`` bytes; a body that trickles must not outlive the deadline.
+
+    Raises:
+        TimeoutError: it would.
+
+    """
+    raw = bytearray()
+    for part in reply.stream(1):
+        raw += part
+        if len(raw) >= limit:
+            reply.close()
+            break
+        if time.monotonic() > deadline:
+            reply.close()
+            raise TimeoutError
+    return bytes(raw)
+
+
+def _why(failed: Exception, timeout_s: float) -> str:
+    if isinstance(failed, exceptions.NewConnectionError):  # a kind of timeout to urllib3
+        return "connection refused" if "refused" in str(failed) else "the connection broke off"
+    if isinstance(failed, exceptions.TimeoutError | TimeoutError):
         return f"no answer within {timeout_s:g} s"
-    if isinstance(error, requests.ConnectionError):
-        return "connection refused" if "refused" in str(error) else "the connection broke off"
-    return type(error).__name__
+    if isinstance(failed, exceptions.ProtocolError | OSError):
+        return "the connection broke off"
+    return type(failed).__name__
 
 
 def _sentence(body: str) -> str:

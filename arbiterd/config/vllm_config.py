@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import yaml
-
 from arbiterd import bounded
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.image import volume
@@ -60,6 +58,8 @@ def read(path: str) -> ConfigFile:
     """Read the file; never raises."""
     if not path.endswith((".yaml", ".yml")):
         return ConfigFile(path, wrong="vLLM takes a file named .yaml or .yml only")
+    import yaml  # noqa: PLC0415 - few files name such a file, and each start would pay for it
+
     try:
         text = bounded.regular(path, bounded.FILE_BYTES).decode("utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -1,13 +1,15 @@
 """Events to people: native journald entries, JSON lines on stderr, or pretty lines on a terminal.
 
 The native protocol (one datagram of FIELD=value lines) is spoken directly: it is a dozen lines, and
-the only library for it needs a C compiler and libsystemd's headers on every GPU host.
+the only library for it needs a C compiler and libsystemd's headers on every GPU host. structlog draws the
+lines of a terminal; it is imported for one only, since it brings rich and pygments.
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import socket
@@ -16,11 +18,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, TextIO, cast
-
-import structlog
+from datetime import UTC, datetime
+from typing import Literal
 
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.redact import Redactor
@@ -109,6 +110,27 @@ class _Stderr(io.TextIOBase):
         return len(text)
 
 
+def _terminal() -> Callable[[Mapping[str, str], Severity], str]:
+    """Draws one line for a terminal: time, severity, sentence, backend and incident."""
+    from structlog.dev import ConsoleRenderer  # noqa: PLC0415 - see this module's docstring
+
+    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    render = ConsoleRenderer(colors=colours, pad_event_to=0, sort_keys=False)
+
+    def draw(fields: Mapping[str, str], severity: Severity) -> str:
+        shown = {
+            key.removeprefix("ARBITER_").lower(): fields[key]
+            for key in ("ARBITER_BACKEND", "ARBITER_INCIDENT")
+            if key in fields
+        }
+        stamp = f"{datetime.now():%H:%M:%S}"  # noqa: DTZ005 - of the person at the terminal
+        # ConsoleRenderer prints `level` first, padded and coloured.
+        said = {"level": severity.value, **shown, "event": fields["MESSAGE"], "timestamp": stamp}
+        return render(None, "info", said)
+
+    return draw
+
+
 def _lost(count: int) -> Entry:
     text = f"{count} log lines were lost: nobody read them, or the journal did not take them"
     return {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": IDENTIFIER}, Severity.WARNING
@@ -149,17 +171,8 @@ class Journal:
         self._redactor = redactor or Redactor()
         self._aside: Aside[Entry] = Aside(self._write, _lost)
         self._socket: socket.socket | None = None
-        colours = mode == "pretty" and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        pretty = structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, sort_keys=False)
-        render: Any = pretty if mode == "pretty" else structlog.processors.JSONRenderer()
-        stamp = structlog.processors.TimeStamper(
-            fmt="%H:%M:%S" if mode == "pretty" else "iso", utc=mode != "pretty", key="timestamp"
-        )
-        # JSON lines carry the journal's field names (contract, section 2)
-        named = [] if mode == "pretty" else [structlog.processors.EventRenamer("MESSAGE")]
-        self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(cast(TextIO, _Stderr())), processors=[stamp, *named, render]
-        )
+        self._err = _Stderr()
+        self._draw = _terminal() if mode == "pretty" else None
 
     def write(self, event: Event, mode: str) -> None:
         """One event with all its fields."""
@@ -198,21 +211,14 @@ class Journal:
         fields, severity = entry
         if self.mode == "journal":
             self._send(encode(fields))
-        elif self.mode == "json":
-            self._logger.info(
-                fields["MESSAGE"], **{k: v for k, v in fields.items() if k != "MESSAGE"}
-            )
+        elif self._draw is None:
+            # JSON lines carry the journal's field names (contract, section 2)
+            stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+            line = {**fields, "timestamp": stamp}
+            line["MESSAGE"] = line.pop("MESSAGE")  # the sentence last
+            self._err.write(json.dumps(line) + "\n")
         else:
-            self._pretty(fields, severity)
-
-    def _pretty(self, fields: dict[str, str], severity: Severity) -> None:
-        shown = {
-            key.removeprefix("ARBITER_").lower(): fields[key]
-            for key in ("ARBITER_BACKEND", "ARBITER_INCIDENT")
-            if key in fields
-        }
-        # ConsoleRenderer prints `level` first, padded and coloured.
-        self._logger.info(fields["MESSAGE"], level=severity.value, **shown)
+            self._err.write(self._draw(fields, severity) + "\n")
 
     def _send(self, datagram: bytes) -> None:
         if self._socket is None:
