@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from arbiterd.gateway import ends, incoming
-from arbiterd.gateway.gate import Gate
+from arbiterd.gateway.gate_server import Gate
 from arbiterd.gateway.relay import Told
 
 NDJSON, SSE = "application/x-ndjson", "text/event-stream; charset=utf-8"
