@@ -24,6 +24,7 @@ from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.init_system import use_systemd
 from arbiterd.intake import Ending, drained
 from arbiterd.inventory import Inventory
 from arbiterd.keyring import KEPT, Keyring
@@ -83,7 +84,7 @@ class Daemon:
         self._accepted: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._refused: tuple[str, ...] = tuple(str(p) for p in start.refused)
         self._rolled_back = bool(start.rolled_back)  # what is refused is a layout, not a text
-        unit = startup.use_systemd(settings) and bool(environ.get("NOTIFY_SOCKET"))
+        unit = use_systemd(settings) and bool(environ.get("NOTIFY_SOCKET"))
         self._signals = Signals(self.waker.wake, unit=unit)
         self._status_at = 0.0
         self._inventory = Inventory(Path(self._arbiter.state_dir))

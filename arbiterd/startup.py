@@ -7,7 +7,6 @@ them unguarded, and `systemctl stop` of a dead daemon stops nothing. Then the la
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
+from arbiterd.init_system import use_systemd
 from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.loop import GatewayParts
@@ -100,14 +100,6 @@ def engines_alive(runtime_dir: Path) -> bool:
         if any(procfs.unit_of(pid) == unit for pid in procfs.pids()):
             return True
     return False
-
-
-def use_systemd(settings: Settings) -> bool:
-    """Launcher = auto: systemd when PID 1 is systemd and we are root."""
-    asked = settings.arbiter.launcher
-    if asked != "auto":
-        return asked == "systemd"
-    return os.path.isdir("/run/systemd/system") and os.geteuid() == 0
 
 
 def make_launcher(settings: Settings, on_change: Callable[[], None]) -> Launcher:

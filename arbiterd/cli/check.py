@@ -29,11 +29,11 @@ from arbiterd.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
 from arbiterd.gateway.layout import owners
+from arbiterd.init_system import use_systemd
 from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Verdict
 from arbiterd.sense.containers import image_problem, proxied_port
 from arbiterd.sense.host import HostFactsSource
-from arbiterd.startup import use_systemd
 from arbiterd.survey.listeners import look, mend, who
 from arbiterd.survey.writers import writable
 

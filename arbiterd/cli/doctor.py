@@ -18,9 +18,9 @@ from arbiterd.cli.doctor_print import print_findings
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.errors import EX_REFUSED, ConfigRefused, LaunchError
+from arbiterd.init_system import use_systemd
 from arbiterd.model.settings import ArbiterSettings, Kind, Settings
 from arbiterd.sense.host import look
-from arbiterd.startup import use_systemd
 from arbiterd.survey import access, engine_check
 from arbiterd.survey.checkup import checkup, owner_of
 from arbiterd.survey.diagnosis import of_host, of_problems
