@@ -61,14 +61,24 @@ class Lines(Quiet):
     """A line on stderr whenever something has changed: for logs, timers, pipes."""
 
     def __init__(self) -> None:
-        self._said = ""
+        self._said: object = None
 
     def show(self, status: Row) -> None:
-        """One look."""
-        text = str(as_row(status.get("switch")).get("line") or "").partition(", about ")[0]
-        if text and text != self._said:
-            self._said = text
-            print(text, file=sys.stderr, flush=True)
+        """One look. How long it will take changes all the time and is no news."""
+        switch = as_row(status.get("switch"))
+        steps = [
+            (s.get("backend"), s.get("phase"), s.get("done")) for s in rows(switch.get("steps"))
+        ]
+        news = (
+            switch.get("from"),
+            switch.get("to"),
+            switch.get("rolling_back"),
+            switch.get("queued"),
+            steps,
+        )
+        if switch and news != self._said:
+            self._said = news
+            print(switch.get("line"), file=sys.stderr, flush=True)
 
 
 class Screen(Quiet):

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from arbiterd.core.carry import go_on
 from arbiterd.core.desk import Desk
-from arbiterd.core.diff import CHANGED, UNWANTED, revocable
+from arbiterd.core.diff import revocable
 from arbiterd.core.failing import give_back
 from arbiterd.core.intent import intent
 from arbiterd.core.lifecycle import stop
 from arbiterd.core.limits import START_HARD_FACTOR
-from arbiterd.core.state import After, BackendState, Canaries, Carry
+from arbiterd.core.state import After, BackendState, Canaries, Carry, DrainCause
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitState
@@ -62,7 +62,7 @@ def meet(desk: Desk) -> None:
             continue
         drained = backend.phase is Phase.DRAINING and backend.deadline is None
         if backend.phase in _LIVE or drained:
-            stop(desk, backend, After.WAITING, CHANGED)
+            stop(desk, backend, After.WAITING, DrainCause.CHANGED)
         elif backend.phase in (Phase.FAILED, Phase.BACKOFF):
             # what it failed in is gone: it is tried at once, and its failures are forgotten
             fresh = replace(backend, intent="", not_before=0.0, attempt=0, failures=(), cause=None)
@@ -87,7 +87,7 @@ def adopt(desk: Desk, carried: Carry) -> None:
         backend = desk.backends[name]
         if wanted is None and unit.state is UnitState.RUNNING:
             running = replace(backend, intent=unit.intent, invocation=unit.invocation)
-            stop(desk, running, After.STOPPED, UNWANTED)
+            stop(desk, running, After.STOPPED, DrainCause.UNWANTED)
             continue
         if wanted is None:
             give_back(desk, backend, After.STOPPED, "the mode does not name it", grace_s=0.0)

@@ -7,7 +7,6 @@ different: then ``take_requests`` does nothing, and the journal has what was ask
 from __future__ import annotations
 
 from arbiterd.core import sleeping
-from arbiterd.core.state import DRAINED
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.model.backend import BackendView, Phase
 from arbiterd.model.decision import Decision
@@ -40,8 +39,7 @@ def _sleep(name: str, settings: Settings, view: BackendView | None) -> Refusal |
     unable = sleeping.able(settings, name)
     if unable:
         return Refusal("conflict", unable)
-    drained = view is not None and view.phase is Phase.DRAINING and view.reason == DRAINED
-    if view is None or not (view.phase is Phase.READY or drained):
+    if view is None or not (view.phase is Phase.READY or view.drained):
         phase = f"it is {view.phase.value}" if view else "it is not known yet"
         if view is not None and view.reason:
             phase += f" ({view.reason})"

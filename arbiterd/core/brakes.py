@@ -214,4 +214,4 @@ def _ended(desk: Desk, old: Braked) -> Braked:
 
 def _may_not_be_killed(state: DeviceState, name: str) -> bool:
     """It is over its cap and was a candidate, but not now (cool-down, bound)."""
-    return any(one.backend == name and "not now" in one.reason for one in state.candidates)
+    return any(one.backend == name and one.not_now is not None for one in state.candidates)

@@ -10,15 +10,13 @@ from dataclasses import fields, is_dataclass
 
 from arbiterd.core.intent import ARBITER_ONLY, intent
 from arbiterd.core.limits import FIRST_START_GUESS_S, FIRST_STOP_GUESS_S
-from arbiterd.core.state import BackendState
+from arbiterd.core.state import BackendState, DrainCause
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import BackendSettings, Settings, Share
 from arbiterd.model.switch import Change
 from arbiterd.units import format_size
 
 # Why the configuration alone lets a backend be drained: taken back when the layout before comes back.
-CHANGED = "its configuration changed"
-UNWANTED = "not wanted any more"
 _RESTING = (Phase.STOPPED, Phase.BACKOFF, Phase.FAILED, Phase.WAITING)
 _SECRET = ("env", "env_file", "command")  # argv and env may carry what must not be shown
 
@@ -60,7 +58,7 @@ def revocable(backend: BackendState) -> bool:
     return (
         backend.phase is Phase.DRAINING
         and backend.deadline is not None
-        and backend.reason in (CHANGED, UNWANTED)
+        and backend.drain in (DrainCause.CHANGED, DrainCause.UNWANTED)
         and not (backend.parked or backend.restart_asked)
     )
 

@@ -7,7 +7,8 @@ loads on a device never overlap.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Self
 
 from arbiterd.core import nodes
@@ -48,24 +49,45 @@ class Blocked(str):
         return self
 
 
-def memory_event(desk: Desk, uuid: str, but: str) -> str:
-    """The memory event under way on a device, as 'vllm is starting', "" for none. One that hangs holds
-    nobody up; its bytes stay booked (``_room``).
+class Doing(StrEnum):
+    """What takes or gives memory, as a sentence says it."""
+
+    STARTING = "is starting"
+    RELEASING = "is giving its memory back"
+    LOADING = "is loading a model"
+    SLEEPING = "is falling asleep"
+    WAKING = "is waking"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEvent:
+    """The one on a device: no other may begin beside it."""
+
+    backend: str
+    doing: Doing
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.doing}"
+
+
+def memory_event(desk: Desk, uuid: str, but: str) -> MemoryEvent | None:
+    """The memory event under way on a device. One that hangs holds nobody up; its bytes stay booked
+    (``_room``).
     """
     for other in desk.backends.values():
         if other.name == but or not _on(desk, other, uuid) or why_hung(other):
             continue
         if other.phase is Phase.STARTING:
-            return f"{other.name} is starting"
+            return MemoryEvent(other.name, Doing.STARTING)
         if other.phase is Phase.STOPPING:
-            return f"{other.name} is giving its memory back"
+            return MemoryEvent(other.name, Doing.RELEASING)
         if other.warm_pending or loading(desk, other.name):
-            return f"{other.name} is loading a model"
+            return MemoryEvent(other.name, Doing.LOADING)
         if other.sleep.stage is SleepStage.FALLING:
-            return f"{other.name} is falling asleep"
+            return MemoryEvent(other.name, Doing.SLEEPING)
         if other.sleep.stage is SleepStage.WAKING:
-            return f"{other.name} is waking"
-    return ""
+            return MemoryEvent(other.name, Doing.WAKING)
+    return None
 
 
 def _on(desk: Desk, backend: BackendState, uuid: str) -> bool:
@@ -186,7 +208,7 @@ def _device(desk: Desk, backend: BackendState, uuid: str) -> Blocked | None:
     if known.pressure is Pressure.CRITICAL:
         return Blocked(f"{_label(seen, uuid)} is critical", ROOM)
     event = memory_event(desk, uuid, backend.name)
-    if event:
+    if event is not None:
         return Blocked(f"{event} on {_label(seen, uuid)}", ORDER)
     first = _earlier(desk, backend, uuid)
     if first:

@@ -54,11 +54,16 @@ _ALIVE = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 
 # -- keys and caps -----------------------------------------------------------------------------------
-def key(settings: Settings, seen: Observation, name: str, gpu: str) -> str:
-    """One entry per (mode, backend, GPU, model, engine version): another model is another matter."""
+def what(settings: Settings, seen: Observation, name: str) -> tuple[str, str]:
+    """(model, engine version) as a cap is learned for."""
     wanted = settings.active.backends[name]
     model = ",".join(engine_of(wanted.kind).served_models(wanted))
-    version = wanted.version or seen.host.versions.get(name, "")
+    return model, wanted.version or seen.host.versions.get(name, "")
+
+
+def key(settings: Settings, seen: Observation, name: str, gpu: str) -> str:
+    """One entry per (mode, backend, GPU, model, engine version): another model is another matter."""
+    model, version = what(settings, seen, name)
     return f"{settings.mode}|{name}|{gpu}|{model}|{version}"
 
 
@@ -197,6 +202,7 @@ def after_oom(desk: Desk, backend: BackendState, cause: Cause) -> tuple[BackendS
 
 def _lower(desk: Desk, name: str, cause: Cause, *, on_cpu: bool) -> None:
     configured = desk.configured[name].cap_bytes
+    model, version = what(desk.settings, desk.seen, name)
     step = max(int(configured * CAP_STEP_FRACTION), CAP_STEP_MIN_BYTES)
     most = configured - int(configured * CAP_FLOOR_FRACTION)
     for uuid in desk.configured[name].devices:
@@ -204,9 +210,8 @@ def _lower(desk: Desk, name: str, cause: Cause, *, on_cpu: bool) -> None:
         old = desk.learned.get(where)
         before = old.lowered_bytes if old else 0
         lowered = min(most, before + step)
-        mode, _, _, model, version = where.split("|", 4)
         desk.learned[where] = LearnedCap(
-            mode=mode,
+            mode=desk.settings.mode,
             backend=name,
             gpu=uuid,
             model=model,

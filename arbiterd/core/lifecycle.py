@@ -22,7 +22,6 @@ from arbiterd.core import (
     trying,
 )
 from arbiterd.core.desk import Desk
-from arbiterd.core.diff import UNWANTED
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
 from arbiterd.core.gate import (
     TOLD,
@@ -36,7 +35,16 @@ from arbiterd.core.gate import (
 from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
 from arbiterd.core.planning import launch_spec
 from arbiterd.core.release import remember
-from arbiterd.core.state import DRAINED, After, BackendState, Canaries, Sleep, Vitals, updated
+from arbiterd.core.state import (
+    DRAIN_SENTENCES,
+    After,
+    BackendState,
+    Canaries,
+    DrainCause,
+    Sleep,
+    Vitals,
+    updated,
+)
 from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -76,12 +84,19 @@ def runnable(desk: Desk, backend: BackendState) -> bool:
     return desk.wanted(backend.name) is not None and not backend.parked and not desk.seen.stopping
 
 
-def stop(desk: Desk, backend: BackendState, after: After, reason: str) -> None:
+def stop(desk: Desk, backend: BackendState, after: After, why: DrainCause) -> None:
     """Drain first, then stop."""
     known = desk.known(backend.name)
     drain = known.drain_timeout_s if known else 30.0
-    changed = replace(backend, after=after, deadline=desk.seen.now + drain, pending="")
-    desk.enter(changed, Phase.DRAINING, reason)
+    deadline = desk.seen.now + drain
+    changed = replace(backend, after=after, deadline=deadline, pending="", drain=why)
+    desk.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[why])
+
+
+def _drained(desk: Desk, backend: BackendState) -> None:
+    """An operator's drain: without a deadline."""
+    changed = replace(backend, deadline=None, drain=DrainCause.OPERATOR)
+    desk.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[DrainCause.OPERATOR])
 
 
 # -- phases --------------------------------------------------------------------------------------
@@ -233,7 +248,7 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
         pending="",
     )
     if backend.held:
-        desk.enter(changed, Phase.DRAINING, DRAINED)
+        _drained(desk, changed)
     else:
         desk.enter(changed, Phase.READY, "")
     text = f"{backend.name}: ready after {format_duration(took)}"
@@ -283,7 +298,7 @@ def _ready(desk: Desk, backend: BackendState) -> None:
         fail(desk, backend, backend.vitals.why, Cause(CauseClass.OTHER, "", backend.vitals.why))
         return
     if backend.held:
-        desk.enter(replace(backend, deadline=None), Phase.DRAINING, DRAINED)
+        _drained(desk, backend)
         return
     keep_warm(desk, desk.put(backend))
 
@@ -327,7 +342,7 @@ def _draining(desk: Desk, backend: BackendState) -> None:
         if runnable(desk, backend):
             desk.enter(backend, Phase.READY, "")
             return
-        stop(desk, backend, After.STOPPED, "not wanted")
+        stop(desk, backend, After.STOPPED, DrainCause.UNWANTED)
         return
     held, spare = remember(desk, backend)
     backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
@@ -391,9 +406,9 @@ def _ended(desk: Desk, backend: BackendState) -> bool:
 def _still_wanted(desk: Desk, backend: BackendState) -> bool:
     """Stop what the mode no longer names, what changed, and what an operator wants restarted."""
     if not runnable(desk, backend):
-        stop(desk, backend, After.STOPPED, UNWANTED)
+        stop(desk, backend, After.STOPPED, DrainCause.UNWANTED)
         return False
     if backend.restart_asked:
-        stop(desk, backend, After.WAITING, "restart asked by an operator")
+        stop(desk, backend, After.WAITING, DrainCause.RESTART)
         return False
     return True

@@ -167,10 +167,9 @@ def _waits(desk: Desk, backend: BackendState, ask: LoadAsk, uuid: str) -> LoadAn
     if state.loads_held:
         return LoadAnswer(ask.id, LoadVerdict.WAIT, state.loads_held, round(CALM_S))
     event = memory_event(desk, uuid, backend.name)
-    if event:
-        other = desk.backends.get(event.split(" ", 1)[0])
-        retry = retry_after_s(desk, other) if other else 5
-        return LoadAnswer(ask.id, LoadVerdict.WAIT, event, retry)
+    if event is not None:
+        retry = retry_after_s(desk, desk.backends[event.backend])
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, str(event), retry)
     booked = promised(desk, uuid, backend.name)
     kept = sum(one.vram_bytes for one in _kept(desk, ask))
     evicted = sum(one.vram_bytes for one in _resident(desk, ask)) - kept

@@ -22,7 +22,15 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, BackendState, DeviceState, Reclaim, Sleep, serves
+from arbiterd.core.state import (
+    After,
+    BackendState,
+    DeviceState,
+    DrainCause,
+    Reclaim,
+    Sleep,
+    serves,
+)
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
@@ -291,7 +299,13 @@ def _restart(desk: Desk, reclaim: Reclaim, drain_s: float) -> None:
         counted = replace(counted, not_before=breaker.rest_until(desk.seen.now))
     after = After.FAILED if stop else After.BACKOFF
     if drain_s > 0:
-        changed = replace(counted, after=after, deadline=desk.seen.now + drain_s, pending="")
+        changed = replace(
+            counted,
+            after=after,
+            deadline=desk.seen.now + drain_s,
+            pending="",
+            drain=DrainCause.PRESSURE,
+        )
         desk.enter(changed, Phase.DRAINING, summary)
     else:
         give_back(desk, counted, after, summary, grace_s=0.0)

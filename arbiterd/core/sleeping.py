@@ -21,7 +21,14 @@ from arbiterd.core.limits import (
     WAKE_MARGIN_BYTES,
 )
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import After, BackendState, DeviceState, Sleep, SleepStage
+from arbiterd.core.state import (
+    After,
+    BackendState,
+    DeviceState,
+    DrainCause,
+    Sleep,
+    SleepStage,
+)
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import SleepBackend, WakeBackend
@@ -54,6 +61,7 @@ def ask(desk: Desk, backend: BackendState, by: str, drain_s: float) -> None:
     changed = replace(
         backend,
         after=After.SLEEPING,
+        drain=DrainCause.SLEEP,
         deadline=desk.seen.now + drain_s,
         sleep=Sleep(by=by, at=desk.seen.now, held=dict(backend.held_bytes)),
     )
@@ -188,7 +196,7 @@ def _outgrew(desk: Desk, backend: BackendState) -> bool:
     """
     for uuid, freed in backend.sleep.freed.items():
         seen, state = desk.seen.devices.get(uuid), desk.devices.get(uuid, DeviceState())
-        calm = state.pressure is Pressure.CALM and not memory_event(desk, uuid, backend.name)
+        calm = state.pressure is Pressure.CALM and memory_event(desk, uuid, backend.name) is None
         if seen is None or not isinstance(seen.memory, Known) or not calm:
             continue
         over = backend.sleep.held[uuid] > desk.placements[backend.name].cap_bytes
@@ -206,8 +214,8 @@ def _no_room(desk: Desk, backend: BackendState) -> str:
         if state.samples < FRESH_SAMPLES or state.fault:
             return state.fault or "too few fresh samples"
         event = memory_event(desk, uuid, backend.name)
-        if event:
-            return event
+        if event is not None:
+            return str(event)
         booked, _ = beside_hung(desk, uuid, backend.name)
         need, free = freed + booked + WAKE_MARGIN_BYTES, seen.memory.value.free_bytes
         if free < need:

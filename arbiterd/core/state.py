@@ -18,7 +18,26 @@ from arbiterd.model.pressure import Candidate, LearnedCap, Rung
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change, SwitchResult
 
-DRAINED = "drained by an operator"  # the reason of a drain that ends only by resume
+
+class DrainCause(StrEnum):
+    """Why a backend drains: what may take it back depends on it."""
+
+    OPERATOR = "operator"  # ends only by resume
+    CHANGED = "changed"
+    UNWANTED = "unwanted"
+    RESTART = "restart"
+    PRESSURE = "pressure"
+    SLEEP = "sleep"
+
+
+DRAIN_SENTENCES = {
+    DrainCause.OPERATOR: "drained by an operator",
+    DrainCause.CHANGED: "its configuration changed",
+    DrainCause.UNWANTED: "not wanted any more",
+    DrainCause.RESTART: "restart asked by an operator",
+}
+
+
 T = TypeVar("T", "BackendState", "Vitals", "DeviceState")
 
 
@@ -137,8 +156,8 @@ class BackendState:
     ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
     last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``missed``: what it
     held on devices that are lost, or back and not looked at yet. ``gone_at``: its last process was gone;
-    from then on its bytes must come back. ``nodes_asked``: id of the last action that makes its device
-    nodes; ``nodes_problem``: why that failed.
+    from then on its bytes must come back. ``drain``: why it drains, or drained last.
+    ``nodes_asked``: id of the last action that makes its device nodes; ``nodes_problem``: why that failed.
     """
 
     name: str
@@ -148,6 +167,7 @@ class BackendState:
     reason: str = ""
     pending: str = ""
     after: After = After.STOPPED
+    drain: DrainCause | None = None
     held: bool = False
     parked: bool = False
     restart_asked: bool = False

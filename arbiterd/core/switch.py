@@ -129,10 +129,10 @@ def steps(desk: Desk, switch: Switch) -> tuple[Step, ...]:
             done = True
         else:
             done = backend is not None and _settled(desk, backend)
-        doing = "gone" if backend is None else backend.phase.value
+        doing = phase = "gone" if backend is None else backend.phase.value
         if backend is not None and backend.reason and not done:
             doing += f": {backend.reason}"
-        out.append(Step(name, change, done, doing))
+        out.append(Step(name, change, done, doing, phase))
     return tuple(out)
 
 

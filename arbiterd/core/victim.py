@@ -7,6 +7,7 @@ A backend within its cap is never killed for a neighbour; strangers are not on t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from arbiterd.core import pressure
 from arbiterd.core.desk import Desk
@@ -29,7 +30,7 @@ from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import same_model
 from arbiterd.model.backend import Phase
 from arbiterd.model.health import LoadedModel
-from arbiterd.model.pressure import Candidate, Rung
+from arbiterd.model.pressure import Candidate, NotNow, Rung
 from arbiterd.model.reading import Known
 from arbiterd.units import format_duration, format_size
 
@@ -150,7 +151,7 @@ def _over(desk: Desk, uuid: str, name: str, state: DeviceState, need: Need) -> O
         text = f"within its cap of {format_size(cap)}: never touched for a neighbour"
         return Option(Candidate(name, Rung.RESTART, held, False, text), possible=False)
     over = f"{format_size(held - cap)} over its cap of {format_size(cap)}"
-    rung, why_not = _rung(desk, backend, state, need)
+    rung, not_now = _rung(desk, backend, state, need)
     speed = pressure.slope_of(state, name)
     grows = pressure.grows(state, name)
     how = (
@@ -161,16 +162,39 @@ def _over(desk: Desk, uuid: str, name: str, state: DeviceState, need: Need) -> O
         else ""
     )
     if not need.critical:
-        why_not = "the device is not critical: throttled and named only"
+        not_now = NotNow.NOT_CRITICAL
     elif not pressure.is_over(state, name, desk.seen.now):
-        why_not = "for less than 3 s and not growing: may be one request's spike"
+        not_now = NotNow.SPIKE
     elif backend.phase not in _RUNNING:
-        why_not = f"it is {backend.phase.value}"
+        not_now = NotNow.PHASE
     elif _taken_elsewhere(desk, uuid, name):
-        why_not = "it is being reined in already, for another of its GPUs"
+        not_now = NotNow.ELSEWHERE
     priority = desk.settings.active.backends[name].priority
-    text = f"{over}{how}, priority {priority}" + (f"; not now: {why_not}" if why_not else "")
-    return Option(Candidate(name, rung, held, False, text), possible=not why_not, grows=grows)
+    text = f"{over}{how}, priority {priority}"
+    if not_now is not None:
+        text += f"; not now: {_sentence(not_now, desk, backend, state)}"
+    candidate = Candidate(name, rung, held, False, text, not_now)
+    return Option(candidate, possible=not_now is None, grows=grows)
+
+
+def _sentence(why: NotNow, desk: Desk, backend: BackendState, state: DeviceState) -> str:
+    match why:
+        case NotNow.NOT_CRITICAL:
+            return "the device is not critical: throttled and named only"
+        case NotNow.SPIKE:
+            return "for less than 3 s and not growing: may be one request's spike"
+        case NotNow.PHASE:
+            return f"it is {backend.phase.value}"
+        case NotNow.ELSEWHERE:
+            return "it is being reined in already, for another of its GPUs"
+        case NotNow.BUDGET_SPENT:
+            window = format_duration(DISRUPTIVE_WINDOW_S)
+            return f"{DISRUPTIVE_MAX} interventions within {window}: people must look"
+        case NotNow.COOLDOWN:
+            since = desk.seen.now - _last_restart(state, backend.name)
+            return f"restarted {format_duration(since)} ago"
+        case _:
+            assert_never(why)
 
 
 def _taken_elsewhere(desk: Desk, uuid: str, name: str) -> bool:
@@ -184,20 +208,23 @@ def _taken_elsewhere(desk: Desk, uuid: str, name: str) -> bool:
     )
 
 
-def _rung(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> tuple[Rung, str]:
+def _rung(
+    desk: Desk, backend: BackendState, state: DeviceState, need: Need
+) -> tuple[Rung, NotNow | None]:
     """(sleep, restart or stop, why not now)."""
     now, name = desk.seen.now, backend.name
     if len(recent(state.disruptive, now)) >= DISRUPTIVE_MAX:
-        window = format_duration(DISRUPTIVE_WINDOW_S)
-        return Rung.RESTART, f"{DISRUPTIVE_MAX} interventions within {window}: people must look"
+        return Rung.RESTART, NotNow.BUDGET_SPENT
     if _can_sleep(desk, backend, state, need):
-        return Rung.SLEEP, ""
+        return Rung.SLEEP, None
     restarts = recent(state.restarts.get(name, ()), now)
     rung = Rung.STOP if len(restarts) >= STOP_AFTER_RESTARTS else Rung.RESTART
-    last = max(state.done.get(f"{one}:{name}", float("-inf")) for one in (Rung.RESTART, Rung.STOP))
-    if now - last < RESTART_AGAIN_S:
-        return rung, f"restarted {format_duration(now - last)} ago"
-    return rung, ""
+    cooling = now - _last_restart(state, name) < RESTART_AGAIN_S
+    return rung, NotNow.COOLDOWN if cooling else None
+
+
+def _last_restart(state: DeviceState, name: str) -> float:
+    return max(state.done.get(f"{one}:{name}", float("-inf")) for one in (Rung.RESTART, Rung.STOP))
 
 
 def _can_sleep(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> bool:

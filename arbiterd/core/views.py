@@ -138,6 +138,7 @@ def backend_view(desk: Desk, backend: BackendState, used: int | None) -> Backend
         name=backend.name,
         kind=wanted.kind.value if wanted else "",
         phase=backend.phase,
+        drained=backend.phase is Phase.DRAINING and backend.deadline is None,
         accepting=not reason and not full,
         reason=reason or full or backend.vitals.degraded,
         retry_after_s=retry_after_s(desk, backend) if reason else 1 if full else 0,

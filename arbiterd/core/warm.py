@@ -129,7 +129,7 @@ def _blocked(desk: Desk, backend: BackendState) -> bool:
         seen = desk.seen.devices.get(uuid)
         if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
             return True
-        if memory_event(desk, uuid, backend.name):
+        if memory_event(desk, uuid, backend.name) is not None:
             return True
         booked, hung = beside_hung(desk, uuid, backend.name)
         own = (

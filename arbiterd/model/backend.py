@@ -68,7 +68,8 @@ class BackendView:
     """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change.
     ``used_bytes``: None when one of its devices cannot be read (lost, hung), never 0 for that.
     ``intent``: digest of what it was started with, "" when it never was (core/intent.py).
-    ``canaries``: of engines that try them, why a model has none, "" where it has one.
+    ``canaries``: of engines that try them, why a model has none, "" where it has one. ``drained``: by an
+    operator, until resume.
     """
 
     name: str
@@ -93,3 +94,4 @@ class BackendView:
     canaries: Mapping[str, str] = field(default_factory=dict)
     start_took_s: float | None = None
     stop_took_s: float | None = None
+    drained: bool = False

@@ -21,11 +21,23 @@ class Rung(StrEnum):
     STOP = "stop"
 
 
+class NotNow(StrEnum):
+    """Why a backend over its cap is left alone for the moment."""
+
+    NOT_CRITICAL = "not_critical"
+    SPIKE = "spike"
+    PHASE = "phase"
+    ELSEWHERE = "elsewhere"
+    BUDGET_SPENT = "budget_spent"
+    COOLDOWN = "cooldown"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A backend as the ladder ranks it: what could be done to it, and why it is or is not done.
 
-    ``bytes_expected``: what the rung would free. ``chosen``: it is the one.
+    ``bytes_expected``: what the rung would free. ``chosen``: it is the one. ``not_now``: it is over its cap
+    and must wait all the same.
     """
 
     backend: str
@@ -33,6 +45,7 @@ class Candidate:
     bytes_expected: int
     chosen: bool
     reason: str
+    not_now: NotNow | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,15 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One backend of a switch. ``done``: it has come where it should be. ``doing``: its phase and why."""
+    """One backend of a switch. ``done``: it has come where it should be. ``doing``: its phase and why.
+    ``phase``: that alone, "gone" where it is nowhere any more.
+    """
 
     backend: str
     change: Change
     done: bool
     doing: str
+    phase: str = ""
 
 
 @dataclass(frozen=True, slots=True)

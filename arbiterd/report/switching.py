@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiterd.model.switch import Change, Step, SwitchResult, SwitchView
+from arbiterd.model.switch import Change, SwitchResult, SwitchView
 from arbiterd.report import shape
 from arbiterd.units import format_duration
 
@@ -16,14 +16,10 @@ def line(view: SwitchView) -> str:
         what = f"rolling back to mode {view.to_mode}"
     touched = [step for step in view.steps if step.change is not Change.KEEP]
     done = sum(1 for step in touched if step.done)
-    doing = ", ".join(f"{step.backend} {_short(step)}" for step in touched if not step.done)
+    doing = ", ".join(f"{step.backend} {step.phase}" for step in touched if not step.done)
     left = f", about {format_duration(view.left_s)}" if view.left_s else ""
     text = f"{what}: {doing or 'nothing left'} ({done} of {len(touched)} done){left}"
     return text + (f"; then mode {view.queued}" if view.queued else "")
-
-
-def _short(step: Step) -> str:
-    return step.doing.partition(":")[0]
 
 
 def view_json(view: SwitchView | None) -> Json | None:
@@ -41,6 +37,7 @@ def view_json(view: SwitchView | None) -> Json | None:
                 "backend": step.backend,
                 "change": step.change.value,
                 "done": step.done,
+                "phase": step.phase,
                 "doing": step.doing,
             }
             for step in view.steps
