@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -93,3 +94,35 @@ def test_shell_scripts_are_valid() -> None:
             ["bash", "-n", str(path)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+# Data of others, compared as it comes: names of cards and addresses, keys of our own settings and fields.
+LITERALS = {
+    "'gpu' not in rest",
+    "'A100' in context.devices[0].name",
+    "flag == 'quantization'",
+    "wanted.on_oom == 'stop'",
+    "wanted.on_oom == 'cpu'",
+    "holder == 'foreign'",
+    "ref.kind == 'index'",
+    "':' in host",
+    "spec.env.get('CUDA_VISIBLE_DEVICES', '').split(',')",
+}
+_CUTS = ("startswith", "endswith", "split", "partition", "rpartition", "find", "replace")
+
+
+def test_no_decision_reads_a_sentence() -> None:
+    """Core compares types: better English must not change a policy."""
+    found = set()
+    for path in sorted((ROOT / "arbiterd/core").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            sides: list[ast.expr] = []
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                sides = node.args[:1] if node.func.attr in _CUTS else []
+            if any(
+                isinstance(s, ast.Constant) and isinstance(s.value, str) and s.value for s in sides
+            ):
+                found.add(ast.unparse(node))
+    assert found == LITERALS

@@ -29,6 +29,7 @@ from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, Traffic
 from arbiterd.model.reading import Known
 from arbiterd.model.settings import BackendSettings
 
+_DOOR = "door"  # the evidence that tells which
 _SOON = (Phase.WAITING, Phase.STARTING, Phase.STOPPING, Phase.DRAINING, Phase.READY)
 
 
@@ -243,16 +244,16 @@ def _taken(desk: Desk) -> None:
     """One incident per taken door, by its name as the incident's subject."""
     doors = desk.seen.gateway.taken_doors
     open_ = {
-        one.evidence[0][1]: one
+        dict(one.evidence).get(_DOOR, ""): one
         for one in desk.incidents
-        if one.closed_at is None and one.event is EventName.PORT_TAKEN and one.evidence
-        and one.evidence[0][0] == "door"
-    }  # fmt: skip
+        if one.closed_at is None and one.event is EventName.PORT_TAKEN
+    }
+    open_.pop("", None)  # of a backend's own port
     for door, text in doors.items():
         if door not in open_:
             summary = f"the door {door} stays shut: {text}"
             desk.raise_incident(
-                EventName.PORT_TAKEN, Severity.ERROR, summary, evidence=(("door", door),)
+                EventName.PORT_TAKEN, Severity.ERROR, summary, evidence=((_DOOR, door),)
             )
     for door, incident in open_.items():
         if door not in doors:

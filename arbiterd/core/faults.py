@@ -76,7 +76,8 @@ def _broken(desk: Desk, event: XidEvent) -> None:
         _note(desk, event, "of a card that NVML does not list")
         return
     state = desk.devices.get(uuid, DeviceState())
-    cure = "a reboot" if xid_class(event.code) is XidClass.HOST else "a reset"
+    reboot = xid_class(event.code) is XidClass.HOST
+    cure = "a reboot" if reboot else "a reset"
     fault = f"{describe(event.code)}: it needs {cure}; nothing is started on it"
     for one in _with_slices(desk, uuid):
         desk.devices[one] = replace(
@@ -85,7 +86,7 @@ def _broken(desk: Desk, event: XidEvent) -> None:
     if state.fault or desk.open_incident("", uuid, EventName.GPU_FAULT):
         _note(desk, event, "the card is known to be broken")
         return
-    todo = "reboot" if cure == "a reboot" else "nvidia-smi --gpu-reset, or reboot"
+    todo = "reboot" if reboot else "nvidia-smi --gpu-reset, or reboot"
     text = f"{_card(desk, uuid)}: {fault}; what runs there is left to run; then: {todo}"
     pids = (event.pid,) if event.pid else ()
     evidence = (("xid", str(event.code)), ("kernel", event.detail))

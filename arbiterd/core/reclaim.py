@@ -23,6 +23,7 @@ from arbiterd.core.limits import (
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import (
+    LADDER,
     After,
     BackendState,
     DeviceState,
@@ -72,7 +73,7 @@ def begin(
         case Rung.TRIM:
             reclaim = _unload(desk, uuid, reclaim)
         case Rung.SLEEP:
-            sleeping.ask(desk, desk.backends[one.backend], "pressure", drain_s)
+            sleeping.ask(desk, desk.backends[one.backend], LADDER, drain_s)
         case _:
             _restart(desk, reclaim, drain_s)
     done = {**state.done, _key(reclaim): now}

@@ -22,6 +22,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.planning import engine_url
 from arbiterd.core.state import (
+    LADDER,
     After,
     BackendState,
     DeviceState,
@@ -182,7 +183,7 @@ def _asleep(desk: Desk, backend: BackendState) -> None:
 
 def _calm_again(desk: Desk, backend: BackendState) -> bool:
     """The ladder's sleepers come back by themselves."""
-    if backend.sleep.by != "pressure":
+    if backend.sleep.by != LADDER:
         return False
     return all(
         desk.devices.get(uuid, DeviceState()).pressure is Pressure.CALM

@@ -30,6 +30,8 @@ class DrainCause(StrEnum):
     SLEEP = "sleep"
 
 
+# Who asked for a sleep, where it was no operator (those are "uid N").
+LADDER = "pressure"
 DRAIN_SENTENCES = {
     DrainCause.OPERATOR: "drained by an operator",
     DrainCause.CHANGED: "its configuration changed",
@@ -70,7 +72,7 @@ class SleepStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Sleep of one backend. ``by``: who asked ("" while awake; "pressure" for the ladder). ``wake``:
+    """Sleep of one backend. ``by``: who asked ("" while awake; LADDER for the ladder). ``wake``:
     it is to come back. ``held``: bytes it held awake, ``freed``: what sleep gave back, per device.
     """
 
