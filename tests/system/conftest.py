@@ -9,6 +9,7 @@ its own.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import shutil
@@ -22,7 +23,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import wait_until
+from arbiterd.sim.gpu import SimGpu
+from tests.support import PATIENCE_S, wait_until
+from tests.system import outside
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -74,6 +77,7 @@ class Box:
     def __init__(self, name: str, tree: Path, sim: Path, *, cgroup: str = "auto") -> None:
         self.name, self.tree, self.sim, self.cgroup = name, tree, sim, cgroup
         self.script = HERE / "systemd-box"
+        self.since = 0.0  # of the last fresh(): what the journal has from before is another test's
 
     def _call(
         self, *argv: str, timeout_s: float = 300.0, text: str | None = None
@@ -123,10 +127,11 @@ class Box:
 
     def put(self, path: str, text: str) -> None:
         """Write a file in the box."""
-        done = self._call(
-            "exec", "--", "sh", "-c", f"mkdir -p $(dirname {path}) && cat > {path}", text=text
-        )
-        assert done.returncode == 0, done.stderr
+        outside.write(outside.inside(self.name, path), text)
+
+    def alive(self, pid: int) -> bool:
+        """Whether the box has a process of this pid (of the box's own)."""
+        return outside.inside(self.name, f"/proc/{pid}").exists()
 
     # -- the arbiter ---------------------------------------------------------------------------
     def config(self, text: str | None = None) -> str:
@@ -138,23 +143,22 @@ class Box:
 
     def fresh(self) -> None:
         """Stop everything and start over: a new simulated pair of GPUs, no state, no faults."""
-        self.run("systemctl", "stop", "gpu-arbiter.service", "gpu-arbiter.slice")
-        self.run("systemctl", "reset-failed")
-        self.sh("rm -rf /sim/*.json /sim/gpu /var/lib/gpu-arbiter/* /run/gpu-arbiter/*")
         self.sh(
-            f"cd / && {PYTHON} -c 'from pathlib import Path; from arbiterd.sim.gpu import SimGpu;"
-            ' SimGpu.create(Path("/sim/gpu"), Path("/sim/lib"), ("rtx4090-24g", "rtx4090-24g")).close()\''
-            " && chmod 666 /sim/gpu"
+            "systemctl stop gpu-arbiter.service gpu-arbiter.slice; systemctl reset-failed;"
+            " rm -rf /sim/*.json /sim/gpu /var/lib/gpu-arbiter/* /run/gpu-arbiter/*"
         )
+        table = self.sim / "gpu"  # without allocations it holds no pids, the box's or others'
+        SimGpu.create(table, self.sim / "lib", ("rtx4090-24g", "rtx4090-24g")).close()
+        table.chmod(0o666)
         self.config()
+        self.since = time.time()
 
     def status(self) -> Json:
         """/v1/status over the admin socket."""
-        done = self.run("/opt/gpu-arbiter/bin/arbiterctl", "status", "--json")
-        if done.returncode != 0:
-            return {"backends": [], "error": done.stderr}
-        found: Json = json.loads(done.stdout)
-        return found
+        try:
+            return outside.get(self.name, "/v1/status")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return {"backends": [], "error": repr(error)}
 
     def backends(self) -> dict[str, Json]:
         """By name."""
@@ -191,6 +195,17 @@ class Box:
         """Processes by backend."""
         return {name: one["pids"] for name, one in self.backends().items()}
 
+    def kept(self, before: dict[str, list[int]]) -> None:
+        """Wait until every process of ``before`` is listed: an Ollama may have got a runner meanwhile, and
+        a daemon that has adopted lists one only when it has seen it again.
+        """
+
+        def listed() -> bool:
+            now = self.pids()
+            return all(set(pids) <= set(now.get(name, ())) for name, pids in before.items())
+
+        wait_until(listed, 30, f"{before}, not {self.pids()}")
+
     def journal(self, *match: str) -> list[Json]:
         """Journal entries with all their fields."""
         self.run("journalctl", "--sync")
@@ -202,18 +217,14 @@ class Box:
         return self.run("journalctl", "--no-pager", "-u", "gpu-arbiter").stdout
 
     def event(self, name: str, since: float = 0.0, **fields: str) -> Json:
-        """Wait for an event of the daemon; returns its journal entry."""
+        """Wait for an event of the daemon since then, at the earliest since fresh(); returns its first
+        journal entry.
+        """
         match = [f"ARBITER_EVENT={name}", *(f"ARBITER_{k.upper()}={v}" for k, v in fields.items())]
-
-        def found() -> list[Json]:
-            rows = self.journal("-t", "gpu-arbiter", *match)
-            return [one for one in rows if int(one["__REALTIME_TIMESTAMP"]) / 1e6 >= since]
-
-        try:
-            return wait_until(found, 30, f"event {match}")[-1]
-        except AssertionError as error:
-            msg = f"{error}\n{self.journal_text()[-4000:]}"
-            raise AssertionError(msg) from None
+        want = ("-t", "gpu-arbiter", *match)
+        found = outside.entry(self.name, max(since, self.since), want, PATIENCE_S)
+        assert found is not None, f"event {match} not told\n{self.journal_text()[-4000:]}"
+        return found
 
 
 def _cannot_boot() -> str:

@@ -27,16 +27,6 @@ PROGRAMS = {
     "vllm": "/opt/vllm/bin/vllm",
     "ollama": "/usr/local/bin/ollama",
 }
-ASK = """
-import sys, urllib.request
-body = sys.argv[2].encode() if len(sys.argv) > 2 else None
-request = urllib.request.Request(sys.argv[1], body, {"Content-Type": "application/json"})
-try:
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        print(reply.status, reply.read().decode())
-except urllib.error.HTTPError as error:
-    print(error.code, error.read().decode())
-"""
 PREDICT = """
 import numpy
 from ovmsclient import make_grpc_client
@@ -108,10 +98,13 @@ class ReadmeHost:
 
     def ask(self, port: int, path: str, body: object = None) -> tuple[int, str]:
         """One request at a public port: (status, body)."""
-        given = [json.dumps(body)] if body is not None else []
-        done = self.box.run(PYTHON, "-c", ASK, f"http://127.0.0.1:{port}{path}", *given)
+        url = f"http://127.0.0.1:{port}{path}"
+        given = (
+            [] if body is None else ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+        )
+        done = self.box.run("curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *given, url)
         assert done.returncode == 0, done.stderr
-        status, _, text = done.stdout.partition(" ")
+        text, _, status = done.stdout.rpartition("\n")
         return int(status), text
 
     def leaves(self, path: str) -> set[str]:

@@ -57,14 +57,14 @@ def test_restart_keeps_the_engines_and_stop_ends_them(box: Box) -> None:
     before = box.pids()
     box.sh("systemctl restart gpu-arbiter")
     box.wait_ready()
-    assert box.pids() == before
+    box.kept(before)
     box.sh("systemctl stop gpu-arbiter")
     assert box.show("gpu-arbiter", "Result") == "success"
     left = box.sh("systemctl list-units --all --no-legend 'gpu-arbiter-backend-*' || true")
     assert left == ""
     for pids in before.values():
         for pid in pids:
-            assert box.run("test", "-d", f"/proc/{pid}").returncode != 0
+            assert not box.alive(pid)
 
 
 def test_kill_9_of_the_daemon_changes_no_engine(box: Box, now: float) -> None:
@@ -75,7 +75,7 @@ def test_kill_9_of_the_daemon_changes_no_engine(box: Box, now: float) -> None:
     box.sh("systemctl kill -s KILL gpu-arbiter")
     box.event("adopted", now, backend="vllm")
     box.wait_ready()
-    assert box.pids() == before
+    box.kept(before)
     assert len(box.journal("ARBITER_EVENT=start")) == starts
     assert int(box.show("gpu-arbiter", "NRestarts")) >= 1
 
@@ -89,7 +89,7 @@ def test_a_missed_watchdog_restarts_the_daemon_only(box: Box, now: float) -> Non
     wait_until(lambda: box.show("gpu-arbiter", "MainPID") not in (pid, "0"), 40, "a new daemon")
     box.event("adopted", now, backend="vllm")
     box.wait_ready()
-    assert box.pids() == before
+    box.kept(before)
     assert "Watchdog timeout" in box.journal_text()
 
 
@@ -113,7 +113,7 @@ def test_a_bad_file_at_restart_guards_living_engines(box: Box, now: float) -> No
     box.sh("systemctl restart gpu-arbiter")
     box.event("config_refused", now)
     box.wait_ready()
-    assert box.pids() == before
+    box.kept(before)
     wait_until(lambda: "config refused: " in box.show("gpu-arbiter", "StatusText"), 10)
 
 
@@ -127,7 +127,7 @@ def test_reload_switches_the_mode_and_a_bad_one_fails(box: Box) -> None:
     box.config(good.replace('mode = "A"', 'mode = "Z"'))
     assert box.run("systemctl", "reload", "gpu-arbiter").returncode != 0
     assert "unknown mode 'Z'" in box.journal_text()
-    assert box.pids() == before
+    box.kept(before)
     box.config(good.replace('mode = "A"', 'mode = "B"'))
     box.sh("systemctl reload gpu-arbiter")
 
@@ -139,7 +139,7 @@ def test_reload_switches_the_mode_and_a_bad_one_fails(box: Box) -> None:
         )
 
     wait_until(moved, 40, "vLLM to move")
-    assert set(before["ollama"]) <= set(box.pids()["ollama"])
+    box.kept({"ollama": before["ollama"]})
 
 
 def test_a_dead_engine_is_cleaned_up_by_its_cgroup(box: Box, now: float) -> None:
@@ -152,8 +152,8 @@ def test_a_dead_engine_is_cleaned_up_by_its_cgroup(box: Box, now: float) -> None
     wait_until(lambda: box.pids().get("vllm") not in ([], before["vllm"]), 30, "new processes")
     box.wait_ready()
     for pid in before["vllm"]:
-        assert box.run("test", "-d", f"/proc/{pid}").returncode != 0
-    assert set(before["ollama"]) <= set(box.pids()["ollama"])
+        assert not box.alive(pid)
+    box.kept({"ollama": before["ollama"]})
     story = box.sh(f"journalctl -x -t gpu-arbiter --since @{now:.6f} ARBITER_BACKEND=vllm")
     assert "Subject: A backend has ended" in story
     assert "Subject: A failed backend is cleaned up" in story
@@ -186,11 +186,7 @@ def test_stop_of_a_dead_daemon_stops_the_engines(box: Box) -> None:
     wait_until(lambda: box.show("gpu-arbiter", "ActiveState") in ("inactive", "failed"), 60)
 
     def gone() -> bool:
-        return all(
-            box.run("test", "-d", f"/proc/{one}").returncode != 0
-            for pids in before.values()
-            for one in pids
-        )
+        return all(not box.alive(one) for pids in before.values() for one in pids)
 
     wait_until(gone, 60, "the engines to be stopped")
 
