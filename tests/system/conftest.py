@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from arbiterd.sim.gpu import SimGpu
-from tests.support import PATIENCE_S, wait_until
+from tests.support import wait_until
 from tests.system import outside
 
 HERE = Path(__file__).resolve().parent
@@ -129,6 +129,10 @@ class Box:
         """Write a file in the box."""
         outside.write(outside.inside(self.name, path), text)
 
+    def inside(self, path: str) -> Path:
+        """This path of the box as the test reaches it; anew after a reboot."""
+        return outside.inside(self.name, path)
+
     def alive(self, pid: int) -> bool:
         """Whether the box has a process of this pid (of the box's own)."""
         return outside.inside(self.name, f"/proc/{pid}").exists()
@@ -213,17 +217,18 @@ class Box:
         return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
     def journal_text(self) -> str:
-        """The daemon's journal."""
-        return self.run("journalctl", "--no-pager", "-u", "gpu-arbiter").stdout
+        """The daemon's journal since fresh()."""
+        since = f"--since=@{self.since:.6f}"
+        return self.run("journalctl", "--no-pager", "-u", "gpu-arbiter", since).stdout
 
-    def event(self, name: str, since: float = 0.0, **fields: str) -> Json:
-        """Wait for an event of the daemon since then, at the earliest since fresh(); returns its first
-        journal entry.
+    def event(self, name: str, since: float = 0.0, *, said: str = "", **fields: str) -> Json:
+        """Wait for an event of the daemon since then, at the earliest since fresh(), whose message has
+        ``said`` in it; returns the first such journal entry.
         """
         match = [f"ARBITER_EVENT={name}", *(f"ARBITER_{k.upper()}={v}" for k, v in fields.items())]
         want = ("-t", "gpu-arbiter", *match)
-        found = outside.entry(self.name, max(since, self.since), want, PATIENCE_S)
-        assert found is not None, f"event {match} not told\n{self.journal_text()[-4000:]}"
+        found = outside.entry(self.name, max(since, self.since), want, said)
+        assert found is not None, f"event {match} {said} not told\n{self.journal_text()[-4000:]}"
         return found
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support import PATIENCE_S
+
 Json = dict[str, Any]
 STATE = Path(os.environ.get("SYSTEMD_BOX_DIR", "/run/systemd-box"))
 
@@ -30,15 +32,19 @@ def inside(name: str, path: str) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """A file that everybody may read, with the folders above it; one that is there keeps its mode."""
-    missing = [one for one in path.parents if not one.exists()]
-    for folder in reversed(missing):
+    """A file that everybody may read, whole at once, with the folders above it; one that is there keeps
+    its owner and mode.
+    """
+    for folder in [one for one in reversed(path.parents) if not one.exists()]:
         folder.mkdir()
         folder.chmod(0o755)
-    new = not path.exists()
-    path.write_text(text)
-    if new:
-        path.chmod(0o644)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(0o644)
+    if path.exists():
+        os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
+        temporary.chmod(path.stat().st_mode & 0o7777)
+    temporary.replace(path)
 
 
 class _Unix(http.client.HTTPConnection):
@@ -89,21 +95,22 @@ def _following(name: str, since: float, match: tuple[str, ...]) -> Iterator[int]
         process.stdout.close()
 
 
-def entry(name: str, since: float, match: tuple[str, ...], timeout_s: float) -> Json | None:
-    """The first journal entry of the box that matches, not older than ``since`` (wall time); None when
-    none is written within ``timeout_s``. journalctl sleeps until the journal's files change.
+def entry(name: str, since: float, match: tuple[str, ...], said: str = "") -> Json | None:
+    """The first journal entry of the box that matches, not older than ``since`` (wall time) and with
+    ``said`` in its message; None when none is written within PATIENCE_S. journalctl sleeps until the
+    journal's files change.
     """
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + PATIENCE_S
     with _following(name, since, match) as pipe, selectors.DefaultSelector() as ready:
         ready.register(pipe, selectors.EVENT_READ)
         read = b""
-        while b"\n" not in read:
-            left = end - time.monotonic()
-            if left <= 0 or not ready.select(left):
-                return None
+        while (left := end - time.monotonic()) > 0 and ready.select(left):
             chunk = os.read(pipe, 1 << 16)
             if not chunk:
-                return None
-            read += chunk
-    found: Json = json.loads(read.partition(b"\n")[0])
-    return found
+                break
+            *lines, read = (read + chunk).split(b"\n")
+            for line in lines:
+                found: Json = json.loads(line)
+                if said in found["MESSAGE"]:
+                    return found
+    return None

@@ -10,7 +10,7 @@ import pytest
 from arbiterd.act.port_unit import PORTS
 from tests.support import wait_until
 from tests.system.conftest import PYTHON, Box
-from tests.system.test_gateway import CHAT, OLLAMA, ask
+from tests.system.looks import CHAT, COMPLETE, CTL, GENERATE, OLLAMA, ask
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 TABLE = "nft list table inet gpu_arbiter"
@@ -24,7 +24,6 @@ sys.exit(one.connect_ex(("127.0.0.1", int(sys.argv[2]))))
 REFUSED = 111
 PLANTED = ("planted-inline-one", "planted-of-file")
 KEPT = "/run /var/lib/gpu-arbiter /etc/systemd /usr/local/lib/systemd"
-CTL = "/opt/gpu-arbiter/bin/arbiterctl"
 TELLING = ("status --json", "plan --json", "plan", "check", "check --json", "why vllm", "incidents")
 
 
@@ -64,8 +63,8 @@ def test_only_the_doors_reach_an_engine_and_systemd_shows_no_secret(box: Box) ->
                            ("gpu-engines", REFUSED), ("nobody", REFUSED)):  # fmt: skip
         assert _connects(box, user, 18000) == expected, user
     assert _connects(box, "nobody", 8000) == 0, "the doors are open to everybody"
-    assert ask(box, "http://127.0.0.1:8000/v1/completions", CHAT)[0] == 200
-    assert ask(box, "http://127.0.0.1:11434/api/generate", OLLAMA)[0] == 200
+    assert ask(box, COMPLETE, CHAT) == 200
+    assert ask(box, GENERATE, OLLAMA) == 200
     assert "--enable-sleep-mode" in _argv(box)
 
     # -- no secret: what systemd shows and keeps, what the arbiter keeps and tells -------------------

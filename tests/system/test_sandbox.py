@@ -1,4 +1,4 @@
-"""The sandboxes under a real systemd: what each unit scores, what an engine can and cannot do."""
+"""The sandboxes under a real systemd: what an engine can and cannot do."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ import pytest
 
 from tests.support import wait_until
 from tests.system.conftest import HERE, PYTHON, Box, Json
+from tests.system.looks import exposure
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
-# systemd's own measure, 0 (safe) to 10 (exposed); a backend of 0.2.0 had 8.7
-MOST = {
-    "gpu-arbiter": 2.5,
-    "gpu-arbiter-gateway": 1.5,
-    "gpu-arbiter-gate": 1.5,
-    "gpu-arbiter-backend-vllm": 4.0,
-    "gpu-arbiter-backend-ollama": 4.0,
-}
 SHARED = "/" + "home/shared"
-NEVER = ("MemoryDenyWriteExecute", "PrivateDevices", "PrivateUsers")
 PROBE = """\
 mode = "A"
 
@@ -49,28 +41,6 @@ OPENS = (
     "/dev/sim-disk",
     "/dev/null",
 )
-
-
-def _exposure(box: Box, unit: str) -> float:
-    text = box.sh(f"systemd-analyze security --no-pager {unit}.service | tail -1")
-    return float(text.split(f"for {unit}.service:")[1].split()[0])
-
-
-def test_each_unit_is_as_closed_as_it_is_said_to_be(box: Box) -> None:
-    """By systemd-analyze security; what would break CUDA is set nowhere."""
-    box.start()
-    found = {unit: _exposure(box, unit) for unit in MOST}
-    assert all(found[unit] <= most for unit, most in MOST.items()), found
-    for unit in ("gpu-arbiter-backend-vllm", "gpu-arbiter-backend-ollama"):
-        for name in NEVER:
-            assert box.show(unit, name) == "no"
-        assert box.show(unit, "ProcSubset") == "all"
-        assert box.show(unit, "DevicePolicy") == "closed"
-        assert box.show(unit, "LimitCORE") == box.show(unit, "LimitCORESoft") == "0"
-    rows = json.loads(
-        box.sh("systemd-analyze security --json=short gpu-arbiter-backend-ollama.service")
-    )
-    assert {row["set"] for row in rows if row["name"] == "SystemCallFilter=~@mount"} == {True}
 
 
 @pytest.fixture
@@ -192,7 +162,7 @@ def test_engines_of_a_version_without_a_sandbox_run_on(box: Box) -> None:
     try:
         box.start()
         before = box.pids()
-        assert _exposure(box, "gpu-arbiter-backend-vllm") > 4.0
+        assert exposure(box, "gpu-arbiter-backend-vllm") > 4.0
         box.sh(f"rm {old}")
         box.sh("systemctl restart gpu-arbiter")
         box.wait_ready()
@@ -204,7 +174,7 @@ def test_engines_of_a_version_without_a_sandbox_run_on(box: Box) -> None:
             return bool(now["accepting"] and not set(now["pids"]) & set(before["vllm"]))
 
         wait_until(sandboxed, 40, "vLLM's restart")
-        assert _exposure(box, "gpu-arbiter-backend-vllm") <= 4.0
+        assert exposure(box, "gpu-arbiter-backend-vllm") <= 4.0
     finally:
         box.sh(f"rm -f {old}; systemctl daemon-reload")
 
