@@ -2,7 +2,6 @@
 
 ArbiterError
 ├── ConfigRefused        the file (or environment) cannot be used; carries every problem found
-├── NoAnswer             transient: somebody did not answer in time (NVML, D-Bus, an engine)
 ├── LaunchError          a launcher could not do what was asked; says why
 └── AlreadyRunning       another arbiter holds the lock of this runtime_dir
 
@@ -14,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-EX_OK = 0
 EX_REFUSED = 1
 EX_USAGE = 2
 EX_UNAVAILABLE = 69
@@ -69,10 +67,6 @@ class ConfigRefused(ArbiterError):
         self.warnings = warnings
         self.partial = partial
         super().__init__("\n".join(str(problem) for problem in problems))
-
-
-class NoAnswer(ArbiterError):
-    """Something did not answer within its deadline; trying again later may work."""
 
 
 class LaunchError(ArbiterError):

@@ -88,17 +88,6 @@ def read_owned(path: Path, limit: int = MAX_BYTES) -> bytes:
         return file.read(limit)
 
 
-def read_owned_text(path: Path) -> str:
-    """``read_owned`` as UTF-8.
-
-    Raises:
-        NotTrusted, OSError: as ``read_owned``.
-        UnicodeDecodeError: it is not UTF-8 (a ValueError).
-
-    """
-    return read_owned(path).decode()
-
-
 def open_folder(path: Path) -> int:
     """A descriptor of this folder; its own name may be no link. Close it.
 

@@ -9,7 +9,7 @@ import os
 import pwd
 import shutil
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,7 +21,6 @@ from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
 from arbiterd.placing import EVERYONE_FILE, OWN_FILE, make_folder, put_file
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OnChange = Callable[[], None]
 
 
 class Launcher(Protocol):

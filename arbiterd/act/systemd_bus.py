@@ -112,10 +112,6 @@ class Bus:
         """Object path of a loaded unit."""
         return str(self.call(_MANAGER, "GetUnit", "s", (unit,))[0])
 
-    def unit_of_pid(self, pid: int) -> str:
-        """Object path of the unit a process belongs to."""
-        return str(self.call(_MANAGER, "GetUnitByPID", "u", (pid,))[0])
-
     def list_units(self, pattern: str) -> list[tuple[str, str]]:
         """(name, object path) of loaded units."""
         rows = self.call(_MANAGER, "ListUnitsByPatterns", "asas", ([], [pattern]))[0]

@@ -42,7 +42,6 @@ BAD_CANARIES: Final = 2  # the second is sent at once after the first has failed
 TRIAL_MOST_S: Final = 12.0  # metadata 2 s, canary 5 s, and a busy machine; then it has none
 TRIAL_READ_S: Final = 5.0  # a process list is read four times a second while something starts
 TRIAL_MOVED_BYTES: Final = 64 * MIB  # a canary that moves more would cost what it shall protect
-NO_WORK_S: Final = 5.0  # requests outstanding and no counter moved: ask with a canary
 
 # -- release -------------------------------------------------------------------------------------
 RELEASE_SLOW_S: Final = 20.0  # device memory returns within 0.4-0.8 s, 8 s was seen (facts/nvml.md)

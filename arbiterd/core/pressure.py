@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from arbiterd.core import slope as trend
-from arbiterd.core.ledger import FOREIGN, HEADROOM, UNATTRIBUTED, used_of
+from arbiterd.core.ledger import FOREIGN, HEADROOM, UNATTRIBUTED
 from arbiterd.core.limits import (
     CALM_S,
     CALM_SLOW_S,
@@ -312,10 +312,3 @@ def lead_of(took_s: float, old: float, most: float) -> float:
     """The lead time after a reclaim that took so long: quickly up, slowly down, bounded."""
     found = max(took_s, old * 0.8) if took_s < old else took_s
     return max(LEAD_S, min(most, found))
-
-
-def over_of(ledger: tuple[LedgerRow, ...], name: str) -> int:
-    """Bytes a backend holds above its cap, negative below, 0 when not known."""
-    used = used_of(ledger, name)
-    row = next((one for one in ledger if one.holder == name), None)
-    return 0 if row is None or used is None else used - (row.cap_bytes or 0)

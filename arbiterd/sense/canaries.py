@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 
-from arbiterd import bounded
 from arbiterd.engines import engine_of
 from arbiterd.engines.tf_canary import MAX_BYTES, TRIAL_S, NoCanary
 from arbiterd.model.health import HttpReply
@@ -80,7 +79,6 @@ def _body(via: Via, backend: BackendSettings, url: str, model: str) -> str:
             msg = f"{path} is larger than 1 MiB"
             raise NoCanary(msg)
         return raw.decode()
-        return bounded.regular(path, MAX_BYTES).decode()
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}"
         raise NoCanary(msg) from None
