@@ -7,6 +7,7 @@ can all use it. Adding an engine: one file here and its line in ``engines.ENGINE
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -161,66 +162,64 @@ class Trials(Protocol):
         """The request itself."""
 
 
-class Engine(Protocol):
-    """One engine kind."""
+class Engine(ABC):
+    """One engine kind. What a kind does not have it leaves out: the defaults say no.
 
-    @property
-    def kind(self) -> Kind:
-        """The kind this file speaks for."""
+    ``kind``: the kind this file speaks for.
+    ``start_rank``: order of starts on one device: TensorFlow 0, vLLM 1, Ollama 2, generic 3
+    (design, 4).
+    ``canary_timeout_s``: how long the canary may take before it counts as failed.
+    ``trials``: how its canaries are made and tried before it is ready (TensorFlow): they are then
+    sent on suspicion only, and its progress is what its door counts. None: ``canary`` and its
+    counters.
+    ``door_host``: the host that its door writes into Host, "" where the client's own is passed on.
+    ``refuses_when_full``: whether a 429 means: its own pool is full, and it goes on (TensorFlow
+    Serving).
+    ``drains_itself``: whether it goes on after SIGTERM until its requests have ended (vLLM): once
+    its door has drained it, there is nothing left to wait for.
+    """
 
-    @property
-    def start_rank(self) -> int:
-        """Order of starts on one device: TensorFlow 0, vLLM 1, Ollama 2, generic 3 (design, 4)."""
+    kind: Kind
+    start_rank: int
+    canary_timeout_s: float = 5.0
+    trials: Trials | None = None
+    door_host: str = ""
+    refuses_when_full: bool = False
+    drains_itself: bool = False
 
-    @property
-    def canary_timeout_s(self) -> float:
-        """How long the canary may take before it counts as failed."""
-
-    @property
-    def trials(self) -> Trials | None:
-        """How its canaries are made and tried before it is ready (TensorFlow): they are then sent on
-        suspicion only, and its progress is what its door counts. None: ``canary`` and its counters.
-        """
-
-    @property
-    def door_host(self) -> str:
-        """The host that its door writes into Host, "" where the client's own is passed on."""
-
-    @property
-    def refuses_when_full(self) -> bool:
-        """Whether a 429 means: its own pool is full, and it goes on (TensorFlow Serving)."""
-
-    @property
-    def drains_itself(self) -> bool:
-        """Whether it goes on after SIGTERM until its requests have ended (vLLM): once its door has
-        drained it, there is nothing left to wait for.
-        """
-
+    @abstractmethod
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Every flag of ours, or malformed command, in ``backend.command``."""
 
+    @abstractmethod
     def launch(self, context: LaunchContext) -> LaunchSpec:
         """Render argv, environment and files for this cap and these devices."""
 
+    @abstractmethod
     def knobs(self, context: LaunchContext) -> tuple[tuple[str, str], ...]:
         """The engine's own knobs with the arithmetic, for ``arbiterctl plan``:
         (("--gpu-memory-utilization", "0.514 = floor((13.19 GiB - 600 MiB - 270 MiB) / 23.52 GiB)"),).
         """
 
+    @abstractmethod
     def wall(self, context: LaunchContext) -> Wall:
         """What of this engine holds its cap, MIG apart."""
 
+    @abstractmethod
     def served_models(self, backend: BackendSettings) -> tuple[str, ...]:
         """Names of the models this backend answers for."""
 
+    @abstractmethod
     def routes(self, backend: BackendSettings) -> Routes:
         """What its doors let through."""
 
+    @abstractmethod
     def ready_probes(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """The requests whose good answers mean: ready; the liveness round afterwards. One, or one
         per model (TensorFlow).
         """
 
+    @abstractmethod
     def judge_ready(self, backend: BackendSettings, replies: Sequence[HttpReply]) -> Verdict:
         """Judge one round, in the order of ``ready_probes``."""
 
@@ -228,45 +227,68 @@ class Engine(Protocol):
         """The smallest piece of real work on the first of these models, which are resident (it must
         never cause a load), None when there is none.
         """
+        del backend, loaded
+        return None
 
     def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
         """The keys that it demands of its clients, from its command and its environment; () for none.
         ``variables``: what ``env`` and env_file give it.
         """
+        del backend, variables
+        return ()
 
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """Judge a canary reply: any answer that proves the engine computed, also an error of ours
         (a 400 from TensorFlow's input check is no proof of the GPU, but of a live executor).
         """
+        return self.judge_ready(backend, (reply,))
 
     def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """Where the engine's own counters are, None when it has none."""
+        del backend
+        return None
 
     def read_progress(self, reply: HttpReply) -> Progress | None:
         """Read the counters, None when the reply has none."""
+        del reply
+        return None
 
     def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """Where the list of resident models is (Ollama), else None."""
+        del backend
+        return None
 
     def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
         """Read resident models, None when the reply has none. ``wall`` is epoch seconds."""
+        del reply, wall
+        return None
 
     def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """Where the engine lists the models that it answers to, adapters included; None: settings
         tell all of them.
         """
+        del backend
+        return None
 
     def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
         """Read that list, None when the reply has none."""
+        del reply
+        return None
 
     def warm_model(self, backend: BackendSettings) -> str:
         """The model to load after ready and keep warm, "" for none."""
+        del backend
+        return ""
 
     def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
         """Where an engine tells what a model is like, None when it does not."""
+        del backend, model
+        return None
 
     def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
         """The model with what ``about_probe`` tells of it."""
+        del reply
+        return model
 
     def load_probe(
         self,
@@ -279,20 +301,31 @@ class Engine(Protocol):
         """The request that loads ``model`` and keeps it ``keep_alive_s`` (negative: for ever).
         ``about``: the body of what ``about_probe`` was answered, "" for nothing.
         """
+        del backend, model, keep_alive_s, timeout_s, about
+        return None
 
     def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
         """The requests that make it give ``model`` back, () when it cannot."""
+        del backend, model
+        return ()
 
     def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """Pause, then sleep, () when it cannot (vLLM with ``sleep = true`` only)."""
+        del backend
+        return ()
 
     def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """Wake, then go on, () when it cannot."""
+        del backend
+        return ()
 
     def grows(self, backend: BackendSettings) -> bool:
         """Whether new requests can make it take more device memory: an engine with a fixed pool
         does not, so that holding its requests frees nothing.
         """
+        del backend
+        return True
 
+    @abstractmethod
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """Class of a failure from the engine's last lines (oldest first); first match wins."""

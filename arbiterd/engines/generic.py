@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import floor
 
-from arbiterd.engines.base import Cause, CauseClass, CommandProblem, LaunchContext, Routes, Wall
+from arbiterd.engines.base import (
+    Cause,
+    CauseClass,
+    CommandProblem,
+    Engine,
+    LaunchContext,
+    Routes,
+    Wall,
+)
 from arbiterd.engines.devices import device_env
 from arbiterd.engines.flags import value_of
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.words import classify, word
-from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.health import HttpProbe, HttpReply, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.units import MIB
@@ -46,16 +54,11 @@ OPENAI_ROUTES = (
 )
 
 
-class GenericEngine:
+class GenericEngine(Engine):
     """The generic kind."""
 
     kind = Kind.GENERIC
     start_rank = 3
-    canary_timeout_s = 5.0
-    trials = None
-    door_host = ""
-    refuses_when_full = False
-    drains_itself = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers, and a key that everybody can read: there are no flags of ours."""
@@ -125,97 +128,11 @@ class GenericEngine:
             return Verdict(ok=True)
         return Verdict(ok=False, detail=reply.error or f"HTTP {reply.status}")
 
-    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
-        """None: nothing is known of its work."""
-        del backend, loaded
-        return None
-
     def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
         """--api-key, as llama.cpp, SGLang and others take it, else the one variable named *API_KEY."""
         given = value_of(backend.command, "api-key")
         named = [text for name, text in variables.items() if name.endswith("API_KEY") and text]
         return (given,) if given else tuple(named) if len(named) == 1 else ()
-
-    def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
-        """Never asked."""
-        return self.judge_ready(backend, (reply,))
-
-    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None."""
-        del backend
-        return None
-
-    def read_progress(self, reply: HttpReply) -> Progress | None:
-        """None."""
-        del reply
-        return None
-
-    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None."""
-        del backend
-        return None
-
-    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
-        """None."""
-        del reply, wall
-        return None
-
-    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None: settings tell all of them."""
-        del backend
-        return None
-
-    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
-        """Not asked."""
-        del reply
-        return None
-
-    def warm_model(self, backend: BackendSettings) -> str:
-        """None."""
-        del backend
-        return ""
-
-    def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
-        """None."""
-        del backend, model
-        return None
-
-    def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
-        """As it is."""
-        del reply
-        return model
-
-    def load_probe(
-        self,
-        backend: BackendSettings,
-        model: str,
-        keep_alive_s: float,
-        timeout_s: float,
-        about: str,
-    ) -> HttpProbe | None:
-        """None."""
-        del backend, model, keep_alive_s, timeout_s, about
-        return None
-
-    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
-        """None."""
-        del backend, model
-        return ()
-
-    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
-        """It cannot."""
-        del backend
-        return ()
-
-    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
-        """It cannot."""
-        del backend
-        return ()
-
-    def grows(self, backend: BackendSettings) -> bool:
-        """Nothing is known of it, so: yes."""
-        del backend
-        return True
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """CUDA's own words."""

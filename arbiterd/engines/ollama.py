@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from arbiterd.engines.base import (
     Cause,
     CauseClass,
     CommandProblem,
+    Engine,
     LaunchContext,
     Routes,
     Wall,
@@ -23,7 +24,7 @@ from arbiterd.engines.ollama_models import BY_FIT, About, about
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.words import classify, word
-from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
 from arbiterd.model.settings import FOR_EVER_S, BackendSettings, Kind
 from arbiterd.units import MIB, format_size
@@ -87,16 +88,13 @@ def margin_env(context: LaunchContext) -> tuple[str, str]:
     return "LLAMA_ARG_FIT_TARGET", str(-(-margin // MIB))
 
 
-class OllamaEngine:
+class OllamaEngine(Engine):
     """The ollama kind."""
 
     kind = Kind.OLLAMA
     start_rank = 2
     canary_timeout_s = 20.0  # one token, but a partly offloaded model takes seconds for it
-    trials = None
     door_host = DOOR_HOST
-    refuses_when_full = False
-    drains_itself = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Containers and shells: Ollama takes its limits by environment."""
@@ -200,26 +198,11 @@ class OllamaEngine:
         body = {"model": model.name, "stream": False, "options": options, **asked}
         return HttpProbe("POST", path, json.dumps(body), self.canary_timeout_s)
 
-    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
-        """None: it knows no keys."""
-        del backend, variables
-        return ()
-
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """200, or its own queue-full answer, or a model that is only good for embeddings (400)."""
         del backend
         ok = reply.status in (200, 400, 404) or (reply.status == 503 and "busy" in reply.body)
         return Verdict(ok=ok, detail="" if ok else _plain(reply))
-
-    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """It has no counters."""
-        del backend
-        return None
-
-    def read_progress(self, reply: HttpReply) -> Progress | None:
-        """None."""
-        del reply
-        return None
 
     def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """/api/ps; may block up to 5 s during an unload."""
@@ -245,16 +228,6 @@ class OllamaEngine:
             )
         except UNREADABLE:
             return None
-
-    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None: settings tell all of them."""
-        del backend
-        return None
-
-    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
-        """Not asked."""
-        del reply
-        return None
 
     def warm_model(self, backend: BackendSettings) -> str:
         """The first of the allow-list."""
@@ -291,21 +264,6 @@ class OllamaEngine:
         del backend
         body = json.dumps({"model": model, "keep_alive": 0, "stream": False})
         return (HttpProbe("POST", "/api/generate", body, UNLOAD_TIMEOUT_S),)
-
-    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
-        """It cannot: idle models are unloaded instead."""
-        del backend
-        return ()
-
-    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
-        """It cannot."""
-        del backend
-        return ()
-
-    def grows(self, backend: BackendSettings) -> bool:
-        """Each model that is loaded."""
-        del backend
-        return True
 
     def classify(self, lines: Sequence[str], exit_: Exit | None, *, was_ready: bool) -> Cause:
         """Its dying words."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import floor
 
@@ -14,6 +14,7 @@ from arbiterd.engines.base import (
     Cause,
     CauseClass,
     CommandProblem,
+    Engine,
     LaunchContext,
     Routes,
     Wall,
@@ -26,7 +27,7 @@ from arbiterd.engines.serving_flags import unknown
 from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.tf_canary import TensorflowTrials
 from arbiterd.engines.words import classify, word
-from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
+from arbiterd.model.health import HttpProbe, HttpReply, Verdict
 from arbiterd.model.launch import Exit, FileSpec, LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.units import MIB, format_size
@@ -92,16 +93,14 @@ def fraction(context: LaunchContext) -> float:
     return min(1.0, max(0.001, floor((context.cap_bytes - overhead) * 1000 / total) / 1000))
 
 
-class TensorflowServingEngine:
+class TensorflowServingEngine(Engine):
     """The tensorflow-serving kind."""
 
     kind = Kind.TENSORFLOW
     start_rank = 0
     canary_timeout_s = 10.0
     trials = TensorflowTrials()
-    door_host = ""
     refuses_when_full = True
-    drains_itself = False
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
         """Owned flags; model_config_file is ours only when ``models`` gives the paths."""
@@ -226,94 +225,10 @@ class TensorflowServingEngine:
         ]
         return Verdict(ok=not bad, detail="; ".join(bad))
 
-    def canary(self, backend: BackendSettings, loaded: Sequence[LoadedModel]) -> HttpProbe | None:
-        """None without a trial: see ``trials``."""
-        del backend, loaded
-        return None
-
-    def keys(self, backend: BackendSettings, variables: Mapping[str, str]) -> tuple[str, ...]:
-        """None: it knows no keys."""
-        del backend, variables
-        return ()
-
     def judge_canary(self, backend: BackendSettings, reply: HttpReply) -> Verdict:
         """Only a time-out counts against it: any answer, also "full", is an answer."""
         del backend
         return Verdict(ok=not reply.timed_out, detail=reply.error)
-
-    def progress_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None: :tensorflow:serving:request_count counts every REST request, our own status requests
-        and refused bodies included (model_servers/http_server.cc), so it moves in a hung server too.
-        """
-        del backend
-        return None
-
-    def read_progress(self, reply: HttpReply) -> Progress | None:
-        """None."""
-        del reply
-        return None
-
-    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None: its models are loaded at start."""
-        del backend
-        return None
-
-    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
-        """None."""
-        del reply, wall
-        return None
-
-    def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """None: settings tell all of them."""
-        del backend
-        return None
-
-    def read_served(self, reply: HttpReply) -> tuple[str, ...] | None:
-        """Not asked."""
-        del reply
-        return None
-
-    def warm_model(self, backend: BackendSettings) -> str:
-        """None."""
-        del backend
-        return ""
-
-    def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
-        """None."""
-        del backend, model
-        return None
-
-    def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
-        """As it is."""
-        del reply
-        return model
-
-    def load_probe(
-        self,
-        backend: BackendSettings,
-        model: str,
-        keep_alive_s: float,
-        timeout_s: float,
-        about: str,
-    ) -> HttpProbe | None:
-        """None."""
-        del backend, model, keep_alive_s, timeout_s, about
-        return None
-
-    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
-        """None: unloading a model frees nothing, only the process's end does (serving #1572)."""
-        del backend, model
-        return ()
-
-    def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
-        """It cannot."""
-        del backend
-        return ()
-
-    def wake_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
-        """It cannot."""
-        del backend
-        return ()
 
     def grows(self, backend: BackendSettings) -> bool:
         """Only with memory_growth: else the whole pool is taken at the first load."""

@@ -11,6 +11,7 @@ from arbiterd.engines.base import (
     UNREADABLE,
     CauseClass,
     CommandProblem,
+    Engine,
     LaunchContext,
     Routes,
     Wall,
@@ -159,15 +160,11 @@ def utilisation(context: LaunchContext) -> float:
     return max(0.0, floor(room * 1000 / total) / 1000)
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """The vLLM kind."""
 
     kind = Kind.VLLM
     start_rank = 1
-    canary_timeout_s = 5.0
-    trials = None
-    door_host = ""
-    refuses_when_full = False
     drains_itself = True
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:
@@ -308,16 +305,6 @@ class VllmEngine:
         waiting = sample_sum(body, "vllm:num_requests_waiting") or 0.0
         return Progress(int(running), int(waiting), work)
 
-    def loaded_probe(self, backend: BackendSettings) -> HttpProbe | None:
-        """Its one model is always resident."""
-        del backend
-        return None
-
-    def read_loaded(self, reply: HttpReply, wall: float) -> tuple[LoadedModel, ...] | None:
-        """Not asked."""
-        del reply, wall
-        return None
-
     def served_probe(self, backend: BackendSettings) -> HttpProbe | None:
         """/v1/models: LoRA adapters come and go at run time (/v1/load_lora_adapter)."""
         del backend
@@ -332,38 +319,6 @@ class VllmEngine:
             return tuple(str(row["id"]) for row in rows)
         except UNREADABLE:
             return None
-
-    def warm_model(self, backend: BackendSettings) -> str:
-        """None: the model is loaded at start."""
-        del backend
-        return ""
-
-    def about_probe(self, backend: BackendSettings, model: str) -> HttpProbe | None:
-        """None."""
-        del backend, model
-        return None
-
-    def read_about(self, model: LoadedModel, reply: HttpReply) -> LoadedModel:
-        """As it is."""
-        del reply
-        return model
-
-    def load_probe(
-        self,
-        backend: BackendSettings,
-        model: str,
-        keep_alive_s: float,
-        timeout_s: float,
-        about: str,
-    ) -> HttpProbe | None:
-        """VLLM loads nothing at run time."""
-        del backend, model, keep_alive_s, timeout_s, about
-        return None
-
-    def unload_requests(self, backend: BackendSettings, model: str) -> tuple[HttpProbe, ...]:
-        """None: its one model leaves by sleep or by its end."""
-        del backend, model
-        return ()
 
     def sleep_requests(self, backend: BackendSettings) -> tuple[HttpProbe, ...]:
         """Pause first, or requests that come while it sleeps hang; then level 1. A version without
