@@ -23,7 +23,7 @@ from arbiterd.sim.world.generate import world as random_world
 from arbiterd.sim.world.scenario import Scenario, play
 from arbiterd.sim.world.world import World
 
-RUNS = int(os.environ.get("INVARIANT_RUNS", "25"))
+RUNS = int(os.environ.get("INVARIANT_RUNS", "10"))
 CALM_S = 150.0
 # No shrinking: a failure names the world by its seed, and one world is a small story already.
 WORLDS = profile(
