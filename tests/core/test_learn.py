@@ -203,7 +203,7 @@ def test_on_oom_stop_ends_it_at_the_second() -> None:
     world.until("vllm", Phase.READY)
     kill_by_oom(world, "vllm", TORCH)
     world.until("vllm", Phase.FAILED)
-    world.tick(4000)
+    world.tick(500, dt=2.0)
     assert world.phase("vllm") is Phase.FAILED
 
 
