@@ -13,13 +13,22 @@ import pytest
 from arbiterd import __version__
 from arbiterd.sim.gpu import SimGpu
 from tests.config.test_good_files import FIFTEEN
+from tests.support.forked import arbiterctl
+
+
+def _env(**environ: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("GPU_ARBITER_")} | environ
 
 
 def _ctl(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("GPU_ARBITER_")}
+    return arbiterctl(argv, _env(**environ), 60)
+
+
+def _real(*argv: str) -> subprocess.CompletedProcess[str]:
+    """The command as a shell starts it: one call for each exit status."""
     return subprocess.run(
         [sys.executable, "-m", "arbiterd.cli", *argv],
-        env={**env, **environ},
+        env=_env(),
         capture_output=True,
         text=True,
         timeout=60,
@@ -37,7 +46,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_a_good_file_is_exit_0(config: Path) -> None:
     """Warnings of this host do not refuse it."""
-    done = _ctl("check", str(config))
+    done = _real("check", str(config))
     assert done.returncode == 0, done.stderr
     assert f"{config}: good" in done.stdout
     assert "the GPUs cannot be read" in done.stderr
@@ -46,7 +55,7 @@ def test_a_good_file_is_exit_0(config: Path) -> None:
 def test_a_bad_file_is_exit_78_with_every_problem(config: Path) -> None:
     """One a line on stderr, and as a list in JSON."""
     config.write_text(config.read_text().replace('"55%"', "55").replace('mode = "A"', 'mode = "X"'))
-    done = _ctl("check", str(config))
+    done = _real("check", str(config))
     assert done.returncode == 78
     assert len(done.stderr.strip().splitlines()) == 2
     assert f"{config}:10: modes.A.vllm.memory: 55 has no unit" in done.stderr
@@ -113,7 +122,8 @@ def test_the_gpu_of_the_active_mode_must_be_there(
 )
 def test_without_a_daemon_it_is_exit_69(config: Path, argv: tuple[str, ...]) -> None:
     """One sentence: where it looked and what to do."""
-    done = _ctl("--config", str(config), *argv)
+    call = _real if argv == ("status",) else _ctl
+    done = call("--config", str(config), *argv)
     assert done.returncode == 69
     assert done.stderr.startswith("arbiterctl: no daemon answers at ")
     assert "systemctl status gpu-arbiter" in done.stderr
@@ -132,7 +142,7 @@ def test_without_a_daemon_it_is_exit_69(config: Path, argv: tuple[str, ...]) -> 
 )
 def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
     """And say how it is used."""
-    done = _ctl(*argv)
+    done = (_real if argv == ("fly",) else _ctl)(*argv)
     assert done.returncode == 2
     assert "Usage" in done.stderr
 
@@ -159,7 +169,7 @@ def test_usage_errors_are_exit_2(argv: tuple[str, ...]) -> None:
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     """--help is documentation."""
-    done = _ctl(*command.split(), "--help")
+    done = (_real if command == "status" else _ctl)(*command.split(), "--help")
     assert done.returncode == 0
     assert f"arbiterctl {command}" in done.stdout
 

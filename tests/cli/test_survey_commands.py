@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 
 from arbiterd.sim.gpu import SimGpu
+from tests.support.forked import arbiterctl
 
 
 def _ctl(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "arbiterd.cli", *argv],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return arbiterctl(argv, env, 60)
 
 
 @pytest.mark.parametrize("command", ["init", "doctor", "takeover"])
@@ -127,5 +121,12 @@ def test_shell_completion_knows_the_commands(sim_env: dict[str, str]) -> None:
         "COMP_WORDS": "arbiterctl t",
         "COMP_CWORD": "1",
     }
-    done = _ctl(env)
+    done = subprocess.run(
+        [sys.executable, "-m", "arbiterd.cli"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert "takeover" in done.stdout.split()

@@ -18,6 +18,7 @@ import requests
 from arbiterd import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from tests.support import free_port, wait_until
+from tests.support.forked import arbiterctl
 
 MODEL = "Qwen/Qwen2.5-3B-Instruct"
 NAMES = ("tensorflow", "vllm", "ollama")
@@ -289,15 +290,8 @@ class Host:
         )
 
     def ctl(self, *argv: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
-        """arbiterctl."""
-        return subprocess.run(
-            [sys.executable, "-m", "arbiterd.cli", "--config", str(self.config), *argv],
-            env=self.environ(),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        """Arbiterctl, forked (tests/support/forked.py)."""
+        return arbiterctl(["--config", str(self.config), *argv], self.environ(), timeout_s)
 
 
 def _kill(pid: int) -> None:
