@@ -5,6 +5,8 @@ A dataclass takes anything for any field; what is wrong then shows at the first 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
@@ -30,6 +32,23 @@ def build(kind: type[T], row: object) -> T:
         raise ValueError(msg)
     made: T = _form(kind).validate_python(row)  # type: ignore[arg-type]
     return made
+
+
+def left_out(row: object, made: Any) -> tuple[str, ...]:
+    """Keys of a JSON object, at any depth, that the value built from it has no field for: 'a.b.mood'."""
+    return tuple(_left_out(row, asdict(made), ""))
+
+
+def _left_out(row: object, made: object, path: str) -> Iterator[str]:
+    if isinstance(row, Mapping) and isinstance(made, Mapping):
+        for key, one in row.items():
+            if key in made:
+                yield from _left_out(one, made[key], f"{path}{key}.")
+            else:
+                yield f"{path}{key}"
+    elif isinstance(row, list) and isinstance(made, list | tuple):
+        for one, other in zip(row, made, strict=False):
+            yield from _left_out(one, other, path)
 
 
 def checked(kind: type, fields: dict[str, Any]) -> dict[str, Any]:

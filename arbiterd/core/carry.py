@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core import judge
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import give_back
 from arbiterd.core.pressure import kept
@@ -131,6 +132,7 @@ def go_on(desk: Desk, old: BackendState, state: UnitState) -> bool:
                 deadline=old.deadline,
                 sleep=old.sleep,
                 ready_at=old.ready_at,
+                vitals=judge.fresh(desk.seen.now),  # it may be ready again at once
             )
             desk.enter(changed, Phase.DRAINING, old.reason)
         case Phase.SLEEPING if state is UnitState.RUNNING and _same(desk, old):

@@ -11,18 +11,21 @@ import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from arbiterd import procfs
 from arbiterd.aside import aside
-from arbiterd.core.state import Carry
+from arbiterd.core.state import DRAIN_SENTENCES, Carry
 from arbiterd.owned import put_aside, put_owned, read_owned, top
 from arbiterd.redact import Redactor
-from arbiterd.typed import build
+from arbiterd.typed import build, left_out
 
 NAME = "carry.json"
 _BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionError)
+# Keys of earlier versions that nothing is to be made of: a start's progress is measured anew.
+RETIRED = frozenset({"progress_cpu", "progress_at", "progress_log"})
 
 
 def _no_nan(text: str) -> float:
@@ -41,6 +44,15 @@ def _whole(carry: Carry) -> Carry:
     return carry
 
 
+def _of_today(carry: Any) -> Any:
+    """What 0.2.0 wrote as this version writes it: why a backend drains was told by its sentence alone."""
+    causes = {sentence: cause.value for cause, sentence in DRAIN_SENTENCES.items()}
+    for one in carry["backends"].values():
+        if one["phase"] == "draining":
+            one.setdefault("drain", causes.get(one["reason"]))
+    return carry
+
+
 class CarryStore:
     """``save`` never waits for the disk."""
 
@@ -54,17 +66,28 @@ class CarryStore:
         self._ended = threading.Event()
 
     def load(self) -> Carry | None:
-        """What the daemon before us left in this boot; an unreadable file is put aside and said."""
+        """What the daemon before us left in this boot; an unreadable file is put aside and said, and so is
+        what another version wrote into it that this one has no place for.
+        """
         try:
             found = json.loads(read_owned(self._path), parse_constant=_no_nan)
             if found["boot_id"] != procfs.boot_id():
                 return None
-            return _whole(build(Carry, found["carry"]))
+            row = _of_today(found["carry"])
+            carry = _whole(build(Carry, row))
         except FileNotFoundError:
             return None
         except _BROKEN as error:
             self.problems.append(put_aside(self._path, error))
             return None
+        self._say(left_out(row, carry))
+        return carry
+
+    def _say(self, strange: tuple[str, ...]) -> None:
+        keys = [key for key in strange if key.rpartition(".")[2] not in RETIRED]
+        if keys:
+            text = f"{self._path}: written by another version; left out: {', '.join(keys[:10])}"
+            self.problems.append(text)
 
     def save(self, carry: Carry) -> None:
         """Keep this from now on. Cheap when nothing has changed."""

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from arbiterd.model.events import Incident
 from arbiterd.report.kept import Kept
 from arbiterd.report.shape import LATEST
+from arbiterd.typed import left_out
 
 _INCIDENT = TypeAdapter(Incident)
 
@@ -19,10 +20,15 @@ class IncidentStore(Kept[Incident]):
     """Newest first, as core lists them."""
 
     name = "incidents.json"
+    _strange: frozenset[str] = frozenset()
 
     def load(self) -> tuple[Incident, ...]:
-        """What was kept."""
-        return self.load_all()
+        """What was kept; keys that another version wrote and this one has no place for are said."""
+        found = self.load_all()
+        if self._strange:
+            keys = ", ".join(sorted(self._strange)[:10])
+            self.problems.append(f"{self._path}: written by another version; left out: {keys}")
+        return found
 
     def save(self, incidents: Sequence[Incident]) -> None:
         """Keep these from now on."""
@@ -35,6 +41,7 @@ class IncidentStore(Kept[Incident]):
     def decode(self, row: Any) -> Incident:
         """One incident."""
         found = _INCIDENT.validate_python(row)
+        self._strange |= frozenset(left_out(row, found))
         times = [found.opened_at, found.closed_at, *(one.started_at for one in found.actions)]
         if not all(0 <= at < LATEST for at in times if at is not None):
             msg = f"a time of {found.id} is none"
