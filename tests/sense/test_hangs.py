@@ -113,7 +113,8 @@ def test_late_blind_killed_at_their_times(gpu: SimGpu, monkeypatch: pytest.Monke
         worker = source._child
         assert worker is not None
         gpu.fault("nvmlDeviceGetMemoryInfo_v2", hang_ms=600_000)
-        until(source, lambda s: worker.asked_at is not None and worker.where() == 0)
+        faulty = time.monotonic()
+        until(source, lambda s: (worker.asked_at or 0.0) > faulty and worker.where() == 0)
         asked = worker.asked_at
         at = by_index(source.latest(time.monotonic()))[0].memory
         assert asked is not None
