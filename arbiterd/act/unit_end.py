@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 
+from arbiterd import procfs
 from arbiterd.act.cgroups import pids_of
 from arbiterd.act.containers import Containers
+from arbiterd.act.launcher import signal_exactly
 from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError
 
 
@@ -50,6 +52,26 @@ class UnitEnd:
             return True
 
     def kill_all(self, unit: str) -> None:
-        """SIGKILL to the whole cgroup."""
+        """SIGKILL to the whole cgroup. The podman that removes the dead container (ExecStopPost=) is
+        spared: killed, it would leave the container and its name behind.
+        """
         with suppress(BusError):
-            self._bus.kill(unit, "all", signal.SIGKILL)
+            if not self._kill_podmans(unit):
+                self._bus.kill(unit, "all", signal.SIGKILL)
+
+    def _kill_podmans(self, unit: str) -> bool:
+        """Whether it is podman's (only its cgroup is delegated) and the signals were sent. Listed before
+        systemd is asked: what runs at stop-post is started after that, or the answer tells of it.
+        """
+        path = self._bus.unit_path(unit)
+        if not self._bus.get(path, SERVICE, "Delegate"):
+            return False
+        try:
+            listed = pids_of(str(self._bus.get(path, SERVICE, "ControlGroup")))
+            found = [ref for pid in listed if (ref := procfs.ref(pid)) is not None]
+        except OSError:  # no descriptor is left
+            return False
+        if str(self._bus.get(path, UNIT, "SubState")) != "stop-post":
+            for ref in found:
+                signal_exactly(ref, signal.SIGKILL)
+        return True
