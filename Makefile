@@ -5,12 +5,13 @@ PY := $(VENV)/bin/python
 PREFIX ?= /opt/gpu-arbiter
 DESTDIR ?=
 WORKERS ?= 8
+SKIPPED := not real and not device and not every
 export VENV
 # Compiled modules are kept: a suite of a thousand processes would compile them in each.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants fuzz soak install uninstall clean
+.PHONY: help setup run test test-all test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants fuzz soak install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,7 +27,10 @@ test: ## lint, types, import contracts, and every test that needs no GPU and no 
 	@scripts/setup dev
 	@$(MAKE) --no-print-directory check
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root, so the system tests (a real systemd) are skipped"; fi
-	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not device"
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "$(SKIPPED)"
+
+test-all: ## as test, and every pairing of container client and launcher, of which test tries each once
+	@$(MAKE) --no-print-directory test SKIPPED="not real and not device"
 
 test-fast: ## the tests that start no process, under a minute: for daily work
 	@scripts/setup dev

@@ -12,8 +12,10 @@ import fcntl
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -136,6 +138,20 @@ class Box:
     def alive(self, pid: int) -> bool:
         """Whether the box has a process of this pid (of the box's own)."""
         return outside.inside(self.name, f"/proc/{pid}").exists()
+
+    def pytest(self, environ: str, *argv: str, name: str) -> int:
+        """Run a part of these tests in the box, with its temporary files in /run/NAME; returns how many
+        passed. What failed there is shown from the first failure on, its end rather than its beginning.
+        """
+        line = f"cd {ROOT} && {sys.executable} -m pytest -q --tb=short -p no:cacheprovider -p no:randomly"
+        line += f" --basetemp=/run/{name} {' '.join(argv)}"
+        done = self.run("env", environ, "sh", "-c", line, timeout_s=800)
+        passed = re.search(r"(\d+) passed", done.stdout)
+        if done.returncode != 0 or passed is None:
+            first = re.search(r"^=+ (FAILURES|ERRORS) =+$", done.stdout, re.MULTILINE)
+            text = done.stdout[first.start() if first else 0 :][-6000:]
+            pytest.fail(f"{name} in the box: {done.returncode}\n{text}{done.stderr[-1000:]}", False)
+        return int(passed[1])
 
     # -- the arbiter ---------------------------------------------------------------------------
     def config(self, text: str | None = None) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from tests.system.conftest import PACKAGES, PYTHON, ROOT, Box
-from tests.system.readme import MODEL, NAMES, PREDICT, PROGRAMS, ReadmeHost, commands, lines
+from tests.system.readme import MODEL, NAMES, PREDICT, ReadmeHost, commands, lines
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 OLLAMA = {"model": "qwen2.5:3b", "prompt": "x", "stream": False, "options": {"num_predict": 2}}
 COMPLETE = {"model": MODEL, "prompt": "x", "max_tokens": 2}
 UNITS = "systemctl list-units --all --no-legend 'gpu-arbiter*' | grep -v sim.conf || true"
@@ -81,7 +83,8 @@ def test_the_readmes_lines_from_install_to_uninstall(host: ReadmeHost) -> None:
     host.wait_ready()
     _serves(host)
 
-    box.run("cp", "-a", "/opt/gpu-arbiter/versions", "/sim/versions")
+    versions, kept = box.tree / "opt/gpu-arbiter/versions", box.tree.parent / "kept"
+    subprocess.run(["cp", "-al", str(versions), str(kept)], check=True)
     try:
         said = box.sh(f"make -C {ROOT} --no-print-directory uninstall")
         assert "/var/lib/gpu-engines" in said
@@ -95,14 +98,15 @@ def test_the_readmes_lines_from_install_to_uninstall(host: ReadmeHost) -> None:
         assert box.sh("ls -A /opt/gpu-arbiter") == ""
         assert box.sh("cat /etc/gpu-arbiter.toml") == lines().strip()
     finally:
-        box.sh("cp -a /sim/versions /opt/gpu-arbiter/ && rm -rf /sim/versions")
+        subprocess.run(["cp", "-al", str(kept), str(versions)], check=True)
+        shutil.rmtree(kept)
         said = box.install()
     assert "kept your /etc/gpu-arbiter.toml" in said
 
 
 def test_nothing_surprises_a_new_user(host: ReadmeHost) -> None:
     """As root and as an operator: every command answers, nothing is a false alarm, and what the daemon
-    reads back may be written by nobody else.
+    reads back may be written by nobody else. ~ is /var/lib/gpu-engines for the three, theirs to write.
     """
     box = host.box
     box.sh("id opal >/dev/null 2>&1 || useradd -m -G gpu-arbiter opal")
@@ -122,28 +126,27 @@ def test_nothing_surprises_a_new_user(host: ReadmeHost) -> None:
     status, said = host.ctl("mode", "B", user="opal")
     assert status == 1
     assert "run: sudo arbiterctl mode B" in said
+    for name in NAMES:
+        enter = f"nsenter -t {box.main_pid(name)} -m runuser -u gpu-engines --"
+        box.sh(f"{enter} sh -c 'mkdir -p ~/.cache/{name} && touch ~/.cache/{name}/x'")
     loose = box.sh("find /run/gpu-arbiter /var/lib/gpu-arbiter -perm /022 ! -type s ! -type l")
     assert loose == ""
     host.wait_ready()
     _serves(host)
 
 
-@pytest.mark.parametrize("umask", ["0007", "0077"])
-def test_engines_of_other_users_read_what_is_theirs(host: ReadmeHost, umask: str) -> None:
+def test_engines_of_other_users_read_what_is_theirs(host: ReadmeHost) -> None:
     """TensorFlow as somebody else, its model and files readable for it; Ollama's folder is where the
-    file says, made by the command that doctor prints; the daemon's umask decides nothing.
+    file names it, made by the command that doctor prints, also below /usr; the daemon's umask decides
+    nothing.
     """
     box = host.box
-    box.sh("id tf >/dev/null 2>&1 || useradd -m tf; rm -rf /srv/store")
-    text = lines().replace("tensorflow = { command", 'tensorflow = { user = "tf", command', 1)
-    text = text.replace(
-        "ollama     = { models", 'ollama     = { env = { OLLAMA_MODELS = "/srv/store" }, models', 1
-    )
-    box.put("/etc/gpu-arbiter.toml", text)
+    box.sh("id tf >/dev/null 2>&1 || useradd -m tf; rm -rf /srv/store /usr/share/ollama")
     drop_in = "/run/systemd/system/gpu-arbiter.service.d/umask.conf"
-    box.put(drop_in, f"[Service]\nUMask={umask}\n")
+    below_usr = "/usr/share/ollama/models"
+    box.sh("install -d -o gpu-engines -g gpu-engines /usr/share/ollama")
     try:
-        box.sh("systemctl daemon-reload")
+        _with_store(host, "/srv/store")
         status, said = host.ctl("doctor")
         assert status == 1
         assert "user gpu-engines may not make it in /srv" in said
@@ -152,38 +155,27 @@ def test_engines_of_other_users_read_what_is_theirs(host: ReadmeHost, umask: str
         assert box.sh("stat -c '%U %a' /srv/store") == "gpu-engines 750"
         status, said = host.ctl("doctor")
         assert status == 0, said
-        box.sh("systemctl start gpu-arbiter")
-        host.wait_ready()
-        _serves(host)
-        assert box.sh(f"stat -c %U /proc/{box.main_pid('tensorflow')}") == "tf"
-        pid = box.main_pid("ollama")
-        environ = box.run("cat", f"/proc/{pid}/environ").stdout.split("\0")
-        assert "HOME=/var/lib/gpu-engines" in environ
-        assert "OLLAMA_MODELS=/srv/store" in environ
+        for umask, store in (("0077", "/srv/store"), ("0007", below_usr)):
+            _with_store(host, store)
+            box.put(drop_in, f"[Service]\nUMask={umask}\n")
+            box.sh("systemctl daemon-reload; systemctl start gpu-arbiter")
+            host.wait_ready()
+            _serves(host)
+            assert box.sh(f"stat -c %U /proc/{box.main_pid('tensorflow')}") == "tf"
+            pid = box.main_pid("ollama")
+            environ = box.run("cat", f"/proc/{pid}/environ").stdout.split("\0")
+            assert "HOME=/var/lib/gpu-engines" in environ
+            assert f"OLLAMA_MODELS={store}" in environ
+            box.sh(f"nsenter -t {pid} -m runuser -u gpu-engines -- mkdir -p {store}/x")
+            box.sh("systemctl stop gpu-arbiter")
     finally:
-        box.sh(f"systemctl stop gpu-arbiter; rm -rf {drop_in} /srv/store; systemctl daemon-reload")
+        box.sh(
+            f"systemctl stop gpu-arbiter; rm -rf {drop_in} /srv/store /usr/share/ollama;"
+            " systemctl daemon-reload"
+        )
 
 
-def test_an_engine_writes_its_caches_in_its_home(host: ReadmeHost) -> None:
-    """~ is /var/lib/gpu-engines for the three, and theirs to write; a store below /usr, too, where the
-    file names one.
-    """
-    box = host.box
-    box.sh("install -d -o gpu-engines -g gpu-engines /usr/share/ollama")
-    text = lines().replace(
-        "ollama     = { models",
-        'ollama     = { env = { OLLAMA_MODELS = "/usr/share/ollama/models" }, models',
-        1,
-    )
-    box.put("/etc/gpu-arbiter.toml", text)
-    box.sh("systemctl start gpu-arbiter")
-    host.wait_ready()
-    try:
-        for name in NAMES:
-            enter = f"nsenter -t {box.main_pid(name)} -m runuser -u gpu-engines --"
-            box.sh(f"{enter} sh -c 'mkdir -p ~/.cache/{name} && touch ~/.cache/{name}/x'")
-        enter = f"nsenter -t {box.main_pid('ollama')} -m runuser -u gpu-engines --"
-        box.sh(f"{enter} mkdir -p /usr/share/ollama/models")
-    finally:
-        box.sh("rm -rf /usr/share/ollama")
-    assert set(PROGRAMS) == set(NAMES)
+def _with_store(host: ReadmeHost, store: str) -> None:
+    text = lines().replace("tensorflow = { command", 'tensorflow = { user = "tf", command', 1)
+    env = f'ollama     = {{ env = {{ OLLAMA_MODELS = "{store}" }}, models'
+    host.box.put("/etc/gpu-arbiter.toml", text.replace("ollama     = { models", env, 1))
