@@ -17,6 +17,7 @@ from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sense.nvml_child import Child
 from arbiterd.sim.gpu import SimGpu
 from tests.sense.watching import by_index, until, watching
+from tests.support import wait_until
 
 TICK_S = 0.02
 
@@ -112,9 +113,9 @@ def test_late_blind_killed_at_their_times(gpu: SimGpu, monkeypatch: pytest.Monke
         until(source, lambda s: s.devices)
         worker = source._child
         assert worker is not None
+        wait_until(lambda: worker.asked_at is None, what="the last answer before the fault")
         gpu.fault("nvmlDeviceGetMemoryInfo_v2", hang_ms=600_000)
-        faulty = time.monotonic()
-        until(source, lambda s: (worker.asked_at or 0.0) > faulty and worker.where() == 0)
+        until(source, lambda s: worker.asked_at is not None and worker.where() == 0)
         asked = worker.asked_at
         at = by_index(source.latest(time.monotonic()))[0].memory
         assert asked is not None
