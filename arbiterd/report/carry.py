@@ -47,9 +47,11 @@ def _whole(carry: Carry) -> Carry:
 def _of_today(carry: Any) -> Any:
     """What 0.2.0 wrote as this version writes it: why a backend drains was told by its sentence alone."""
     causes = {sentence: cause.value for cause, sentence in DRAIN_SENTENCES.items()}
-    for one in carry["backends"].values():
-        if one["phase"] == "draining":
-            one.setdefault("drain", causes.get(one["reason"]))
+    backends = carry.get("backends") if isinstance(carry, dict) else None
+    for one in backends.values() if isinstance(backends, dict) else ():
+        if isinstance(one, dict) and one.get("phase") == "draining":
+            cause = causes.get(str(one.get("reason")))
+            one.setdefault("drain", cause)
     return carry
 
 

@@ -55,6 +55,17 @@ class _Hang:
     backoff_s: float = BACKOFF_S
 
 
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """Why readings are missing, "" for not at all. ``hung``: a call into the driver does not come back."""
+
+    text: str = ""
+    hung: bool = False
+
+
+_FINE = _Trouble()
+
+
 class NvmlSource:
     """Owns the workers. Methods are for the loop's thread; a reader thread per worker feeds it.
 
@@ -82,7 +93,7 @@ class NvmlSource:
         self._seq = 0
         self._sample_at: float | None = None
         self._began = time.monotonic()
-        self._why = ""
+        self._why = _FINE
         self._backoff_s = BACKOFF_S
         self._next_start = 0.0
         self._want_processes = True
@@ -134,9 +145,10 @@ class NvmlSource:
     def latest(self, now: float) -> NvmlSnapshot:
         """The newest sample with its age judged, device by device."""
         with self._lock:
-            text = self._trouble(now)
+            trouble = self._trouble(now)
+            text = trouble.text
             devices = {
-                uuid: self._judged(uuid, one, text, now)
+                uuid: self._judged(uuid, one, trouble, now)
                 for uuid, one in self._picture.devices.items()
             }
             if not text and not devices and self._hangs:
@@ -172,16 +184,19 @@ class NvmlSource:
             child.reader.join(timeout=1.0)
 
     # -- judging -------------------------------------------------------------------------------
-    def _trouble(self, now: float) -> str:
-        """Why NVML as a whole does not answer, "" while it does."""
+    def _trouble(self, now: float) -> _Trouble:
+        """Why NVML as a whole does not answer."""
         at, why = self._sample_at, self._why
         age = now - max(self._began if at is None else at, self._awake_at)
-        if why or age > BLIND_S:
-            return why or f"hung for {age:.1f} s"
-        return f"late: no answer for {age:.1f} s" if at is not None and age > LATE_S else ""
+        if why.text:
+            return why
+        if age > BLIND_S:
+            return _Trouble(f"hung for {age:.1f} s", hung=True)
+        late = at is not None and age > LATE_S
+        return _Trouble(f"late: no answer for {age:.1f} s") if late else _FINE
 
     def _judged(
-        self, uuid: str, one: DeviceObservation, trouble: str, now: float
+        self, uuid: str, one: DeviceObservation, trouble: _Trouble, now: float
     ) -> DeviceObservation:
         """What is too old is unknown, not wrong: nothing may be decided on it."""
         if one.state is not GpuState.OK or not isinstance(one.memory, Known):
@@ -190,12 +205,12 @@ class NvmlSource:
         if now - at <= BLIND_S:
             return one
         hang = self._hangs.get(self._picture.nvml_index(uuid))
-        if hang is None and not trouble and now - max(at, self._awake_at) <= BLIND_S:
+        if hang is None and not trouble.text and now - max(at, self._awake_at) <= BLIND_S:
             unknown = Unknown("not read while the daemon itself was held up", at)
             return replace(one, memory=unknown, processes=unknown, detail=unknown.reason)
         fallback = one.detail or f"no reading for {now - at:.1f} s"
-        why = self._hung_text(hang, now) if hang is not None else trouble or fallback
-        state = GpuState.HUNG if "hung" in why else GpuState.UNKNOWN
+        why = self._hung_text(hang, now) if hang is not None else trouble.text or fallback
+        state = GpuState.HUNG if hang is not None or trouble.hung else GpuState.UNKNOWN
         unknown = Unknown(why, at)
         return replace(one, state=state, memory=unknown, processes=unknown, detail=why)
 
@@ -208,13 +223,14 @@ class NvmlSource:
         """The worker that reads every device but the hung ones."""
         self._bury()
         if len(self._stuck) >= MAX_STUCK:
-            self._why = f"hung: {MAX_STUCK} readers cannot be killed; the driver needs a reboot"
+            text = f"hung: {MAX_STUCK} readers cannot be killed; the driver needs a reboot"
+            self._why = _Trouble(text, hung=True)
             self._next_start = now + BACKOFF_MAX_S
             return
         try:
             self._child = Child(self._take, self._ended)
         except OSError as error:
-            self._why = f"its reader cannot be started: {error.strerror}"
+            self._why = _Trouble(f"its reader cannot be started: {error.strerror}")
             self._next_start = now + self._backoff_s
             self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
             return
@@ -237,20 +253,20 @@ class NvmlSource:
         self._want_processes = self._want_utilisation = False
         self._watch_told = self._watch
         if not child.ask(order, now):
-            self._give_up(child, now, "its reader ended")
+            self._give_up(child, now, _Trouble("its reader ended"))
 
     def _look_at_deadline(self, child: Child, waited: float, now: float) -> None:
         if waited > LATE_S and self._set_aside(child, waited, now):
             return
         if waited > (KILL_S if child.answered else _INIT_S):
-            self._give_up(child, now, f"hung for {waited:.1f} s")
+            self._give_up(child, now, _Trouble(f"hung for {waited:.1f} s", hung=True))
 
-    def _give_up(self, child: Child, now: float, why: str) -> None:
+    def _give_up(self, child: Child, now: float, why: _Trouble) -> None:
         """This worker answers no more: kill it, start another after the back-off."""
         if self._child is not child:
             return
         self._child = None
-        self._why = self._why or why
+        self._why = self._why if self._why.text else why
         self._next_start = now + self._backoff_s
         self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
         self._retire(child)
@@ -342,12 +358,12 @@ class NvmlSource:
         if child is not self._child:
             return False
         if "fatal" in answer:
-            self._why = f"NVML says: {answer['fatal']}"
+            self._why = _Trouble(f"NVML says: {answer['fatal']}")
             return False
         if answer["seq"] == child.asked_seq:
             child.asked_at = None
         first, child.answered = not child.answered, True
-        self._why = ""
+        self._why = _FINE
         self._sample_at = now
         self._backoff_s = BACKOFF_S
         self._picture.merge(answer["devices"], now, frozenset(self._hangs))
@@ -371,7 +387,7 @@ class NvmlSource:
             index = self._hang_of(child)
             if index is not None:
                 self._try_later(self._hangs[index], now)
-            self._give_up(child, now, f"its reader ended with {how}")
+            self._give_up(child, now, _Trouble(f"its reader ended with {how}"))
         self._on_change()
 
     # -- XIDs ----------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def read_answers(data: bytes) -> None:
                 assert 0 <= used <= total
                 assert 0 <= free <= total
                 assert 0 <= reserved <= total
-    assert not source._why
+    assert not source._why.text
     assert UUID in source.latest(time.monotonic()).devices
 
 
