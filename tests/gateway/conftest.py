@@ -43,9 +43,10 @@ def write(host: Host, extra: str = FAILOVER, **keys: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_host(sim_lib: Path) -> Iterator[Host]:
+def shared_host(request: pytest.FixtureRequest, sim_lib: Path) -> Iterator[Host]:
     """Up, all three accepting; tests leave it so."""
     host = make(sim_lib)
+    host.grpc = getattr(request.module, "GRPC", False)
     write(host)
     with running(host):
         host.wait_ready()
@@ -54,9 +55,10 @@ def shared_host(sim_lib: Path) -> Iterator[Host]:
 
 
 @pytest.fixture
-def host(sim_lib: Path) -> Iterator[Host]:
-    """One of the test's own, up."""
+def host(request: pytest.FixtureRequest, sim_lib: Path) -> Iterator[Host]:
+    """One of the test's own, up. A module with ``GRPC = True`` has TensorFlow's gRPC as well."""
     one = make(sim_lib)
+    one.grpc = getattr(request.module, "GRPC", False)
     write(one)
     with running(one):
         one.wait_ready()

@@ -13,6 +13,7 @@ from ovmsclient import make_grpc_client
 
 from tests.support.host import MODEL, Host
 
+GRPC = True  # the hosts of these tests serve it
 ROWS = {"x": [1.0, 2.0]}
 
 

@@ -51,6 +51,7 @@ class Soak:
         self.seed = seed
         (home / "h").mkdir()
         self.host = Host(home / "h", build(home / "lib"), ("rtx4090-24g",) * 2, gateway=True)
+        self.host.grpc = True
         self.host.write(MODES)
         text = self.host.config.read_text().replace(
             'poll = "100ms"', f'poll = "{POLL_S * 1000:.0f}ms"'

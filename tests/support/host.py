@@ -35,6 +35,7 @@ class Host:
         self.home, self.lib = home, lib
         self.gpu = SimGpu.create(home / "gpu", lib, profiles)
         self.gateway = gateway
+        self.grpc = False  # whether TensorFlow's stand-in serves gRPC: a fifth of its start
         self.listen = free_port()
         self.ports = {name: free_port() for name in (*NAMES, "grpc", "other", "llm")}
         self.config = home / "gpu-arbiter.toml"
@@ -64,9 +65,10 @@ class Host:
 
     def env_line(self, name: str) -> str:
         """The env key every stand-in needs."""
+        more = ', GPU_SIM_GRPC = "off"' if name == "tensorflow" and not self.grpc else ""
         return (
             f'env = {{ {STATE_ENV} = "{self.home}/gpu", {LIB_ENV} = "{self.lib}", '
-            f'GPU_SIM_FAULTS = "{self.home}/faults/{name}.json" }}'
+            f'GPU_SIM_FAULTS = "{self.home}/faults/{name}.json"{more} }}'
         )
 
     def _backend(self, name: str) -> str:

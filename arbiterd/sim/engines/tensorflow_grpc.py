@@ -1,6 +1,6 @@
 """The stand-in TensorFlow Serving's gRPC side, on TF Serving's own protos (ovmsclient carries them).
 
-Test and demo extra only: without it the port is held open, as a server that never answers.
+Test and demo extra only: without it the port closes what connects.
 """
 
 from __future__ import annotations
