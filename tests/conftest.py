@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu, build
 from tests.conformance.suite import summary
+from tests.support.outcome import FAILED
 
 # Rooms whose tests start no process: `make test-fast`.
 FAST = ("config", "core", "engines", "report", "weights")
@@ -88,6 +89,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [i for i, name in names if name.parts[0] in FAST and str(name) not in NOT_FAST]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fixtures learn that their test has failed."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,15 +1,15 @@
-"""A host with open doors. One per module for tests that leave it as they found it."""
+"""A host with open doors, one per module."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.host import MODEL, SHARED, Host, running
+from tests.support.host import MODEL, SHARED, Host
+from tests.support.lending import Lender
 
 FAILOVER = f"""
 [[failover]]
@@ -43,24 +43,28 @@ def write(host: Host, extra: str = FAILOVER, **keys: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_host(request: pytest.FixtureRequest, sim_lib: Path) -> Iterator[Host]:
-    """Up, all three accepting; tests leave it so."""
-    host = make(sim_lib)
-    host.grpc = getattr(request.module, "GRPC", False)
-    write(host)
-    with running(host):
-        host.wait_ready()
-        yield host
-    shutil.rmtree(host.home, ignore_errors=True)
+def lender(request: pytest.FixtureRequest, sim_lib: Path) -> Iterator[Lender]:
+    """One host for a module. A module with ``GRPC = True`` has TensorFlow's gRPC as well."""
+
+    def written() -> Host:
+        host = make(sim_lib)
+        host.grpc = getattr(request.module, "GRPC", False)
+        write(host)
+        return host
+
+    one = Lender(written)
+    yield one
+    one.close()
 
 
 @pytest.fixture
-def host(request: pytest.FixtureRequest, sim_lib: Path) -> Iterator[Host]:
-    """One of the test's own, up. A module with ``GRPC = True`` has TensorFlow's gRPC as well."""
-    one = make(sim_lib)
-    one.grpc = getattr(request.module, "GRPC", False)
-    write(one)
-    with running(one):
-        one.wait_ready()
+def shared_host(lender: Lender) -> Host:
+    """Up, all three accepting; tests leave it so."""
+    return lender.ready()
+
+
+@pytest.fixture
+def host(lender: Lender, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """The module's, up; whatever a test does to it is put right afterwards."""
+    with lender.lend(request.node) as one:
         yield one
-    shutil.rmtree(one.home, ignore_errors=True)

@@ -17,7 +17,7 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tok
 
 def kill(host: Host, name: str) -> None:
     """SIGKILL of its main process."""
-    os.kill(host.backend(name)["pids"][0], signal.SIGKILL)
+    os.kill(host.mains()[name], signal.SIGKILL)
 
 
 def connects(port: int) -> bool:
@@ -54,6 +54,29 @@ def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(host: Ho
     host.wait_event("failback", "vllm")
     assert crowd(host.door("vllm", "/v1/chat/completions"), CHAT, 1)[0].status == 200
     assert host.get(f"/v1/route?model={MODEL}").json()["backend"] == "vllm"
+
+
+def test_failover_and_degradation_are_advised(host: Host) -> None:
+    """vLLM drained: its model is Ollama's. TensorFlow drained: use the LLMs only."""
+    route = f"/v1/route?model={MODEL}"
+    assert host.get(route).json()["backend"] == "vllm"
+    assert host.ctl("drain", "vllm").returncode == 0
+    host.wait(lambda: host.get(route).json().get("backend") == "ollama", "failover")
+    assert host.get(route).json()["model"] == "qwen2.5:3b"
+    assert host.ctl("drain", "tensorflow").returncode == 0
+    host.wait(
+        lambda: host.get("/v1/route?backend=tensorflow").json().get("advice") == "llm-only",
+        "advice",
+    )
+    assert host.ctl("drain", "ollama").returncode == 0
+    host.wait(lambda: host.get("/readyz").status_code == 503, "nobody to accept")
+    answer = host.get(route)
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+    assert host.ctl("resume", "vllm").returncode == 0
+    host.wait(lambda: host.get(route).json().get("backend") == "vllm", "failback")
+    assert host.get("/v1/route?model=nobody-has-it").status_code == 404
+    assert host.get("/v1/route").status_code == 422
 
 
 def test_ollamas_v1_goes_to_vllm_when_ollama_is_out(host: Host) -> None:
@@ -168,14 +191,31 @@ def test_a_cold_model_is_loaded_once_for_a_crowd_and_over_the_cap_refused(host: 
     host.wait_event("load_refused", "ollama")
 
 
+def another_gate(host: Host) -> None:
+    """One that has asked nothing of the Ollama before."""
+    pid = gate(host)
+    os.kill(pid, signal.SIGKILL)
+    host.wait(lambda: gate(host) != pid, "another gate")
+    body = {**CHAT, "model": "qwen2.5:3b", "stream": False}
+    door = host.door("ollama", "/api/chat")
+    host.wait(lambda: crowd(door, body, 1)[0].status == 200, "its answer")
+
+
 def test_below_v1_a_modelfile_cannot_ask_for_more_context_than_configured(host: Host) -> None:
-    """/v1 takes no options, so its own num_ctx would size the runner: refused, with the way out."""
+    """/v1 takes no options, so its own num_ctx would size the runner: refused, with the way out. Ollama's own
+    API goes on.
+    """
     host.fault("ollama", parameters="num_ctx                        131072")
+    another_gate(host)
     body = {**CHAT, "model": "qwen2.5:3b"}
-    answer = crowd(host.door("ollama", "/v1/chat/completions"), body, 1)[0]
-    assert answer.status == 400
-    assert "num_ctx 131072" in answer.body.decode()
-    assert crowd(host.door("ollama", "/api/chat"), {**body, "stream": False}, 1)[0].status == 200
+    try:
+        door = host.door("ollama", "/v1/chat/completions")
+        # vLLM answers for it as long as the new gate is not seen
+        (answer,) = wait_until(lambda: [a for a in crowd(door, body, 1) if a.status == 400])
+        assert "num_ctx 131072" in answer.body.decode()
+    finally:
+        host.fault("ollama")
+        another_gate(host)
 
 
 def test_a_load_is_held_while_vllm_starts_and_uses_no_slot(host: Host) -> None:

@@ -83,7 +83,7 @@ def test_a_backend_killed_mid_stream_is_told_at_once(host: Host) -> None:
                 asyncio.create_task(one(via, url, {**SSE, "max_tokens": 100})) for _ in range(4)
             ]
             await asyncio.sleep(0.6)
-            os.kill(host.backend("vllm")["pids"][0], signal.SIGKILL)
+            os.kill(host.mains()["vllm"], signal.SIGKILL)
             killed = time.monotonic()
             return list(await asyncio.gather(*streams)), time.monotonic() - killed
 
@@ -102,7 +102,7 @@ def test_a_runner_killed_mid_stream_reaches_the_client_through_the_gate(host: Ho
         async with session() as via:
             stream = asyncio.create_task(one(via, host.door("ollama", "/api/generate"), body))
             await asyncio.sleep(0.6)
-            os.kill(host.backend("ollama")["pids"][0], signal.SIGKILL)
+            os.kill(host.mains()["ollama"], signal.SIGKILL)
             return await stream
 
     answer = asyncio.run(run())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arbiterd import procfs
 from tests.support import free_port, wait_until
-from tests.support.host import SHARED, Host, settle
+from tests.support.host import Host, settle
 
 TWO = """\
 [modes.A]
@@ -37,34 +37,27 @@ def _pids(host: Host) -> dict[str, list[int]]:
     return found()
 
 
-def test_kill_9_of_the_daemon_changes_no_engine(host: Host) -> None:
+def test_kill_9_of_the_daemon_changes_no_engine(up: Host) -> None:
     """SIGKILL, start again: same pids, adopted, nothing restarted, incidents of before still told."""
-    host.write(SHARED)
-    host.start()
-    host.wait_ready()
-    before = _pids(host)
-    host.kill()
+    before = _pids(up)
+    up.kill()
     assert all(procfs.ref(pid) for pids in before.values() for pid in pids)
-    host.start()
-    host.wait_ready()
-    assert _pids(host) == before
-    assert {e["ARBITER_BACKEND"] for e in host.events("adopted")} == set(before)
-    assert len(host.events("start")) == 3
-    assert host.stop() == 0
+    up.start()
+    up.wait_ready()
+    assert _pids(up) == before
+    assert {e["ARBITER_BACKEND"] for e in up.events("adopted")} == set(before)
+    assert not up.events("start")
 
 
-def test_an_engine_that_died_while_nobody_watched_is_started_anew(host: Host) -> None:
+def test_an_engine_that_died_while_nobody_watched_is_started_anew(up: Host) -> None:
     """Its orphan is cleaned up first."""
-    host.write('[modes.A]\nvllm = { gpu = 0, memory = "55%" }', only=("vllm",))
-    host.start()
-    host.wait_ready()
-    pids = host.backend("vllm")["pids"]
-    host.kill()
+    pids = up.backend("vllm")["pids"]
+    up.kill()
     main = next(p for p in pids if "vllm serve" in procfs.command(p))
     os.kill(main, signal.SIGKILL)
-    host.start()
-    host.wait_ready()
-    assert not set(pids) & set(host.backend("vllm")["pids"])
+    up.start()
+    up.wait_ready()
+    assert not set(pids) & set(up.backend("vllm")["pids"])
     assert not any(procfs.ref(pid) for pid in pids)
 
 
@@ -92,53 +85,47 @@ def test_a_reload_switches_modes_and_keeps_what_is_equal(pair: Host) -> None:
     pair.wait_event("mode_switch")
 
 
-def test_sighup_reloads(host: Host) -> None:
+def test_sighup_reloads(up: Host) -> None:
     """As ExecReload= of old would do it."""
-    host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
-    host.start()
-    host.wait_ready()
-    pids = _pids(host)["ollama"]
-    good = host.config.read_text()
-    host.config.write_text(good.replace('drain_timeout = "2s"', 'drain_timeout = "3s"'))
-    host.signal(signal.SIGHUP)
-    host.wait_event("reload")
-    assert settle(lambda: _pids(host)["ollama"] == pids, 1.0), "only the arbiter acts on that key"
-    host.config.write_text(good.replace("models = [", "context_length = 4096\nmodels = ["))
-    host.signal(signal.SIGHUP)
-    host.wait(lambda: len(host.events("ready", "ollama")) == 2, "the changed one to restart")
+    pids = _pids(up)["ollama"]
+    good = up.config.read_text()
+    up.config.write_text(good.replace('drain_timeout = "2s"', 'drain_timeout = "3s"'))
+    up.signal(signal.SIGHUP)
+    up.wait_event("reload")
+    assert settle(lambda: _pids(up)["ollama"] == pids, 1.0), "only the arbiter acts on that key"
+    up.config.write_text(good.replace("models = [", "context_length = 4096\nmodels = ["))
+    up.signal(signal.SIGHUP)
+    up.wait(lambda: len(up.events("ready", "ollama")) == 1, "the changed one to restart")
 
 
-def test_a_bad_reload_changes_nothing_and_says_everything(host: Host) -> None:
+def test_a_bad_reload_changes_nothing_and_says_everything(up: Host) -> None:
     """The old file stays in force; ctl prints every problem; the page knows."""
-    host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
-    host.start()
-    host.wait_ready()
-    pids = _pids(host)["ollama"]
-    good = host.config.read_text()
-    host.config.write_text(
-        good.replace('memory = "20%"', "memory = 20").replace('mode = "A"', 'mode = "Z"', 1)
+    pids = _pids(up)["ollama"]
+    good = up.config.read_text()
+    up.config.write_text(
+        good.replace(
+            'ollama = { gpu = 0, memory = "20%"', "ollama = { gpu = 0, memory = 20"
+        ).replace('mode = "A"', 'mode = "Z"', 1)
     )
-    done = host.ctl("reload")
+    done = up.ctl("reload")
     assert done.returncode == 1
     assert "modes.A.ollama.memory: 20 has no unit" in done.stderr
     assert "unknown mode 'Z'" in done.stderr
-    host.wait_event("reload_refused")
-    assert len(host.events("config_refused")) == 2
-    host.wait(lambda: len(host.status()["config_refused"]) == 2, "the problems in the status", 5)
-    assert host.backend("ollama")["pids"] == pids
-    host.config.write_text(good)
-    assert host.ctl("reload").returncode == 0
-    host.wait(lambda: not host.status()["config_refused"], "to be forgotten", 5)
-    assert host.backend("ollama")["pids"] == pids
+    up.wait_event("reload_refused")
+    assert len(up.events("config_refused")) == 2
+    up.wait(lambda: len(up.status()["config_refused"]) == 2, "the problems in the status", 5)
+    assert up.backend("ollama")["pids"] == pids
+    up.config.write_text(good)
+    assert up.ctl("reload").returncode == 0
+    up.wait(lambda: not up.status()["config_refused"], "to be forgotten", 5)
+    assert up.backend("ollama")["pids"] == pids
 
 
-def test_what_cannot_change_while_running_is_refused(host: Host) -> None:
+def test_what_cannot_change_while_running_is_refused(up: Host) -> None:
     """A new listen address needs a restart, which keeps the engines."""
-    host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
-    host.start()
-    text = host.config.read_text().replace(f":{host.listen}", f":{free_port()}")
-    host.config.write_text(text)
-    done = host.ctl("reload")
+    text = up.config.read_text().replace(f":{up.listen}", f":{free_port()}")
+    up.config.write_text(text)
+    done = up.ctl("reload")
     assert done.returncode == 1
     assert "arbiter.listen" in done.stderr
     assert "restart" in done.stderr
@@ -178,19 +165,16 @@ def test_a_gpu_seen_before_is_lost_not_mistyped(pair: Host) -> None:
     assert settle(lambda: pair.backend("vllm")["phase"] == "waiting", 1.0)
 
 
-def test_a_bad_file_while_engines_live_guards_them_on_the_last_good_one(host: Host) -> None:
+def test_a_bad_file_while_engines_live_guards_them_on_the_last_good_one(up: Host) -> None:
     """Exit would leave them unguarded: config_refused is raised, the engines keep their pids."""
-    host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
-    host.start()
-    host.wait_ready()
-    pids = _pids(host)["ollama"]
-    host.kill()
-    host.config.write_text("mode = \n" + host.config.read_text())
-    host.start()
-    host.wait_ready()
-    assert host.backend("ollama")["pids"] == pids
-    assert host.status()["config_refused"]
-    host.wait_event("config_refused")
+    pids = _pids(up)["ollama"]
+    up.kill()
+    up.config.write_text("mode = \n" + up.config.read_text())
+    up.start()
+    up.wait_ready()
+    assert up.backend("ollama")["pids"] == pids
+    assert up.status()["config_refused"]
+    up.wait_event("config_refused")
 
 
 def test_unreadable_state_is_kept_aside_and_said(host: Host) -> None:
@@ -209,14 +193,12 @@ def test_unreadable_state_is_kept_aside_and_said(host: Host) -> None:
     assert (host.home / "state" / "incidents.broken").read_text() == "{not json"
 
 
-def test_a_second_arbiter_is_refused_with_the_first_ones_pid(host: Host) -> None:
+def test_a_second_arbiter_is_refused_with_the_first_ones_pid(up: Host) -> None:
     """One lock per runtime_dir."""
-    host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
-    host.start()
-    assert host.process is not None
-    code, said = host.run_to_end()
+    assert up.process is not None
+    code, said = up.run_to_end()
     assert code == 1
-    assert f"pid {host.process.pid}" in said
+    assert f"pid {up.process.pid}" in said
 
 
 def test_a_taken_listen_address_does_not_leave_engines_unguarded(host: Host) -> None:
@@ -254,22 +236,19 @@ def _answers(host: Host) -> bool:
         return False
 
 
-def test_incidents_outlive_the_daemon(host: Host) -> None:
+def test_incidents_outlive_the_daemon(up: Host) -> None:
     """Told again after a restart, from state_dir."""
-    host.write('[modes.A]\nollama = { gpu = 0, memory = "20%" }', only=("ollama",))
-    host.start()
-    host.wait_ready()
-    pid = next(p for p in host.backend("ollama")["pids"] if "ollama serve" in procfs.command(p))
+    pid = next(p for p in up.backend("ollama")["pids"] if "ollama serve" in procfs.command(p))
     os.kill(pid, signal.SIGKILL)
-    host.wait_event("recovered", "ollama")
-    told = [i["id"] for i in host.incidents("ollama")]
+    up.wait_event("recovered", "ollama")
+    told = [i["id"] for i in up.incidents("ollama")]
     assert told
     wait_until(
-        lambda: told[0] in Path(host.home / "state" / "incidents.json").read_text(), 5, "the file"
+        lambda: told[0] in Path(up.home / "state" / "incidents.json").read_text(), 5, "the file"
     )
-    host.kill()
-    host.start()
-    assert set(told) <= {i["id"] for i in host.incidents("ollama")}
+    up.kill()
+    up.start()
+    assert set(told) <= {i["id"] for i in up.incidents("ollama")}
 
 
 def test_a_dry_run_decides_and_touches_nothing(host: Host) -> None:

@@ -25,6 +25,7 @@ import pytest
 
 from tests.support import wait_until
 from tests.support.host import MODEL, Host
+from tests.support.lending import Lender
 
 NOBODY = 65534
 DEAD = {"exit_on_start": 2, "last_words": "vllm: error: unrecognized arguments: --nonsense"}
@@ -50,6 +51,28 @@ def start(host: Host, only: tuple[str, ...] = ("vllm", "ollama")) -> dict[str, i
     host.start()
     host.wait_ready()
     return mains(host)
+
+
+@pytest.fixture(scope="module")
+def lender(sim_lib: Path) -> Iterator[Lender]:
+    """Two cards, vLLM and Ollama in mode A."""
+
+    def written() -> Host:
+        home = Path(tempfile.mkdtemp(prefix="gpua-sw-", dir="/tmp"))
+        host = Host(home, sim_lib, ("rtx4090-24g", "rtx4090-24g"))
+        write(host)
+        return host
+
+    one = Lender(written)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def switched(lender: Lender, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """The module's host, in mode A; it goes back to A after the test."""
+    with lender.lend(request.node) as one:
+        yield one
 
 
 def mains(host: Host) -> dict[str, int]:
@@ -98,31 +121,33 @@ def whole(host: Host, mode: str, kept: dict[str, int], *moved: str) -> None:
 
 
 # -- arbiterctl mode -----------------------------------------------------------------------------
-def test_mode_edits_one_line_and_follows_to_the_end(pair: Host) -> None:
+def test_mode_edits_one_line_and_follows_to_the_end(switched: Host) -> None:
     """Comments, permissions and the link stay; progress is told line by line; Ollama is not touched."""
-    pids = start(pair)
-    real = pair.home / "real.toml"
-    text = pair.config.read_text().replace('mode = "A"', "mode =  'A'   # the line people edit", 1)
+    pids = mains(switched)
+    real = switched.home / "real.toml"
+    text = switched.config.read_text().replace(
+        'mode = "A"', "mode =  'A'   # the line people edit", 1
+    )
     real.write_text(text)
     real.chmod(0o640)
-    pair.config.unlink()
-    pair.config.symlink_to(real)
-    dry = pair.ctl("mode", "B", "--dry-run")
+    switched.config.unlink()
+    switched.config.symlink_to(real)
+    dry = switched.ctl("mode", "B", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "keep     ollama" in dry.stdout
     assert "gpu 0 → 1, memory 55% → 75%, env.GPU_SIM_FAULTS" in dry.stdout
     assert "mode A → B: about" in dry.stdout
     assert real.read_text() == text
-    done = pair.ctl("mode", "B")
+    done = switched.ctl("mode", "B")
     assert done.returncode == 0, done.stderr
     assert "mode B is in force after" in done.stdout
     assert re.search(r"switching A → B: vllm \w+ \(0 of 1 done\)", done.stderr), done.stderr
     assert real.read_text() == text.replace("mode =  'A'   #", 'mode =  "B"   #', 1)
-    assert pair.config.is_symlink()
+    assert switched.config.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
-    assert list(pair.home.glob(".*.new")) == []
-    whole(pair, "B", pids, "vllm")
-    again = pair.ctl("mode", "B", "--json")
+    assert list(switched.home.glob(".*.new")) == []
+    whole(switched, "B", pids, "vllm")
+    again = switched.ctl("mode", "B", "--json")
     assert json.loads(again.stdout) == {
         "mode": "B",
         "outcome": "in_force",
@@ -130,28 +155,27 @@ def test_mode_edits_one_line_and_follows_to_the_end(pair: Host) -> None:
         "took_s": 0.0,
         "file_mode": "B",
     }
-    last = pair.status()["last_switch"]
+    last = switched.status()["last_switch"]
     assert (last["from"], last["to"], last["outcome"]) == ("A", "B", "in_force")
 
 
-def test_plan_and_mode_agree_with_what_the_daemon_does(pair: Host) -> None:
+def test_plan_and_mode_agree_with_what_the_daemon_does(switched: Host) -> None:
     """One implementation: plan's change column, the dry run, and the published steps."""
-    start(pair)
-    pair.fault("vllm-b", start_delay_s=600)
-    planned = json.loads(pair.ctl("plan", "--mode", "B", "--json").stdout)
-    dry = json.loads(pair.ctl("mode", "B", "--dry-run", "--json").stdout)
+    switched.fault("vllm-b", start_delay_s=600)
+    planned = json.loads(switched.ctl("plan", "--mode", "B", "--json").stdout)
+    dry = json.loads(switched.ctl("mode", "B", "--dry-run", "--json").stdout)
     expected = {"vllm": "restart", "ollama": "keep"}
     assert {b["name"]: b["change"] for b in planned["backends"]} == expected
     assert {b["name"]: b["change"] for b in dry["backends"]} == expected
     assert dry["estimated_s"] == planned["estimated_s"] > 0
-    assert pair.ctl("mode", "B", "--no-wait").stdout.startswith("accepted: mode B")
-    seen = wait_until(lambda: pair.status()["switch"], 5, "the switch")
+    assert switched.ctl("mode", "B", "--no-wait").stdout.startswith("accepted: mode B")
+    seen = wait_until(lambda: switched.status()["switch"], 5, "the switch")
     assert {s["backend"]: s["change"] for s in seen["steps"]} == expected
-    assert "gpu_arbiter_switching 1.0" in pair.get("/metrics").text
-    assert "switching A → B" in pair.ctl("status").stdout
-    pair.fault("vllm-b")
-    pair.wait(lambda: pair.status()["switch"] is None, "its end")
-    assert "gpu_arbiter_switching 0.0" in pair.get("/metrics").text
+    assert "gpu_arbiter_switching 1.0" in switched.get("/metrics").text
+    assert "switching A → B" in switched.ctl("status").stdout
+    switched.fault("vllm-b")
+    switched.wait(lambda: switched.status()["switch"] is None, "its end")
+    assert "gpu_arbiter_switching 0.0" in switched.get("/metrics").text
 
 
 def test_mode_refuses_with_a_sentence(pair: Host) -> None:
@@ -181,19 +205,19 @@ def test_mode_refuses_with_a_sentence(pair: Host) -> None:
     assert "Traceback" not in done.stderr + away.stderr + unknown.stderr
 
 
-def test_what_only_the_daemon_can_refuse_is_put_back(pair: Host) -> None:
+def test_what_only_the_daemon_can_refuse_is_put_back(switched: Host) -> None:
     """A GPU that is not there: the daemon says no, the old line is back, the old mode goes on."""
-    pids = start(pair)
-    text = pair.config.read_text().replace(
+    pids = mains(switched)
+    text = switched.config.read_text().replace(
         "[modes.C]", '[modes.D]\nvllm = { gpu = 7, memory = "9GiB" }\n\n[modes.C]'
     )
-    pair.config.write_text(text)
-    done = pair.ctl("mode", "D")
+    switched.config.write_text(text)
+    done = switched.ctl("mode", "D")
     assert done.returncode == 78
     assert "there is no GPU 7" in done.stderr
     assert 'says mode = "A" again' in done.stderr
-    assert pair.config.read_text() == text
-    assert mains(pair) == pids
+    assert switched.config.read_text() == text
+    assert mains(switched) == pids
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
@@ -226,46 +250,48 @@ def test_who_may_not_write_changes_nothing() -> None:
 
 
 # -- the way back --------------------------------------------------------------------------------
-def test_a_layout_that_does_not_come_up_goes_and_so_does_its_line(pair: Host) -> None:
+def test_a_layout_that_does_not_come_up_goes_and_so_does_its_line(switched: Host) -> None:
     """The new engine fails to start: the old layout is back, the file says A, the reason is printed."""
-    pids = start(pair)
-    text = pair.config.read_text()
-    pair.fault("vllm-b", **DEAD)
-    done = pair.ctl("mode", "B")
+    pids, restarts = mains(switched), switched.backend("ollama")["restarts"]
+    text = switched.config.read_text()
+    switched.fault("vllm-b", **DEAD)
+    done = switched.ctl("mode", "B")
     assert done.returncode == 1
     assert "rolled back to mode A: vllm cannot run in it" in done.stderr
     assert "it does not know the arguments --nonsense" in done.stderr
     assert 'says mode = "A" again' in done.stderr
-    assert pair.config.read_text() == text
-    whole(pair, "A", pids, "vllm")
-    pair.wait(lambda: not pair.status()["config_refused"], "the refusal to be forgotten", 5)
-    assert not pair.status()["config_pending"]
-    found = pair.incidents()
-    assert [i["event"] for i in found if "did not come up" in i["summary"]] == ["rollback"]
+    assert switched.config.read_text() == text
+    whole(switched, "A", pids, "vllm")
+    switched.wait(lambda: not switched.status()["config_refused"], "the refusal to be forgotten", 5)
+    assert not switched.status()["config_pending"]
+    told = {one.get("ARBITER_INCIDENT") for one in switched.events("rollback")}
+    found = switched.incidents()
+    mine = [i for i in found if i["id"] in told and "did not come up" in i["summary"]]
+    assert [i["event"] for i in mine] == ["rollback"]
     assert not [i for i in found if i["closed_at"] is None]
-    assert pair.backend("ollama")["restarts"] == 0
+    assert switched.backend("ollama")["restarts"] == restarts
 
 
 def test_reload_wait_done_fails_with_the_reason_and_a_restart_does_not_try_again(
-    pair: Host,
+    switched: Host,
 ) -> None:
     """The file keeps the bad line; the daemon says so, and stays on A over a restart."""
-    pids = start(pair)
-    pair.fault("vllm-b", **DEAD)
-    set_mode(pair, "B")
-    done = pair.ctl("reload", "--wait=done")
+    pids = mains(switched)
+    switched.fault("vllm-b", **DEAD)
+    set_mode(switched, "B")
+    done = switched.ctl("reload", "--wait=done")
     assert done.returncode == 1
     assert "mode B is not in force, mode A is: vllm cannot run in it" in done.stderr
-    whole(pair, "A", pids, "vllm")
-    pids = mains(pair)
-    assert "was rolled back" in pair.status()["config_refused"][0]
-    pair.kill()
-    pair.start()
-    whole(pair, "A", pids)
-    assert "was rolled back" in pair.status()["config_refused"][0]
-    pair.fault("vllm-b")
-    assert pair.ctl("reload", "--wait=done").returncode == 0
-    whole(pair, "B", pids, "vllm")
+    whole(switched, "A", pids, "vllm")
+    pids = mains(switched)
+    assert "was rolled back" in switched.status()["config_refused"][0]
+    switched.kill()
+    switched.start()
+    whole(switched, "A", pids)
+    assert "was rolled back" in switched.status()["config_refused"][0]
+    switched.fault("vllm-b")
+    assert switched.ctl("reload", "--wait=done").returncode == 0
+    whole(switched, "B", pids, "vllm")
 
 
 # -- a second reload, a stop ---------------------------------------------------------------------
@@ -273,36 +299,37 @@ def _queued(host: Host, mode: str) -> bool:
     return bool((host.status()["switch"] or {}).get("queued") == mode)
 
 
-def test_a_second_reload_is_queued_and_the_latest_wins(pair: Host) -> None:
+def test_a_second_reload_is_queued_and_the_latest_wins(switched: Host) -> None:
     """B is on its way; C and then A are accepted: published as queued, C never begins."""
-    pids = start(pair)
-    pair.fault("vllm-b", start_delay_s=600)
-    set_mode(pair, "B")
-    assert pair.ctl("reload").returncode == 0
-    wait_until(lambda: pair.status()["switch"], 5, "the switch")
+    pids = mains(switched)
+    switched.fault("vllm-b", start_delay_s=600)
+    set_mode(switched, "B")
+    assert switched.ctl("reload").returncode == 0
+    wait_until(lambda: switched.status()["switch"], 5, "the switch")
     for mode in ("C", "A"):
-        set_mode(pair, mode)
-        assert pair.ctl("reload").returncode == 0
-        wait_until(partial(_queued, pair, mode), 5, mode)
-    pair.fault("vllm-b")
-    whole(pair, "A", pids, "vllm")
-    begun = [e["MESSAGE"] for e in pair.events("mode_switch") if "kept untouched" in e["MESSAGE"]]
+        set_mode(switched, mode)
+        assert switched.ctl("reload").returncode == 0
+        wait_until(partial(_queued, switched, mode), 5, mode)
+    switched.fault("vllm-b")
+    whole(switched, "A", pids, "vllm")
+    begun = [
+        e["MESSAGE"] for e in switched.events("mode_switch") if "kept untouched" in e["MESSAGE"]
+    ]
     assert [text.split(":")[0] for text in begun] == ["mode A → B", "mode B → A"]
 
 
-def test_sigterm_in_the_middle_is_obeyed_and_the_next_start_ends_the_switch(pair: Host) -> None:
+def test_sigterm_in_the_middle_is_obeyed_and_the_next_start_ends_the_switch(switched: Host) -> None:
     """Exit 0, nothing left; then mode B comes up, without a rollback."""
-    start(pair)
-    pair.fault("vllm-b", start_delay_s=600)
-    set_mode(pair, "B")
-    assert pair.ctl("reload").returncode == 0
-    pair.wait_event("start", "vllm", 2)
-    assert pair.stop() == 0
-    assert pair.tagged() == []
-    pair.fault("vllm-b")
-    pair.start()
-    whole(pair, "B", {})
-    assert pair.events("rollback") == []
+    switched.fault("vllm-b", start_delay_s=600)
+    set_mode(switched, "B")
+    assert switched.ctl("reload").returncode == 0
+    switched.wait_event("start", "vllm")
+    assert switched.stop() == 0
+    assert switched.tagged() == []
+    switched.fault("vllm-b")
+    switched.start()
+    whole(switched, "B", {})
+    assert switched.events("rollback") == []
 
 
 # -- fault drills --------------------------------------------------------------------------------
@@ -335,46 +362,52 @@ def _settled(host: Host) -> None:
     assert not (host.home / "run" / "previous.toml").exists()
 
 
-def test_kill_9_of_the_daemon_at_each_step(pair: Host) -> None:
+def test_kill_9_of_the_daemon_at_each_step(switched: Host) -> None:
     """Each step is waited for in the journal, then SIGKILL, there and back in turn: the next daemon ends
     in the new layout, never between, nothing orphaned.
     """
-    pids = start(pair)
+    pids = mains(switched)
     for index, (event, text) in enumerate(STEPS):
         to = "A" if index % 2 else "B"
-        _killed_at(pair, to, event, text)
-        whole(pair, to, pids, "vllm")
-        _settled(pair)
+        _killed_at(switched, to, event, text)
+        whole(switched, to, pids, "vllm")
+        _settled(switched)
 
 
-def test_kill_9_of_the_daemon_at_each_step_of_a_layout_that_does_not_come_up(pair: Host) -> None:
-    """With an engine that does not start in B, each daemon ends in A, whole."""
-    pids = start(pair)
-    pair.fault("vllm-b", exit_on_start=1, last_words="no")
-    for event, text in (*STEPS[:-1], ("rollback", "comes back")):
-        _killed_at(pair, "B", event, text)
-        whole(pair, "A", pids, "vllm")
-        _settled(pair)
+def test_kill_9_of_the_daemon_at_each_step_of_a_layout_that_does_not_come_up(
+    switched: Host,
+) -> None:
+    """With an engine that does not start in B, each daemon ends in A, whole: killed before the new layout is
+    tried, while it is, and on the way back.
+    """
+    pids = mains(switched)
+    switched.fault("vllm-b", exit_on_start=1, last_words="no")
+    for event, text in (STEPS[1], STEPS[3], ("rollback", "comes back")):
+        _killed_at(switched, "B", event, text)
+        whole(switched, "A", pids, "vllm")
+        _settled(switched)
 
 
-def test_a_gpu_lost_in_the_middle_brings_the_old_layout_back(pair: Host) -> None:
+def test_a_gpu_lost_in_the_middle_brings_the_old_layout_back(switched: Host) -> None:
     """Card 1 falls off the bus while vLLM starts there."""
-    pids = start(pair)
-    pair.fault("vllm-b", start_delay_s=600)
-    set_mode(pair, "B")
-    assert pair.ctl("reload").returncode == 0
-    pair.wait_event("start", "vllm", 2)
-    pair.gpu.lose(1)
-    wait_until(lambda: mains(pair).get("vllm", pids["vllm"]) != pids["vllm"], 5)
-    os.kill(mains(pair)["vllm"], signal.SIGKILL)  # as CUDA ends whoever is on a card that is gone
+    pids = mains(switched)
+    switched.fault("vllm-b", start_delay_s=600)
+    set_mode(switched, "B")
+    assert switched.ctl("reload").returncode == 0
+    switched.wait_event("start", "vllm")
+    switched.gpu.lose(1)
+    wait_until(lambda: mains(switched).get("vllm", pids["vllm"]) != pids["vllm"], 5)
+    os.kill(
+        mains(switched)["vllm"], signal.SIGKILL
+    )  # as CUDA ends whoever is on a card that is gone
 
     def back() -> bool:
-        found = pair.status()
+        found = switched.status()
         return bool(found["mode"] == "A" and found["switch"] is None)
 
-    pair.wait(back, "mode A", 60)
-    whole(pair, "A", pids, "vllm")
-    assert "GPU 1 is lost" in pair.status()["last_switch"]["reason"]
+    switched.wait(back, "mode A", 60)
+    whole(switched, "A", pids, "vllm")
+    assert "GPU 1 is lost" in switched.status()["last_switch"]["reason"]
 
 
 def _fill(path: Path) -> int | None:
@@ -408,22 +441,22 @@ def _full(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
-def test_a_full_disk_in_the_middle_costs_no_layout(pair: Host) -> None:
+def test_a_full_disk_in_the_middle_costs_no_layout(switched: Host) -> None:
     """state_dir takes no byte from the middle of the switch on; the daemon is killed besides."""
-    pids = start(pair)
-    pair.fault("vllm-b", start_delay_s=600)
-    set_mode(pair, "B")
-    assert pair.ctl("reload").returncode == 0
-    pair.wait_event("stop", "vllm")
-    with _full(pair.home / "state"):
-        pair.wait_event("start", "vllm", 2)
-        pair.kill()
-        pair.fault("vllm-b")
-        pair.start()
-        whole(pair, "B", pids, "vllm")
-        pids = mains(pair)
-        assert pair.ctl("mode", "A").returncode == 0
-        whole(pair, "A", pids, "vllm")
+    pids = mains(switched)
+    switched.fault("vllm-b", start_delay_s=600)
+    set_mode(switched, "B")
+    assert switched.ctl("reload").returncode == 0
+    switched.wait_event("stop", "vllm")
+    with _full(switched.home / "state"):
+        switched.wait_event("start", "vllm")
+        switched.kill()
+        switched.fault("vllm-b")
+        switched.start()
+        whole(switched, "B", pids, "vllm")
+        pids = mains(switched)
+        assert switched.ctl("mode", "A").returncode == 0
+        whole(switched, "A", pids, "vllm")
 
 
 # -- under load ----------------------------------------------------------------------------------

@@ -82,8 +82,12 @@ def test_top_goes_on_for_ten_seconds_and_survives_the_daemon(
     host: Host, terminal: Terminal
 ) -> None:
     """Frame after frame tells a later tick; a dead daemon is said on the next frame, a new one is
-    shown again; q ends it with 0.
+    shown again; q ends it with 0. Without a terminal, for a pipe, it is printed once, as ``status``.
     """
+    piped = host.ctl("top")
+    assert piped.returncode == 0, piped.stderr
+    assert "holder" in piped.stdout
+    assert "\x1b" not in piped.stdout
     ticks: list[int] = []
 
     def tick() -> int:
@@ -106,13 +110,3 @@ def test_top_goes_on_for_ten_seconds_and_survives_the_daemon(
     wait_until(lambda: tick() >= 0, 40, "the new daemon is shown")
     terminal.type("q")
     wait_until(lambda: "ended 0" in terminal.screen(), 30, "q ends it")
-
-
-def test_without_a_terminal_it_is_printed_once(host: Host) -> None:
-    """For a pipe, as ``status``."""
-    host.write(SHARED)
-    host.start()
-    done = host.ctl("top")
-    assert done.returncode == 0, done.stderr
-    assert "holder" in done.stdout
-    assert "\x1b" not in done.stdout

@@ -48,11 +48,13 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def wait_until(check: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
+def wait_until(
+    check: Callable[[], T], timeout_s: float = 10.0, what: str = "", every_s: float = 0.02
+) -> T:
     """Poll until ``check()`` is truthy and return it; fail with ``what`` after ``timeout_s`` seconds, but
     never before PATIENCE_S.
 
-    The pause is 20 ms at first. It grows with what has been waited (a twentieth, at most 0.1 s) and with
+    The pause is ``every_s`` at first. It grows with what has been waited (a twentieth, at most 0.1 s) and with
     what the check takes (twice that, at most 0.25 s): a waiting test leaves the machine to the others.
     """
     timeout_s = max(timeout_s, PATIENCE_S)
@@ -66,4 +68,4 @@ def wait_until(check: Callable[[], T], timeout_s: float = 10.0, what: str = "") 
         if now - began >= timeout_s:
             msg = f"not within {timeout_s:g} s: {what or check}; last value {value!r}"
             raise AssertionError(msg)
-        time.sleep(max(0.02, min(0.1, (now - began) / 20), min(0.25, 2 * (now - looked))))
+        time.sleep(max(every_s, min(0.1, (now - began) / 20), min(0.25, 2 * (now - looked))))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import requests
 
 from arbiterd import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from tests.support import free_port, wait_until
-from tests.support.forked import arbiterctl
+from tests.support.forks import Forked, forks
 
 MODEL = "Qwen/Qwen2.5-3B-Instruct"
 NAMES = ("tensorflow", "vllm", "ollama")
@@ -40,7 +42,11 @@ class Host:
         self.ports = {name: free_port() for name in (*NAMES, "grpc", "other", "llm")}
         self.config = home / "gpu-arbiter.toml"
         self.log = home / "daemon.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
+        self._told: list[Json] = []
+        self._reading = threading.Lock()
+        self.since = 0  # where the entries of the test that has it now begin
+        self._read = 0  # bytes of the log that are in _told
         self.session = requests.Session()
         self.session.trust_env = False
         for folder in ("models/resnet50/1", "faults", "run", "state"):
@@ -103,16 +109,34 @@ class Host:
         return {**kept, **sim, "LD_LIBRARY_PATH": str(self.lib), **more}
 
     def start(self, **environ: str) -> None:
-        """Start the daemon and wait for its API."""
+        """Start the daemon and wait for its API. What a killed one was forking holds its lock until it execs."""
+        wait_until(self._lock_is_free, 15, "the lock of the daemon before")
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "arbiterd", "--config", str(self.config)],
-                env=self.environ(**environ),
-                stderr=log,
-                stdout=log,
-                start_new_session=True,
-            )
+            self.process = self._daemon(self.environ(**environ), log)
         wait_until(self._answers, 15, "the API")
+
+    def _daemon(self, environ: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
+        """Forked in a test (nine tenths of a start are imports); a benchmark measures the whole start."""
+        argv = ["--config", str(self.config)]
+        if _in_a_test() and (ready := forks(environ)):
+            return ready.daemon(argv, environ, log)
+        return subprocess.Popen(
+            [sys.executable, "-m", "arbiterd", *argv],
+            env=environ,
+            stderr=log,
+            stdout=log,
+            start_new_session=True,
+        )
+
+    def _lock_is_free(self) -> bool:
+        try:
+            with (self.home / "run/lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            return False
+        return True
 
     def _answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
@@ -217,20 +241,27 @@ class Host:
         found: Json = next(g for g in self.status()["gpus"] if g["index"] == index)
         return found
 
-    def events(self, name: str = "", backend: str = "") -> list[Json]:
-        """Journal entries so far (JSON lines)."""
-        out = []
-        whole = self.log.read_text().split("\n")[:-1]  # the last line may be half written
-        for line in whole:
-            if not line.startswith("{"):
-                continue
-            one = json.loads(line)
-            if name and one.get("ARBITER_EVENT") != name:
-                continue
-            if backend and one.get("ARBITER_BACKEND") != backend:
-                continue
-            out.append(one)
-        return out
+    def events(self, name: str = "", backend: str = "", since: int | None = None) -> list[Json]:
+        """Journal entries (JSON lines) from a mark on: without one, from where this test has begun."""
+        return [
+            one
+            for one in self._entries()[self.since if since is None else since :]
+            if (not name or one.get("ARBITER_EVENT") == name)
+            and (not backend or one.get("ARBITER_BACKEND") == backend)
+        ]
+
+    def _entries(self) -> list[Json]:
+        """All entries; what has been read is not read again."""
+        with self._reading, self.log.open("rb") as file:
+            file.seek(self._read)
+            whole = file.read().rpartition(b"\n")[0]  # the last line may be half written
+            self._read += len(whole) + bool(whole)
+            self._told += [json.loads(one) for one in whole.split(b"\n") if one.startswith(b"{")]
+            return self._told
+
+    def mark(self) -> int:
+        """How many entries there are: ``events(since=)`` has what comes from now on."""
+        return len(self._entries())
 
     def mains(self) -> dict[str, int]:
         """The main process of each backend; its children (Ollama's runner) come and go by themselves."""
@@ -247,10 +278,11 @@ class Host:
         found: list[Json] = self.get(f"/v1/incidents{query}").json()["incidents"]
         return found
 
-    def wait(self, check: Callable[[], object], what: str, timeout_s: float = READY_S) -> None:
+    def wait(self, check: Callable[[], object], what: str, timeout_s: float = READY_S,
+             *, every_s: float = 0.02) -> None:  # fmt: skip
         """Until ``check`` is true; on failure the log's end is shown."""
         try:
-            wait_until(check, timeout_s, what)
+            wait_until(check, timeout_s, what, every_s)
         except AssertionError as error:
             msg = f"{error}\n{self.log.read_text()[-3000:]}"
             raise AssertionError(msg) from None
@@ -263,14 +295,14 @@ class Host:
             wanted = names or tuple(found)
             return bool(found) and all(found.get(name) for name in wanted)
 
-        self.wait(all_accept, f"{names or 'all'} to accept")
+        self.wait(all_accept, f"{names or 'all'} to accept", every_s=0.1)
         if self.backend("ollama").get("phase") == "ready" and (not names or "ollama" in names):
             with suppress(AssertionError):  # where pressure holds it, the test is about that
                 wait_until(self._warm, 10, "Ollama's first model")
 
     def _warm(self) -> bool:
         """Whether Ollama's warm load has ended: its door is open before that."""
-        return any(" is loaded after" in e["MESSAGE"] for e in self.events("", "ollama"))
+        return any(" is loaded after" in e["MESSAGE"] for e in self.events("", "ollama", 0))
 
     def wait_phase(self, name: str, *phases: str, timeout_s: float = READY_S) -> None:
         """Until a backend is in one of these phases."""
@@ -281,19 +313,33 @@ class Host:
         self.wait(lambda: len(self.events(name, backend)) >= count, f"event {name} of {backend}")
         return self.events(name, backend)[-1]
 
-    def ctl_process(self, *argv: str) -> subprocess.Popen[str]:
+    def ctl_process(self, *argv: str) -> subprocess.Popen[str] | Forked:
         """A running arbiterctl."""
+        environ, words = self.environ(), ["--config", str(self.config), *argv]
+        if _in_a_test() and (ready := forks(environ)):
+            return ready.ctl(words, environ)
         return subprocess.Popen(
-            [sys.executable, "-m", "arbiterd.cli", "--config", str(self.config), *argv],
-            env=self.environ(),
+            [sys.executable, "-m", "arbiterd.cli", *words],
+            env=environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def ctl(self, *argv: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
-        """Arbiterctl, forked (tests/support/forked.py)."""
-        return arbiterctl(["--config", str(self.config), *argv], self.environ(), timeout_s)
+        """arbiterctl."""
+        process = self.ctl_process(*argv)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(argv, process.wait(), out, err)
+
+
+def _in_a_test() -> bool:
+    return "PYTEST_CURRENT_TEST" in os.environ
 
 
 def _kill(pid: int) -> None:
