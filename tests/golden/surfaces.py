@@ -1,0 +1,223 @@
+"""What others rely on, as sorted lines: ``KEY: what is promised of it``. One function a surface, in SURFACES.
+
+The words for types are this file's own, so that the lines stay when the code that is asked changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from aiohttp import web
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from arbiterd import errors
+from arbiterd.config import schema
+from arbiterd.config.backends import _PLACE
+from arbiterd.config.schema import KIND_TABLES, BatchingTable, FileSettings, SandboxTable
+from arbiterd.model.actions import Verb
+from arbiterd.model.backend import Phase
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.published import Published
+from arbiterd.reload import ReloadAnswer
+from arbiterd.report import ladder, metrics, route, shape, status
+from arbiterd.report.catalogue import message_id
+from arbiterd.report.counts import Counts
+from arbiterd.web.admin import Admin
+from arbiterd.web.openapi import document
+from tests.golden.worlds import worlds
+
+# -- the configuration -----------------------------------------------------------------------------
+_WORDS = (
+    (schema.Size, "size"),
+    (schema.Duration, "duration"),
+    (schema.KeepAlive, "duration or -1"),
+    (schema.PortOrOff, "port or 0"),
+    (schema.Port, "port"),
+    (schema.Count, "count from 1"),
+    (schema.Whole, "count from 0"),
+    (schema.Networks, "list of networks"),
+    (schema.HostNames, "list of host names"),
+    (schema.Origins, "list of origins"),
+    (schema.Words, "list of text"),
+)
+_PLAIN = {
+    str: "text",
+    bool: "yes or no",
+    int: "number",
+    float: "number",
+    Any: "anything",
+    NoneType: "nothing",
+}
+
+
+def config_keys() -> Iterator[str]:
+    """Every ``table.key``, its type and its default."""
+    for name, table in (*_tables(FileSettings), *_free_tables()):
+        hints = get_type_hints(table, include_extras=True)
+        for field, told in table.model_fields.items():
+            if table is FileSettings and _is_table(hints[field]):
+                continue
+            default = (
+                "required"
+                if told.default is PydanticUndefined
+                else f"default {_json(told.default)}"
+            )
+            yield f"{name}{told.alias or field}: {_kind(hints[field])}, {default}"
+
+    for key in _PLACE:
+        yield f"modes.<mode>.<backend>.{key}: text or number"
+
+
+def _tables(whole: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield "", whole
+    for name, hint in get_type_hints(whole).items():
+        inner = [
+            one
+            for one in (hint, *get_args(hint))
+            if isinstance(one, type) and issubclass(one, BaseModel)
+        ]
+        for table in inner if name in whole.model_fields else ():
+            yield f"{name}.", table
+
+
+def _free_tables() -> Iterator[tuple[str, type[BaseModel]]]:
+    for kind, table in KIND_TABLES.items():
+        yield f"backends.<{kind}>.", table
+    yield "backends.<any>.sandbox.", SandboxTable
+    yield "backends.<tensorflow-serving>.batching.", BatchingTable
+
+
+def _is_table(hint: Any) -> bool:
+    return any(
+        isinstance(one, type) and issubclass(one, BaseModel) for one in (hint, *get_args(hint))
+    )
+
+
+def _kind(hint: Any) -> str:
+    for known, word in _WORDS:
+        if hint == known:
+            return word
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return " or ".join(_json(one) for one in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(one) for one in inner if one is not NoneType)
+    return f"{'list' if origin is list else 'table'} of {_kind(inner[-1])}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# -- the API ---------------------------------------------------------------------------------------
+_NAMES = {"evidence", "used_by", "brakes", "braked", "env", "canaries", "phases"}
+
+
+def api() -> Iterator[str]:
+    """Paths with their parameters and answers, and every key of the documents with its types."""
+    for path, verbs in document()["paths"].items():
+        for verb, told in verbs.items():
+            asks = ",".join(sorted(one["name"] for one in told.get("parameters", ())))
+            yield f"{verb.upper()} {path}: asks [{asks}], answers [{','.join(sorted(told['responses']))}]"
+    app = web.Application()
+    Admin(submit=lambda _: None, reload=lambda: ReloadAnswer(accepted=True, mode="A")).add_to(app)
+    for one in app.router.routes():
+        yield f"{one.method} {one.resource.canonical if one.resource else ''}: for operators"
+    found: dict[str, set[str]] = {}
+    for seen in worlds():
+        for path, body in _documents(seen):
+            _shape(body, path, found, _keyed(seen))
+    yield from (f"{path}: {' or '.join(sorted(kinds))}" for path, kinds in found.items())
+
+
+def _documents(seen: Published) -> Iterator[tuple[str, object]]:
+    yield "/v1/status", status.status(seen, "host")
+    yield "/v1/gpus", {"gpus": status.gpus(seen)}
+    yield "/v1/backends", {"backends": status.backends(seen, "host")}
+    yield "/v1/incidents", {"incidents": [shape.incident(one) for one in seen.decision.incidents]}
+    yield "/v1/caps", {"caps": ladder.caps(seen)}
+    for name, view in seen.decision.backends.items():
+        yield "/v1/backends/{name}", status.backend(seen, view, "host")
+        yield "/v1/backends/{name}/ready", status.ready(view)
+        yield "/v1/route", route.by_backend(seen, name, "host").body()
+    for model in ("M", "qwen2.5:3b", "m", "none"):
+        yield "/v1/route", route.by_model(seen, model, "host").body()
+
+
+def _keyed(seen: Published) -> set[str]:
+    """Names of this host, which are no keys."""
+    return {*seen.decision.backends, *seen.decision.devices, *seen.settings.modes}
+
+
+def _shape(value: object, path: str, found: dict[str, set[str]], names: set[str]) -> None:
+    kind = {
+        dict: "object",
+        list: "list",
+        str: "text",
+        bool: "yes or no",
+        int: "number",
+        float: "number",
+    }
+    found.setdefault(path, set()).add("null" if value is None else kind[type(value)])
+    if isinstance(value, Mapping):
+        free = path.rpartition(".")[2] in _NAMES
+        for key, one in value.items():
+            _shape(one, f"{path}.{'*' if free or key in names else key}", found, names)
+    elif isinstance(value, list):
+        for one in value:
+            _shape(one, f"{path}[]", found, names)
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+def metric_names() -> Iterator[str]:
+    """Every family with its type and its labels."""
+    for seen in worlds():
+        for one in metrics._Snapshot(seen, _counts(seen)).collect():
+            name = f"{one.name}_total" if one.type == "counter" else one.name
+            names = getattr(one, "_labelnames", ())
+            yield f"{name}: {one.type}, labels [{','.join(sorted(names))}]"
+
+
+def _counts(seen: Published) -> Counts:
+    counts = Counts()
+    counts.add(seen.decision.events)
+    return counts
+
+
+# -- the rest --------------------------------------------------------------------------------------
+def events() -> Iterator[str]:
+    """Names of journal events with their MESSAGE_ID; severities; phases; what operators may ask for."""
+    for name in EventName:
+        yield f"event {name.value}: {message_id(name)}"
+    yield f"severities: {' '.join(one.value for one in Severity)}"
+    yield f"phases: {' '.join(one.value for one in Phase)}"
+    yield f"verbs: {' '.join(one.value for one in Verb)}"
+
+
+def exits() -> Iterator[str]:
+    """Exit statuses by their meaning (test_golden.py plays them)."""
+    for name, value in vars(errors).items():
+        if name.startswith("EX_"):
+            yield f"{name}: {value}"
+
+
+SURFACES: Mapping[str, Callable[[], Iterator[str]]] = {
+    "config": config_keys,
+    "api": api,
+    "metrics": metric_names,
+    "events": events,
+    "exits": exits,
+}
+
+
+def lines(surface: str) -> list[str]:
+    """Of one surface, as its file has them."""
+    return sorted(set(SURFACES[surface]()))
