@@ -168,6 +168,21 @@ def test_doors_and_gate_outlive_the_daemon(host: Host) -> None:
     assert settle(lambda: sorted(host.services()) == pids, 1.0)
 
 
+def gate_knows(host: Host, model: str) -> None:
+    """Wait until the gate has taken the file that lists this model: it looks once a second."""
+    wrong = {
+        "model": model,
+        "prompt": "x",
+        "keep_alive": "abc",
+    }  # refused by itself, after the list
+
+    def taken() -> bool:
+        answer = crowd(host.door("ollama", "/api/generate"), wrong, 1)[0]
+        return answer.status == 400
+
+    wait_until(taken, 20, f"the gate to know {model}")
+
+
 def test_a_cold_model_is_loaded_once_for_a_crowd_and_over_the_cap_refused(host: Host) -> None:
     """Single flight, granted by the daemon; 8B does not fit into 20 % of the card."""
     models = 'models = ["qwen2.5:3b", "llama3.2:1b", "llama3.1:8b"]\n'
@@ -175,6 +190,7 @@ def test_a_cold_model_is_loaded_once_for_a_crowd_and_over_the_cap_refused(host: 
     host.config.write_text(text)
     assert host.ctl("reload", "--wait=done").returncode == 0
     host.wait_ready()
+    gate_knows(host, "llama3.2:1b")
     cold = {"model": "llama3.2:1b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
     answers = crowd(host.door("ollama", "/api/generate"), cold, 4)
     assert [a.status for a in answers] == [200] * 4, [a.body[:200] for a in answers]
@@ -237,6 +253,7 @@ def test_a_load_is_held_while_vllm_starts_and_uses_no_slot(host: Host) -> None:
     done = host.ctl("reload", "--wait=done")
     assert done.returncode == 0, done.stderr
     host.wait_ready()
+    gate_knows(host, "llama3.2:1b")
     host.fault("vllm", start_delay_s=3600)
     assert host.ctl("restart", "vllm").returncode == 0
     host.wait_phase("vllm", "starting")
