@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import requests
 
 from tests.gateway.client import crowd
+from tests.gateway.conftest import make, write
 from tests.support import wait_until
-from tests.support.host import MODEL, Host, settle
+from tests.support.host import MODEL, Host, running, settle
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
@@ -26,10 +31,22 @@ def connects(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(host: Host) -> None:
+@pytest.fixture
+def fresh(sim_lib: Path) -> Iterator[Host]:
+    """A host whose Ollama was never started anew: one that was may lack the substitute's name for a moment."""
+    one = make(sim_lib)
+    write(one)
+    with running(one):
+        one.wait_ready()
+        yield one
+    shutil.rmtree(one.home, ignore_errors=True)
+
+
+def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(fresh: Host) -> None:
     """200 on the same door, under the same name; the body is not replayed, the connect is. So it stays when
     Ollama loses that name.
     """
+    host = fresh
     host.fault("vllm", exit_on_start=1)
     kill(host, "vllm")
     wait_until(lambda: not connects(host.ports["vllm"] + 10000), 5, "its port to close")

@@ -123,10 +123,12 @@ def test_a_slow_model_is_not_restarted(host: Host) -> None:
 
 def test_the_operators_body_is_tried_instead(host: Host, tmp_path: Path) -> None:
     """A file of instances; one that is not there, or that the model refuses, is no canary."""
-    body = tmp_path / "request.json"
+    body, text = tmp_path / "request.json", host.config.read_text()
     body.write_text(json.dumps(ROWS))
     assert anew(host, f'canary = "{body}"') == "kept"
     body.write_text('{"instances": []}')
     assert anew(host).startswith("HTTP 400")
     body.unlink()
     assert "cannot be read: No such file" in anew(host)
+    host.config.write_text(text)  # a canary is tried at a start only
+    assert anew(host) == "kept"
