@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from arbiterd import procfs
 from arbiterd.errors import AlreadyRunning
 from arbiterd.owned import claim
+
+FORK_S = 5.0
 
 
 class Lock:
@@ -29,16 +32,30 @@ class Lock:
         self.problem = claim(runtime_dir)
         path = runtime_dir / "lock"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not self._take():
             holder = _pid_in(self._fd)
             os.close(self._fd)
-            raise AlreadyRunning(str(path), holder) from None
+            raise AlreadyRunning(str(path), holder)
         self._path = path
         os.ftruncate(self._fd, 0)
         with suppress(OSError):  # a full disk: the lock holds, its holder's pid is not told
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _take(self) -> bool:
+        """A daemon that was killed while it started a process is gone, and that process holds the lock
+        until its exec: waited for.
+        """
+        deadline = time.monotonic() + FORK_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                pid = _pid_in(self._fd)
+                if (pid and procfs.ref(pid)) or time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.02)
+            else:
+                return True
 
     def lost(self) -> bool:
         """Whether the folder (or this file in it) was removed or replaced: another daemon could start."""

@@ -15,7 +15,7 @@ from arbiterd.cli.follow import follow
 from arbiterd.cli.show import as_row, rows
 from arbiterd.errors import EX_REFUSED, ArbiterError
 
-SETTLED = ("ready", "failed", "stopped")
+SETTLED = ("ready", "failed", "stopped", "sleeping")
 
 
 def reload(
@@ -66,7 +66,9 @@ def _wait_done(client: Client, timeout: float) -> None:
     while time.monotonic() < deadline:
         found = rows(as_row(client.get("/v1/status")).get("backends"))
         moving = [
-            f"{b.get('name')} {b.get('phase')}" for b in found if b.get("phase") not in SETTLED
+            f"{b.get('name')} {b.get('phase')}"
+            for b in found
+            if b.get("phase") not in SETTLED and not b.get("drained")
         ]
         if not moving:
             failed = [str(b.get("name")) for b in found if b.get("phase") == "failed"]

@@ -165,6 +165,7 @@ def backend(published: Published, view: BackendView, asked_host: str) -> Json:
         "intent": view.intent,
         "start_took_s": _seconds(view.start_took_s),
         "stop_took_s": _seconds(view.stop_took_s),
+        "drained": view.drained,
         "in_flight": view.in_flight,
         "queued": view.queued,
         "throttled": view.throttled,

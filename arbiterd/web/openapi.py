@@ -119,6 +119,7 @@ def _schemas() -> Schema:
             intent=_TEXT,
             start_took_s=_maybe(_NUMBER),
             stop_took_s=_maybe(_NUMBER),
+            drained=_BOOL,
             in_flight={"type": "integer"},
             queued={"type": "integer"},
             throttled=_maybe({"type": "integer", "description": "requests in flight allowed now"}),

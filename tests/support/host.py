@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -109,8 +108,7 @@ class Host:
         return {**kept, **sim, "LD_LIBRARY_PATH": str(self.lib), **more}
 
     def start(self, **environ: str) -> None:
-        """Start the daemon and wait for its API. What a killed one was forking holds its lock until it execs."""
-        wait_until(self._lock_is_free, 15, "the lock of the daemon before")
+        """Start the daemon and wait for its API."""
         with self.log.open("ab") as log:
             self.process = self._daemon(self.environ(**environ), log)
         wait_until(self._answers, 15, "the API")
@@ -127,16 +125,6 @@ class Host:
             stdout=log,
             start_new_session=True,
         )
-
-    def _lock_is_free(self) -> bool:
-        try:
-            with (self.home / "run/lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return True
-        except BlockingIOError:
-            return False
-        return True
 
     def _answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
