@@ -101,7 +101,7 @@ class GatewayKeeper:
         self._wake = threading.Event()
         self._closed = False
         self._order: tuple[GatewayWish, Settings] | None = None
-        self._latest = GatewayObservation(enabled=True, problem="not looked at yet")
+        self._latest = GatewayObservation(enabled=True, problem="not looked at yet", looked=False)
         self._seen = _Seen()
         self._names = HostNames()
         self._gate = GateKeeper(where.gate, services)

@@ -102,6 +102,8 @@ def busy(desk: Desk, name: str, drained_since: float) -> bool:
     counted = health.progress if health else None
     if found is None and isinstance(counted, Known) and counted.at < drained_since:
         return True  # without a door the engine's own count is all there is
+    if not desk.seen.gateway.looked:
+        return True  # the first ticks of a daemon: that nobody was asked yet is no sign of an idle engine
     own, seen = progress(desk, name), traffic(desk, name)
     running = max(own.running if own else 0, seen.in_flight if seen else 0)
     return bool(running + (own.waiting if own else 0))

@@ -120,6 +120,7 @@ class GatewayObservation:
     port. ``opening``: doors that are to be open and are not yet. ``gate_problem``: the same of the
     load gate. ``unknown_hosts``: names by which clients came that are not this host's. ``serves``: digest
     of the configuration file that the doors serve, "" while they take a new one.
+    ``looked``: False in the first ticks of a daemon, when nothing here was asked yet.
     """
 
     enabled: bool = False
@@ -131,6 +132,7 @@ class GatewayObservation:
     opening: frozenset[str] = frozenset()
     unknown_hosts: frozenset[str] = frozenset()
     serves: str = ""
+    looked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -422,6 +422,14 @@ def test_a_stream_that_outlasts_its_drain_at_the_door_ends_within_a_bound() -> N
     assert grace_s == DRAINED_GRACE_S
 
 
+def test_a_door_that_was_not_looked_at_yet_says_nobody_idle() -> None:
+    """The first ticks of a daemon that goes on with a drain: the requests under way are not cut."""
+    world = World(only("vllm")).up()
+    world.looked = False
+    drained_s, _ = _stopped_after(world, "vllm")
+    assert 30.0 <= drained_s < 32.0
+
+
 def test_what_its_door_has_drained_does_not_drain_itself_once_more() -> None:
     """An idle vLLM stays for its whole --shutdown-timeout after a SIGTERM (0.32), and so do its bytes."""
     world = World(only("vllm")).up()

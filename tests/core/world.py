@@ -191,6 +191,7 @@ class World:
     list_age_s: float = 0.0  # how old the lists of resident models are
     gateway_problem: str = ""
     gate_problem: str = ""
+    looked: bool = True
     ways: dict[str, str] = field(default_factory=dict)
     no_canary: dict[str, str] = field(default_factory=dict)
     canary_moves: int = 0
@@ -357,6 +358,7 @@ class World:
                 enabled=True,
                 problem=self.gateway_problem,
                 gate_problem=self.gate_problem,
+                looked=self.looked,
                 traffic={n: Known(t, self.now) for n, t in self.traffic.items()},
                 requests=dict(self.codes),
                 unknown_hosts=self.unknown_hosts,
