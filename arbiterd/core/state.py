@@ -87,11 +87,13 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Canaries:
-    """What trying canaries before ready has found. ``asked``: the model on trial since ``asked_at``,
-    ``before``: bytes it held then, per device. ``without``: why a model has none.
+    """What trying canaries before ready has found. ``loaded_at``: its models were there (when it first
+    answered). ``asked``: the model on trial since ``asked_at``, ``before``: bytes it held then, per device,
+    by a reading newer than ``loaded_at``. ``without``: why a model has none.
     """
 
     done: bool = False
+    loaded_at: float | None = None
     asked: str = ""
     asked_at: float = 0.0
     before: Mapping[str, int] = field(default_factory=dict)
