@@ -184,6 +184,9 @@ def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
                     f"backend {rules.backend_of(one.name, grpc=True)}",
                     f"    timeout server {rules.duration_ms(one.request_timeout_s)}",
                     f"    timeout queue {rules.duration_ms(one.queue_timeout_s)}",
+                    # here it times the engine's first SETTINGS, too: a busy one is slow to greet
+                    f"    timeout connect {rules.PATIENT_MS}ms",
+                    "    retries 0",
                     *(f"    {line}" for line in sent),
                     f"    server engine 127.0.0.1:{one.grpc_port} proto h2 maxconn {half} {check}\n",
                 )
