@@ -15,7 +15,7 @@ from tests.faults.play import play
 from tests.faults.row import Result
 from tests.faults.table import chosen, table
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 # One host for all of them: each leaves it as calm as it was.
 QUICK = (
     "engine-kill-vllm",

@@ -122,7 +122,7 @@ def still_open(clients: list[socket.socket]) -> int:
 HALF = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("data", [HALF, b""], ids=["half a header", "nothing"])
 @pytest.mark.parametrize("door", ["vllm", "tensorflow"])
 def test_one_source_keeps_its_share_and_no_more(wire: Doors, door: str, data: bytes) -> None:
@@ -134,7 +134,7 @@ def test_one_source_keeps_its_share_and_no_more(wire: Doors, door: str, data: by
         assert status(wire, "ollama", "/api/version", SLOW) == 0, "its share counts over all doors"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_connections_of_this_host_leave_room_for_others(wire: Doors) -> None:
     """A trusted source is not counted; no door takes what belongs to another, or to strangers."""
     with slow(wire, "vllm", [TRUSTED] * MANY, HALF) as clients:
@@ -143,7 +143,7 @@ def test_connections_of_this_host_leave_room_for_others(wire: Doors) -> None:
         assert still_open(clients) > crowds.others_most(wire.layout)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_many_sources_fill_one_door_for_strangers_only(wire: Doors) -> None:
     """Forty addresses with a hundred each: this host and routers are still served at that door."""
     sources = [f"127.0.1.{n % 40 + 1}" for n in range(MANY)]
@@ -153,7 +153,7 @@ def test_many_sources_fill_one_door_for_strangers_only(wire: Doors) -> None:
         assert still_open(clients) <= crowds.others_most(wire.layout) + 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_slow_bodies_hold_no_slot(wire: Doors) -> None:
     """TensorFlow has four slots; a body that stops coming never gets one, and is 408 in the end."""
     head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
@@ -166,7 +166,7 @@ def test_slow_bodies_hold_no_slot(wire: Doors) -> None:
     assert "too long to arrive" in parse(said).json["error"]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_requests_under_way_are_not_counted(wire: Doors) -> None:
     """Three hundred streams of one stranger: each is a complete request."""
     engine = wire.engines["vllm"]

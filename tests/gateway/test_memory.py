@@ -127,7 +127,7 @@ STORMS: dict[str, tuple[Callable[[], list[Send]], set[int]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", list(STORMS))
 def test_no_body_fills_the_gates_memory_or_holds_up_a_neighbour(wire: Doors, name: str) -> None:
     """Answered, or 503 with Retry-After: never more memory than promised, and small requests go on."""
@@ -146,7 +146,7 @@ def test_no_body_fills_the_gates_memory_or_holds_up_a_neighbour(wire: Doors, nam
     assert wire.processes[0].poll() is None
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_bodies_that_stop_coming_leave_the_gate_to_others(wire: Doors) -> None:
     """A thousand uploads beyond HAProxy's buffer that stall: those over the bound are 503 at once, the
     rest 408, small requests go on.
