@@ -271,6 +271,13 @@ def test_a_load_is_held_while_vllm_starts_and_uses_no_slot(host: Host) -> None:
     assert done.returncode == 0, done.stderr
     host.wait_ready()
     gate_knows(host, "llama3.2:1b")
+    engine = f"http://127.0.0.1:{host.ports['ollama'] + 10000}/api/ps"
+
+    def resident() -> bool:
+        found = host.session.get(engine, timeout=30).json()["models"]
+        return "qwen2.5:3b" in {one["name"] for one in found}
+
+    host.wait(resident, "the warm load of the restarted Ollama")
     host.fault("vllm", start_delay_s=3600)
     assert host.ctl("restart", "vllm").returncode == 0
     host.wait_phase("vllm", "starting")

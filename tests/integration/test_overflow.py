@@ -55,7 +55,9 @@ def host(lender: Lender, request: pytest.FixtureRequest) -> Iterator[Host]:
         yield one
         for capped in {row["backend"] for row in one.get("/v1/caps").json()["caps"]}:
             assert one.ctl("caps", "reset", capped).returncode == 0
+            old = one.mains()[capped]
             assert one.ctl("restart", capped).returncode == 0
+            one.wait(lambda old=old, capped=capped: one.mains()[capped] not in (0, old), "another")  # type: ignore[misc]
 
 
 _ooms_before: Counter[str] = Counter()

@@ -48,6 +48,8 @@ class Host:
         self._read = 0  # bytes of the log that are in _told
         self.session = requests.Session()
         self.session.trust_env = False
+        # a kept connection to a door may be closed by HAProxy while the next request is on its way
+        self.session.headers["Connection"] = "close"
         for folder in ("models/resnet50/1", "faults", "run", "state"):
             (home / folder).mkdir(parents=True)
 
