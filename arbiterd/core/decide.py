@@ -97,6 +97,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
         doors=desk.doors,
         leases=desk.leases,
         held=held,
+        loads_at=desk.seen.now,
         incidents=tuple(desk.incidents),
         orphans=orphans,
         orphan_pending=orphan_pending,

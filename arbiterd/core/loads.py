@@ -92,8 +92,8 @@ def answer_loads(desk: Desk) -> tuple[tuple[LoadAnswer, ...], dict[str, float]]:
 
 
 def _say_held(desk: Desk, ask: LoadAsk, answer: LoadAnswer, since: float) -> None:
-    """Once, on the tick that takes it over LEASE_HELD_SAID_S."""
-    waited, before = desk.seen.now - since, desk.seen.now - since - desk.settings.arbiter.poll_s
+    """Once, on the tick that takes it over LEASE_HELD_SAID_S, however late that comes."""
+    waited, before = desk.seen.now - since, desk.state.loads_at - since
     if before < LEASE_HELD_SAID_S <= waited:
         text = f"{ask.backend}: the load of {ask.model} is held: {answer.reason}"
         desk.tell(EventName.LOAD_HELD, Severity.NOTICE, text, ask.backend)

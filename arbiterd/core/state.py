@@ -376,7 +376,8 @@ class State:
     """Everything. ``run``: a short id of this daemon run, the prefix of incident and action ids.
 
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
-    ``incidents``: newest first. ``held``: since when each load waits for room. ``learned``: what OOMs
+    ``incidents``: newest first. ``held``: since when each load waits for room, ``loads_at``: last look
+    at them. ``learned``: what OOMs
     have taught, by ``learn.key``. ``carried``: what the daemon before us left, until the first tick.
     ``refusals``: answers 429 counted so far, by backend. ``settings``: those of the last tick;
     ``good``: the last that came through; ``rollback``: why those come back at the next tick;
@@ -399,6 +400,7 @@ class State:
     doors: Mapping[str, DoorState] = field(default_factory=dict)
     leases: Mapping[str, Lease] = field(default_factory=dict)
     held: Mapping[str, float] = field(default_factory=dict)
+    loads_at: float = LONG_AGO
     gateway_bad_since: float | None = None
     gateway_served: bool = False  # since this daemon came
     hosts_told: frozenset[str] = frozenset()

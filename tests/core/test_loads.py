@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import LoadAsk, LoadDone, LoadUndone, LoadVerdict
@@ -55,15 +57,18 @@ def test_resident_models_count_against_the_cap() -> None:
     assert single.ask_load("llama3.2:1b", 4 * GIB).verdict is LoadVerdict.GRANT
 
 
-def test_no_load_while_vllm_starts() -> None:
-    """vLLM profiles the card: a neighbour that allocates would shrink its cache."""
+@pytest.mark.parametrize(("ticks", "dt"), [(8, 0.25), (1, 2.5)], ids=["in time", "one late tick"])
+def test_no_load_while_vllm_starts(ticks: int, dt: float) -> None:
+    """vLLM profiles the card: a neighbour that allocates would shrink its cache. That it is held is told
+    once, however late the tick comes.
+    """
     world = World(two_models(), start_s=8.0).up()
     world.die("vllm", Exit(code=1))
     world.until("vllm", Phase.STARTING)
     answer = world.ask_load("llama3.2:1b", 2 * GIB)
     assert answer.verdict is LoadVerdict.WAIT
     assert "vllm is starting" in answer.reason
-    world.tick(8)
+    world.tick(ticks, dt)
     assert world.told(EventName.LOAD_HELD) == 1
     world.until("vllm", Phase.READY)
     world.tick(2)
