@@ -193,7 +193,7 @@ def rows() -> list[Fault]:
         *(
             _row(f"ignores-term-{n}", n,
                  switch(n, hit(main_of(n)), ignore_sigterm=True),
-                 seen=both(phase(n, "ready"), lambda s, _, n=n: s.order(n, "restart"), told("stop|restart|kill", n)),
+                 seen=both(told("exit", n), phase(n, "ready"), lambda s, _, n=n: s.order(n, "restart"), told("stop|restart|kill", n)),
                  undo=off(n), promise="SIGKILL after the grace; the start waits for the memory")
             for n in NAMES
         ),
