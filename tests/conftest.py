@@ -30,7 +30,7 @@ NOT_FAST = (
     "weights/test_finding.py",
 )
 SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
-# Read when gRPC's library starts: else it would go on in each forked child (tests/support/forked.py).
+# Read when gRPC's library starts: else it would go on in each forked child (tests/support/forks.py).
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # How long an example takes tells how busy the machine is, nothing of the code.

@@ -13,7 +13,7 @@ import pytest
 from arbiterd import __version__
 from arbiterd.sim.gpu import SimGpu
 from tests.config.test_good_files import FIFTEEN
-from tests.support.forked import arbiterctl
+from tests.support.forks import arbiterctl
 
 
 def _env(**environ: str) -> dict[str, str]:

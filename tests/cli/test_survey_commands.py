@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arbiterd.sim.gpu import SimGpu
-from tests.support.forked import arbiterctl
+from tests.support.forks import arbiterctl
 
 
 def _ctl(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:

@@ -157,7 +157,6 @@ class Forks:
     """The process that forks, for one LD_LIBRARY_PATH: the loader reads that at an exec only."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.library = environ["LD_LIBRARY_PATH"]
         self._guard = threading.Lock()
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders = mine
@@ -211,16 +210,49 @@ class Forks:
         return Forked(self, pid, *pipes)
 
 
-_ready: Forks | None = None
+_ready: dict[str, Forks] = {}
 _making = threading.Lock()
 
 
-def forks(environ: Mapping[str, str]) -> Forks | None:
-    """This worker's, made when it is first asked for; None where it has another LD_LIBRARY_PATH."""
-    global _ready  # noqa: PLW0603 - one process per worker, for as long as it lives
+def forks(environ: Mapping[str, str]) -> Forks:
+    """This worker's for this LD_LIBRARY_PATH (there are two: with the simulated GPU and without), made when
+    it is first asked for.
+    """
+    library = environ.get("LD_LIBRARY_PATH", "")
     with _making:
-        _ready = _ready or Forks(environ)
-    return _ready if _ready.library == environ["LD_LIBRARY_PATH"] else None
+        if library not in _ready:
+            _ready[library] = Forks(environ)
+    return _ready[library]
+
+
+def arbiterctl(
+    argv: Sequence[str], environ: Mapping[str, str], timeout_s: float = 240.0
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed.
+
+    """
+    return ended(forks(environ).ctl(argv, environ), argv, timeout_s)
+
+
+def ended(
+    process: Forked | subprocess.Popen[str], argv: Sequence[str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """What came of it; killed when it takes longer.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed.
+
+    """
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(list(argv), process.wait(), out, err)
 
 
 if __name__ == "__main__":

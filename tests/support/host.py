@@ -19,7 +19,7 @@ import requests
 from arbiterd import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from tests.support import free_port, wait_until
-from tests.support.forks import Forked, forks
+from tests.support.forks import Forked, ended, forks
 
 MODEL = "Qwen/Qwen2.5-3B-Instruct"
 NAMES = ("tensorflow", "vllm", "ollama")
@@ -118,8 +118,8 @@ class Host:
     def _daemon(self, environ: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
         """Forked in a test (nine tenths of a start are imports); a benchmark measures the whole start."""
         argv = ["--config", str(self.config)]
-        if _in_a_test() and (ready := forks(environ)):
-            return ready.daemon(argv, environ, log)
+        if _in_a_test():
+            return forks(environ).daemon(argv, environ, log)
         return subprocess.Popen(
             [sys.executable, "-m", "arbiterd", *argv],
             env=environ,
@@ -306,8 +306,8 @@ class Host:
     def ctl_process(self, *argv: str) -> subprocess.Popen[str] | Forked:
         """A running arbiterctl."""
         environ, words = self.environ(), ["--config", str(self.config), *argv]
-        if _in_a_test() and (ready := forks(environ)):
-            return ready.ctl(words, environ)
+        if _in_a_test():
+            return forks(environ).ctl(words, environ)
         return subprocess.Popen(
             [sys.executable, "-m", "arbiterd.cli", *words],
             env=environ,
@@ -318,14 +318,7 @@ class Host:
 
     def ctl(self, *argv: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         """arbiterctl."""
-        process = self.ctl_process(*argv)
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise
-        return subprocess.CompletedProcess(argv, process.wait(), out, err)
+        return ended(self.ctl_process(*argv), argv, timeout_s)
 
 
 def _in_a_test() -> bool:
