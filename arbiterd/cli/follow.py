@@ -64,7 +64,7 @@ class Lines(Quiet):
         self._said: object = None
 
     def show(self, status: Row) -> None:
-        """One look. How long it will take changes all the time and is no news."""
+        """Print the line when a step or the target has changed; the estimate alone is no change."""
         switch = as_row(status.get("switch"))
         steps = [
             (s.get("backend"), s.get("phase"), s.get("done")) for s in rows(switch.get("steps"))

@@ -109,7 +109,9 @@ BYTES_BACK_S: Final = 20.0  # bytes still coming: no second victim for so long
 BYTES_BACK_PINNED_S: Final = 60.0  # after pinned host memory: 25.9 s were measured (facts/nvml.md)
 SEEN_BACK: Final = 0.8  # of the expected bytes: then a reclaim has worked
 DISRUPTIVE_MAX: Final = 6  # sleeps, restarts, stops and killed runners of the ladder ...
-DISRUPTIVE_WINDOW_S: Final = 600.0  # ... within so long, per device: past it people must look
+DISRUPTIVE_WINDOW_S: Final = (
+    600.0  # ... within so long, per device: past it manual intervention is required
+)
 TRIM_AGAIN_S: Final = (
     5.0  # the same model: an unload waits for its request, asking twice helps nobody
 )

@@ -240,7 +240,9 @@ def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
     """
     if len(recent(state.disruptive, desk.seen.now)) >= DISRUPTIVE_MAX:
         why = f"the unload was not obeyed, and {DISRUPTIVE_MAX} interventions were made already"
-        return _end(desk, uuid, state, reclaim, f"{why}: people must look", freed_of(state))
+        return _end(
+            desk, uuid, state, reclaim, f"{why}: manual intervention required", freed_of(state)
+        )
     runner = _runner(desk, uuid, reclaim)
     if runner is None or runner.ref is None:
         why = "the unload was not obeyed and its runner cannot be told from others"

@@ -189,7 +189,7 @@ def _sentence(why: NotNow, desk: Desk, backend: BackendState, state: DeviceState
             return "it is being reined in already, for another of its GPUs"
         case NotNow.BUDGET_SPENT:
             window = format_duration(DISRUPTIVE_WINDOW_S)
-            return f"{DISRUPTIVE_MAX} interventions within {window}: people must look"
+            return f"{DISRUPTIVE_MAX} interventions within {window}: manual intervention required"
         case NotNow.COOLDOWN:
             since = desk.seen.now - _last_restart(state, backend.name)
             return f"restarted {format_duration(since)} ago"

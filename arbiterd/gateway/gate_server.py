@@ -170,14 +170,14 @@ class Gate:
         if not want and (out or door == name) and standin in self.config["backends"]:
             return standin
         if not want and door == name and name not in self.loads:
-            raise self._absent(name, f" and nobody else has {model!r}")
+            raise self._absent(name, f", and no other backend serves {model!r}")
         if want and door not in ("", "llm", want):
             # failover: only what the live map says may stand in for this door
             if not any(k.startswith(f"fo:{door}:") and v == want for k, v in state.items()):
-                msg = f"{door} is out and nobody stands in for it"
+                msg = f"{door} is out and has no failover backend"
                 raise Refused(msg)
             if model and f"fo:{door}:{model}" not in state:
-                msg = f"{door} is out and nobody else has {model!r}"
+                msg = f"{door} is out, and no other backend serves {model!r}"
                 raise Refused(msg, retry_after_s=int(state.get(f"ra:{door}", "5") or 5))
         return name
 
@@ -203,7 +203,7 @@ class Gate:
             raise Refused(msg, status=401)
 
     def _absent(self, name: str, more: str = "") -> Refused:
-        """HAProxy came here because the engine did not answer, and nobody stands in for it."""
+        """The engine did not answer, so HAProxy sent the request here; it has no failover backend."""
         wait = int(self.live().get(f"ra:{name}", "5") or 5)
         why = self.live().get(f"why:{name}", "") or "it does not answer"
         return Refused(f"{name} is out{more}: {why}", retry_after_s=max(1, wait))

@@ -57,7 +57,7 @@ def sentences(view: DeviceView) -> list[str]:
             f"{detail.disruptive} of at most {detail.disruptive_max} interventions within {window}"
         )
         spent = detail.disruptive >= detail.disruptive_max
-        out.append(f"{text}: people must look" if spent else text)
+        out.append(f"{text}: manual intervention required" if spent else text)
     if detail.fault:
         out.append(f"nothing is started there: {detail.fault}")
     return [one for one in out if one]

@@ -189,4 +189,4 @@ def test_a_killed_warden_is_reaped_while_its_engine_goes_on(launcher: DirectLaun
         unit = seen(launcher)
         return procfs.ref(warden.pid) != warden and unit.state is UnitState.RUNNING
 
-    wait_until(reaped)
+    assert wait_until(reaped)

@@ -230,7 +230,7 @@ def test_the_bound_ends_the_ladder_at_brakes() -> None:
     grow(world, "vllm", 100, 2)
     assert world.stopped == []
     assert band(world) is Pressure.CRITICAL
-    assert any("people must look" in one.reason for one in detail(world).candidates)
+    assert any("manual intervention required" in one.reason for one in detail(world).candidates)
 
 
 # -- trim ----------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_nobody_wakes_into_a_critical_card() -> None:
 
 
 def test_killed_runners_are_within_the_bound() -> None:
-    """An Ollama that never obeys: six dead runners in ten minutes, then people must look."""
+    """An Ollama that never obeys: six dead runners in ten minutes, then manual intervention is required."""
     world = World(settings(), unload_ignored=True).up()
     world.strangers[7] = (GPU, ROOM - world.used(GPU) - 100 * MIB)
     ollama, number = world.engines["ollama"], 0

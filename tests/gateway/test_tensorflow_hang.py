@@ -94,9 +94,11 @@ def test_a_hung_session_is_found_though_status_answers_and_moves_its_counter(hos
 
 def test_a_stopped_server_is_found_by_its_status(host: Host) -> None:
     """SIGSTOP: nothing answers; no traffic is needed for that."""
-    os.kill(host.mains()["tensorflow"], signal.SIGSTOP)
+    stopped = host.mains()["tensorflow"]
+    os.kill(stopped, signal.SIGSTOP)
     host.wait_event("exit", "tensorflow")
     host.wait(lambda: len(host.events("ready", "tensorflow")) == 1, "it to be back")
+    assert host.mains()["tensorflow"] != stopped
 
 
 def test_a_slow_model_is_not_restarted(host: Host) -> None:

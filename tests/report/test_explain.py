@@ -179,6 +179,6 @@ def test_what_is_in_flight_spent_or_broken_is_told() -> None:
         "reclaim in flight: trim of qwen, 2.00 GiB expected, 512 MiB back so far (asked): idle"
         in told
     )
-    assert "6 of at most 6 interventions within 10 min: people must look" in told
+    assert "6 of at most 6 interventions within 10 min: manual intervention required" in told
     assert "nothing is started there: XID 79: it has fallen off the bus" in told
     assert any(one.startswith("64 MiB of the dead are on their way back") for one in told)

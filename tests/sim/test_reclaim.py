@@ -335,7 +335,7 @@ def test_a_leak_stops_where_it_is_told_to(bench: Bench) -> None:
     _vllm(bench)
     before = _used(bench)
     bench.faults(leak_mib_per_s=4096, leak_max_mib=700)
-    wait_until(lambda: _used(bench) == before + 700 * MIB, 10)
+    assert wait_until(lambda: _used(bench) == before + 700 * MIB, 10)
 
 
 def test_tensorflow_grows_within_its_fraction_and_then_says_429(bench: Bench) -> None:
