@@ -29,7 +29,7 @@ test: ## lint, types, import contracts, and every test that needs no GPU and no 
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root, so the system tests (a real systemd) are skipped"; fi
 	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "$(SKIPPED)"
 
-test-all: ## as test, and every pairing of container client and launcher, of which test tries each once
+test-all: ## as test, with its costly repetitions: every container pairing, kill points, 10,000 requests
 	@$(MAKE) --no-print-directory test SKIPPED="not real and not device"
 
 test-fast: ## the tests that start no process, under a minute: for daily work
