@@ -6,11 +6,13 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from tests.gateway.conftest import make, write
 from tests.support.host import Host, running
@@ -99,9 +101,15 @@ def doors(sim_lib: Path) -> Iterator[Host]:
 @pytest.fixture
 def warm(doors: Host) -> Host:
     """The warm model resident, and nothing else."""
-    if resident(doors) != [WARM]:
-        assert post(doors, "/api/generate", {"model": WARM}).status_code == 200
-    assert resident(doors) == [WARM]
+
+    def alone() -> bool:
+        with suppress(requests.ConnectionError):  # an Ollama that is being started anew
+            if resident(doors) == [WARM]:
+                return True
+            post(doors, "/api/generate", {"model": WARM})
+        return False
+
+    doors.wait(alone, "the warm model alone", every_s=0.2)
     return doors
 
 

@@ -89,7 +89,9 @@ def test_a_gate_that_is_gone_is_started(host: Host) -> None:
     os.kill(gate, signal.SIGKILL)
     host.wait(lambda: pid_of(host, "gate") != gate, "another gate")
     host.wait_ready()
-    assert host.session.get(host.door("ollama", "/api/tags"), timeout=60).status_code == 200
+    door = host.door("ollama", "/api/tags")
+    host.wait(lambda: host.session.get(door, timeout=60).status_code == 200, "Ollama's door")
+    assert pid_of(host, "gate") != gate
 
 
 def test_haproxy_that_hangs_is_found_and_restarted(host: Host) -> None:
