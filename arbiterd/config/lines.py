@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 Path = tuple[str, ...]
 _KEY = re.compile(
-    r"""\s*((?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*'))*)\s*="""
+    r"""((?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*'))*)\s*="""
 )
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*'""")
-_TABLE = re.compile(r"\s*\[(\[?)\s*(.*?)\s*\]\]?\s*(?:#.*)?$")
 _STRINGS = (r'"""(?:[^\\]|\\.)*?"""', r"'''.*?'''", r'"(?:[^"\\\n]|\\.)*"', r"'[^'\n]*'")
-_STRING = re.compile("|".join(_STRINGS), re.DOTALL)
+_BLANKED = re.compile("|".join((r"#[^\n]*", *_STRINGS)), re.DOTALL)
+_INSIDE = "\0"  # of a string; no valid text has this character
 
 
 def _parts(text: str) -> Path:
@@ -66,9 +66,9 @@ class Lines:
         table: Path = ()
         stack: list[_Open] = []
         for number, (line, raw) in enumerate(zip(blanked, lines, strict=True), 1):
-            header = _TABLE.match(raw) if not stack and raw.lstrip().startswith("[") else None
-            if header is not None:
-                table = self._header(_parts(header[2]), number, array=bool(header[1]))
+            if not stack and line.lstrip().startswith("["):
+                parts = _parts(raw[: line.index("]")])
+                table = self._header(parts, number, array=line.lstrip().startswith("[["))
                 continue
             self._keys(line, raw, number, table, stack)
 
@@ -87,6 +87,10 @@ class Lines:
         last = stack[-1].path if stack else table
         expects_key = not stack or not stack[-1].array
         while position < len(line):
+            char = line[position]
+            if char in " \t\r" or char == _INSIDE:
+                position += 1
+                continue
             found = _KEY.match(raw, position) if expects_key else None
             if found is not None:
                 base = stack[-1].path if stack else table
@@ -94,7 +98,6 @@ class Lines:
                 self._at.setdefault(last, number)
                 position, expects_key = found.end(), False
                 continue
-            char = line[position]
             if char == "#":
                 break
             if char in "{[":
@@ -113,25 +116,15 @@ class Lines:
 
 
 def _blank(text: str) -> str:
-    """The text with every string's inside blanked out, newlines kept: brackets in it do not count."""
+    """The text without what strings and comments say, their quotes, ``#`` and newlines kept: brackets and
+    keys in them do not count.
+    """
 
     def dull(match: re.Match[str]) -> str:
-        return "".join("\n" if char == "\n" else "_" for char in match[0])
+        first, inside = match[0][0], re.sub(r"[^\n]", _INSIDE, match[0][1:])
+        return first + inside
 
-    out, position = [], 0
-    while position < len(text):
-        comment, string = text.find("#", position), _STRING.search(text, position)
-        if string is None or (0 <= comment < string.start()):
-            if comment < 0:
-                break
-            end = text.find("\n", comment)
-            end = len(text) if end < 0 else end
-            out.append(text[position:comment] + "#" * (end - comment))
-            position = end
-            continue
-        out.append(text[position : string.start()] + dull(string))
-        position = string.end()
-    return "".join(out) + text[position:]
+    return _BLANKED.sub(dull, text)
 
 
 def flatten(value: Mapping[str, object], prefix: Path = ()) -> set[Path]:

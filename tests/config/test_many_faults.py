@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arbiterd.config import Loaded, check_devices, load
+from arbiterd.config.lines import Lines
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
 from arbiterd.units import GIB, MIB
@@ -165,3 +168,37 @@ def _judge(tmp_path: Path, faults: list[Fault]) -> None:
             line = _line(text, fault)
             if line is not None and "\n" not in fault.new[:-1]:
                 assert problem.line == line, str(problem)
+
+
+ODD = 50_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a comment\n" * ODD,
+        "# don't\n" * ODD,
+        'x = """\n[' + " " * ODD + 'y\n"""\n',
+        'x = """\n' + "a" * ODD + '\n"""\n',
+        "x = {" + " " * ODD + "}\n",
+        '["' + " " * ODD + '"]\n',
+        "x = [" + "1," * ODD + "]\n",
+    ],
+    ids=["comments", "quotes", "bracket", "word", "spaces", "header", "list"],
+)
+def test_lines_are_found_by_reading_the_text_once(text: str) -> None:
+    """A regular expression that begins anew at each character holds every thread up for minutes."""
+    tomllib.loads(text)
+    began = time.thread_time()
+    Lines(text)
+    assert time.thread_time() - began < 5.0
+
+
+def test_keys_within_strings_and_comments_are_none() -> None:
+    """What a text of several lines holds is no table and no key; what follows it stands in its own table."""
+    text = '[a]\nx = """\n[b]\ny = 1\n"""\nz = 1 # w = 1\n"q.r" . s = \'"#\'\n[ "t] # u" . v ] # [x]\nk = 1\n'
+    tomllib.loads(text)
+    lines = Lines(text)
+    keys = (("a", "x"), ("a", "z"), ("a", "q.r", "s"), ("t] # u", "v"), ("t] # u", "v", "k"))
+    assert [lines.of(one) for one in keys] == [2, 6, 7, 8, 9]
+    assert not any(lines.has(one) for one in (("b",), ("a", "y"), ("a", "w"), ("x",)))
