@@ -29,8 +29,10 @@ _PUBLIC = re.compile(
     r"|(?:FILE|FILES|PATH|PATHS|DIR|SOCK|AUTHOR|AUTHORS)$",
     re.IGNORECASE,
 )
+NAME_MAX = 256  # characters; of a longer one only what makes it secret is looked for
+# A name begins where a word begins, and gives nothing back: any text is read once, whatever it holds.
 _PAIR = re.compile(
-    r"""([A-Za-z_][\w.-]*)["'\\]*\s*[=:]\s*["'\\]*(?:(?:Bearer|Basic|Token|Digest)\s+)?([^\s"'\\,;&}\])>]+)"""
+    r"""(?<![\w.-])(?:(?![A-Za-z_])[\w.-])*+([A-Za-z_][\w.-]*+)["'\\]*+\s*[=:]\s*["'\\]*(?:(?:Bearer|Basic|Token|Digest)\s+)?([^\s"'\\,;&}\])>]+)"""
 )
 _USERINFO = re.compile(r"://([^/\s@\"']+)@")
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
@@ -44,7 +46,7 @@ def is_secret(name: str, listed: Iterable[str] = ()) -> bool:
     plain = _plain(name)
     if any(plain == _plain(one) for one in listed):
         return True
-    return bool(_NAME.search(name)) and not _PUBLIC.search(name)
+    return bool(_NAME.search(name)) and not (len(name) <= NAME_MAX and _PUBLIC.search(name))
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from arbiterd.redact import HIDDEN, LEAST, Redactor
 from arbiterd.secret_values import Secrets, found_in, is_secret
 
+FAR_S = 5.0  # of CPU: what begins anew at each character takes minutes for such texts
 KEY = "sk-prod/9f+8\"e'7d=6c&5b"
 
 
@@ -66,6 +68,16 @@ def test_no_value_stands_in_the_text_any_more(values: list[str], rest: str) -> N
     shown = Redactor(values).text(rest + "".join(values) + rest)
     for one in plain:
         assert one.replace("\n", "") not in shown.replace("\n", "").replace(HIDDEN, "\0")
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, ".".join("a" * 20_000), "-" * 100_000 + "=", "KEY" + "MAX" * 30_000 + "=x"],
+                         ids=["word", "dots", "dashes", "name"])  # fmt: skip
+def test_a_text_is_read_once_whatever_it_holds(text: str) -> None:
+    """A word, a deep table, a name without end: a regular expression holds every thread of the daemon up."""
+    began = time.thread_time()
+    for one in (f'x = "{text}"', f"[{text}", f'env = {{ {text} = "y" }}', f"{text}\n"):
+        found_in(one, {"GPU_ARBITER_X": text})
+    assert time.thread_time() - began < FAR_S
 
 
 def test_a_short_value_hides_nothing() -> None:

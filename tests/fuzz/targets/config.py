@@ -16,6 +16,7 @@ from arbiterd.errors import ConfigRefused
 from arbiterd.gateway import render
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.paths import paths
+from arbiterd.secret_values import found_in
 from arbiterd.units import format_duration, format_size, parse_duration, parse_size
 from tests.fuzz import shapes
 from tests.fuzz.files import file, folder
@@ -123,8 +124,9 @@ def _load(data: bytes, environ: dict[str, str]) -> None:
 
 
 def read_text(data: bytes) -> None:
-    """The file as bytes."""
+    """The file as bytes; its secrets are looked for in what is refused, too."""
     _load(data, {})
+    found_in(data.decode(errors="replace"), {})
 
 
 def read_environment(data: bytes) -> None:
