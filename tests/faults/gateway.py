@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -48,6 +49,26 @@ def _new(which: Any) -> Any:
         until(lambda: which(stage) not in (0, pid), "another process in its place", 60)
 
     return look
+
+
+_TURN = {"x86_64": b"\xeb\xfe", "aarch64": b"\x00\x00\x00\x14"}  # a jump to itself
+
+
+def _spin(stage: Stage) -> int:
+    """Its event loop takes a whole CPU and turns to nothing: where its first thread sleeps in the kernel
+    it finds a jump to itself.
+    """
+    pid = _gate(stage)
+
+    def asleep() -> int:
+        words = Path(f"/proc/{pid}/syscall").read_text().split()
+        return int(words[-1], 16) if len(words) > 2 else 0
+
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(until(asleep, "the load gate to wait for work"))
+        memory.write(_TURN[os.uname().machine])
+    until(lambda: Path(f"/proc/{pid}/syscall").read_text() == "running\n", "it to spin", 10)
+    return pid
 
 
 def _wake(stage: Stage, pid: int) -> None:
@@ -254,6 +275,8 @@ def rows() -> list[Fault]:
         _row("kill-gate", hit(_gate), seen=_new(_gate), within_s=15.0),
         _row("stop-gate", hit(_gate, STOP), seen=both(_not_ready, _new(_gate)), within_s=20.0, tells=("gateway_down|door_broken",),
              promise="a hung load gate is found by the second probe and replaced within 10 s"),
+        _row("spin-gate", _spin, seen=both(_not_ready, _new(_gate)), within_s=20.0, tells=("gateway_down|door_broken",),
+             promise="a load gate that takes a whole CPU and answers nothing is replaced within 10 s"),
         _row("stop-worker", hit(_worker, STOP), seen=both(_not_ready, told("gateway_down|door_broken")), undo=_wake, tells=("gateway_down|door_broken",), promise="a hung HAProxy: /ready says 503 while the doors are shut"),
         _row("term-gate", lambda s: s.kill(s.gate_pid(), 15), seen=_new(_gate)),
         _row("hup-haproxy", lambda s: [s.kill(_master(s), 12) for _ in range(20)], promise="twenty reloads by hand: doors stay open"),
