@@ -36,13 +36,16 @@ test-fast: ## the tests that start no process, under a minute: for daily work
 	@scripts/setup dev
 	$(PY) -m pytest -q -n 2 --dist worksteal --fast
 
-check: ## ruff, mypy --strict, import contracts
+check: ## ruff, mypy --strict, import contracts, spelling, shell scripts, unit files
 	@scripts/setup dev
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary arbiterd tests
 	@said=$$($(VENV)/bin/lint-imports --no-cache 2>&1) || { printf '%s\n' "$$said"; exit 1; }
-	@echo "check: ruff, mypy --strict and the import contracts are content"
+	@$(VENV)/bin/codespell
+	@$(VENV)/bin/shellcheck --severity=warning scripts/* .ci/run tests/system/systemd-box tests/system/container-host
+	@scripts/check-units
+	@echo "check: ruff, mypy --strict, import contracts, codespell, shellcheck, systemd-analyze verify: OK"
 
 test-real: ## real vLLM and llama.cpp on the CPU (downloads about 700 MB once), a real Ollama where OLLAMA or PATH has one
 	@scripts/setup dev
