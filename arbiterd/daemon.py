@@ -24,6 +24,7 @@ from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.heap import Trimmer
 from arbiterd.init_system import use_systemd
 from arbiterd.intake import Ending, drained
 from arbiterd.inventory import Inventory
@@ -208,6 +209,7 @@ class Daemon:
     ) -> int:
         retry_at = time.monotonic() + LISTEN_RETRY_S
         next_at = time.monotonic()
+        trimmer = Trimmer()
         while True:
             self._signals.obey(partial(_reload_aside, reloader), self._leave)
             inbox = self._inbox(reloader)
@@ -218,6 +220,7 @@ class Daemon:
             self._report(published)
             self._ports.order(published.settings, switching=published.decision.switch is not None)
             now = time.monotonic()
+            trimmer.look(now)
             if self._lock.lost() and not self._signals.how:
                 self._leave(HOMELESS.format(self._arbiter.runtime_dir), Severity.CRITICAL)
                 return EX_REFUSED

@@ -47,3 +47,43 @@ def test_threads_share_two_arenas() -> None:
         pytest.skip("this C library has no mallopt: it is not glibc")
     assert _arenas("free") > heap.ARENAS
     assert _arenas("bound") == heap.ARENAS
+
+
+_HOLES = """
+import ctypes
+from arbiterd import heap
+heap.bound()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4
+blocks = []
+for _ in range(5000):
+    blocks.append(libc.malloc(8192))
+    ctypes.memset(blocks[-1], 1, 8192)
+for one in blocks[:-1]:
+    libc.free(one)
+full = resident()
+heap.trim()
+print(full - resident())
+"""
+
+
+def test_what_is_free_below_the_top_goes_back() -> None:
+    """Forty MiB below one block that is still held: the process is at least half of them smaller."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("this C library has no malloc_trim: it is not glibc")
+    argv = [sys.executable, "-c", _HOLES]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) > 20 * 1024
+
+
+def test_it_trims_each_minute_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first tick, then once a minute, however many ticks there are."""
+    begun: list[object] = []
+    monkeypatch.setattr(heap, "aside", lambda run, name: begun.append(run))
+    trimmer = heap.Trimmer()
+    for now in (100.0, 100.25, 159.0, 160.0, 161.0, 220.0):
+        trimmer.look(now)
+    assert begun == [heap.trim] * 3
