@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from arbiterd.errors import ArbiterError
@@ -75,9 +75,9 @@ class Trouble:
         self._calm()
 
     def _run(self) -> None:
-        weights = [weight for weight, _, _ in self.faults]
-        while not self._end.wait(self.random.uniform(*PAUSE_S)):
-            _, name, fault = self.random.choices(self.faults, weights)[0]
+        for name, fault in self._order():
+            if self._end.wait(self.random.uniform(*PAUSE_S)):
+                return
             self.counts[name] += 1
             try:
                 fault()
@@ -91,6 +91,17 @@ class Trouble:
                 self.errors.append(f"{name}: {type(error).__name__}: {error}")
             finally:
                 self._calm()
+
+    def _order(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Each fault once, so that what is made once for good (the threads of the second card, with the
+        first switch to mode B) is there before anything is measured; then by weight, for ever.
+        """
+        for _, name, fault in self.random.sample(self.faults, len(self.faults)):
+            yield name, fault
+        weights = [weight for weight, _, _ in self.faults]
+        while True:
+            _, name, fault = self.random.choices(self.faults, weights)[0]
+            yield name, fault
 
     def _calm(self) -> None:
         """Undo what may be left of any fault."""
