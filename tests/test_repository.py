@@ -77,7 +77,7 @@ def test_nothing_names_a_machine_or_a_registry(word: str) -> None:
 
 def test_links_in_the_docs_lead_somewhere() -> None:
     """Relative links of README and docs/."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
