@@ -6,12 +6,15 @@ PREFIX ?= /opt/gpu-arbiter
 DESTDIR ?=
 WORKERS ?= 8
 SKIPPED := not real and not device and not every
+# what make coverage found, rounded down: a change may raise them, not lower them
+FLOOR_CORE := 90
+FLOOR_REST := 50
 export VENV
 # Compiled modules are kept: a suite of a thousand processes would compile them in each.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-fast check test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants fuzz soak install uninstall clean
+.PHONY: help setup run test test-all test-fast check coverage mutate test-real test-faults test-device bench bench-gateway bench-overflow bench-policies bench-switch invariants fuzz soak install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +49,17 @@ check: ## ruff, mypy --strict, import contracts, spelling, shell scripts, unit f
 	@$(VENV)/bin/shellcheck --severity=warning scripts/* .ci/run tests/system/systemd-box tests/system/container-host
 	@scripts/check-units
 	@echo "check: ruff, mypy --strict, import contracts, codespell, shellcheck, systemd-analyze verify: OK"
+
+coverage: ## branch coverage by the tests that start no process: core and the rest, each with its floor
+	@scripts/setup dev
+	$(VENV)/bin/coverage run -m pytest -q -n 0 -p no:randomly $(addprefix tests/,core pins golden config engines report weights)
+	$(VENV)/bin/coverage report --include='arbiterd/core/*' --skip-covered --show-missing --fail-under=$(FLOOR_CORE)
+	$(VENV)/bin/coverage report --omit='arbiterd/core/*,arbiterd/sim/*' --format=total --fail-under=$(FLOOR_REST)
+
+COUNT ?= 300
+mutate: ## COUNT small changes of core, chosen by SEED: at least 90 % are noticed by its tests (JOBS)
+	@scripts/setup dev
+	nice -n 15 $(PY) -m tests.mutate --count $(COUNT) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter command% env%,$(origin SEED)),--seed $(SEED))
 
 test-real: ## real vLLM and llama.cpp on the CPU (downloads about 700 MB once), a real Ollama where OLLAMA or PATH has one
 	@scripts/setup dev
@@ -105,4 +119,4 @@ uninstall: ## what `make install` put in place; config and state stay (PURGE=1 r
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' PURGE='$(PURGE)' scripts/uninstall
 
 clean: ## build outputs
-	rm -rf build _build .mypy_cache .ruff_cache .hypothesis .pytest_cache
+	rm -rf build _build .mypy_cache .ruff_cache .hypothesis .pytest_cache .coverage
