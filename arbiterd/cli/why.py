@@ -23,7 +23,7 @@ def why(
 
     A backend's story has its device's: who holds what, who could give memory back, what is done.
 
-    Examples: arbiterctl why vllm · arbiterctl why gpu0 · arbiterctl why inc-3f2a1b-7
+    Examples: arbiterctl why vllm · arbiterctl why gpu0 · arbiterctl why inc-3f2a1b-42-1
     """
     own = globals_of(context)
     with polite():

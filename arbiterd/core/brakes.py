@@ -187,7 +187,7 @@ def _freeze(desk: Desk, uuid: str, state: DeviceState, name: str, old: Braked) -
     if state.time_to_full_s is None or state.time_to_full_s > state.lead_s + CRITICAL_LEFT_S:
         return old
     reason = f"it would fill the card in {state.time_to_full_s:.1f} s"
-    action = FreezeBackend(desk.next_id("act"), name, uuid, reason, FREEZE_S)
+    action = FreezeBackend(desk.action_id("freeze", name), name, uuid, reason, FREEZE_S)
     incident = desk.open_incident("", uuid, EventName.PRESSURE_RISE)
     desk.act(action, incident.id if incident else "")
     text = f"{name}: frozen for {FREEZE_S:g} s: {reason}"

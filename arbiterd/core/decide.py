@@ -84,7 +84,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     decision = replace(_decision(desk, ledgers), gateway=doors, loads=loads, back_to=back_to)
     new = replace(
         desk.state,
-        counter=desk.counter,
+        tick=state.tick + 1,
         mode=settings.mode,
         settings=settings,
         good=desk.state.good or settings,

@@ -55,7 +55,6 @@ class Desk:
         self.actions: list[Action] = []
         self.events: list[Event] = []
         self.incidents: list[Incident] = list(state.incidents)
-        self.counter = state.counter
         # Made once a tick: every ready backend looks at its device's.
         self.doors: dict[str, DoorState] = dict(state.doors)
         self.leases: dict[str, Lease] = dict(state.leases)
@@ -96,10 +95,12 @@ class Desk:
         return placement.devices[0] if placement and placement.devices else ""
 
     # -- writing -------------------------------------------------------------------------------
-    def next_id(self, prefix: str) -> str:
-        """A fresh id, unique in this run and across runs."""
-        self.counter += 1
-        return f"{prefix}-{self.state.run}-{self.counter}"
+    def action_id(self, what: str, backend: str, uuid: str = "") -> str:
+        """Of run, tick, backend and what is done to it: no stage needs to know what another orders.
+        ``uuid``: where a tick may do the same on each device.
+        """
+        place = f"-{list(self.seen.devices).index(uuid)}" if uuid else ""
+        return f"act-{self.state.run}-{self.state.tick}-{backend}-{what}{place}"
 
     def put(self, backend: BackendState) -> BackendState:
         """Keep the new state of a backend."""
@@ -179,7 +180,7 @@ class Desk:
     ) -> str:
         """Open an incident and log it; returns its id. Keep one per trouble: look before."""
         incident = Incident(
-            id=self.next_id("inc"),
+            id=self._incident_id(),
             event=name,
             severity=severity,
             opened_at=self.seen.wall,
@@ -193,6 +194,11 @@ class Desk:
         self._trim()
         self.tell(name, severity, summary, backend, incident=incident.id, gpu=incident.gpu)
         return incident.id
+
+    def _incident_id(self) -> str:
+        """Of the run, the tick, and which of its incidents it is."""
+        prefix = f"inc-{self.state.run}-{self.state.tick}-"
+        return prefix + str(1 + sum(one.id.startswith(prefix) for one in self.incidents))
 
     def tell_within(self, one: Incident, name: EventName, message: str) -> None:
         """Log, once per incident, what holds up its end; kept in its evidence."""

@@ -91,11 +91,15 @@ def give_back(
     """Order the stop of the whole cgroup and go to stopping."""
     if desk.unit(backend.name).frozen:  # a frozen unit may refuse its stop (facts/systemd.md)
         why = f"before its stop: {reason}"
-        desk.act(ThawBackend(desk.next_id("act"), backend.name, desk.gpu_of(backend.name), why))
+        desk.act(
+            ThawBackend(
+                desk.action_id("thaw", backend.name), backend.name, desk.gpu_of(backend.name), why
+            )
+        )
     known = desk.known(backend.name)
     grace = grace_s if grace_s is not None else (known.drain_timeout_s if known else 30.0) + 15.0
     action = StopBackend(
-        desk.next_id("act"), backend.name, desk.gpu_of(backend.name), reason, grace
+        desk.action_id("stop", backend.name), backend.name, desk.gpu_of(backend.name), reason, grace
     )
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     expected = sum(backend.held_bytes.values())

@@ -168,7 +168,9 @@ def ask_for_nodes(desk: Desk, backend: BackendState, reason: Blocked) -> Backend
     uuids = desk.placements[backend.name].devices
     lacking = nodes.missing(wanted, uuids, desk.seen)
     gpu = desk.gpu_of(backend.name)
-    action = MakeNodes(desk.next_id("act"), backend.name, gpu, str(reason), lacking)
+    action = MakeNodes(
+        desk.action_id("nodes", backend.name), backend.name, gpu, str(reason), lacking
+    )
     desk.act(action)
     return desk.put(replace(backend, nodes_asked=action.id, nodes_asked_at=now))
 

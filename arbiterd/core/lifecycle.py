@@ -164,7 +164,7 @@ def _start(desk: Desk, backend: BackendState) -> None:
     spec = launch_spec(context)
     reason = backend.cause.summary if backend.cause else "configured"
     action = StartBackend(
-        desk.next_id("act"), backend.name, desk.gpu_of(backend.name), reason, spec
+        desk.action_id("start", backend.name), backend.name, desk.gpu_of(backend.name), reason, spec
     )
     trouble = desk.open_incident(backend.name, "", *TROUBLE)
     desk.act(action, trouble.id if trouble else "")

@@ -59,7 +59,7 @@ def _leftover(desk: Desk, process: GpuProcess) -> bool:
 def _kill(desk: Desk, name: str, gpu: str, refs: tuple[ProcessRef, ...]) -> str:
     pids = ", ".join(str(ref.pid) for ref in refs)
     reason = f"left over from {name}, holds memory without a unit"
-    action = KillProcesses(desk.next_id("act"), name, gpu, reason, refs)
+    action = KillProcesses(desk.action_id("leftover", name), name, gpu, reason, refs)
     text = f"{name}: killing leftover pid {pids}: {reason}"
     incident = desk.open_incident(name, "", EventName.ORPHAN_KILLED)
     if incident is None:

@@ -196,7 +196,7 @@ def freed_of(state: DeviceState) -> int:
 def _unload(desk: Desk, uuid: str, reclaim: Reclaim) -> Reclaim:
     wanted = desk.settings.active.backends[reclaim.backend]
     action = UnloadModel(
-        id=desk.next_id("act"),
+        id=desk.action_id("unload", reclaim.backend, uuid),
         backend=reclaim.backend,
         gpu=uuid,
         reason=reclaim.reason,
@@ -248,7 +248,9 @@ def _kill_runner(desk: Desk, uuid: str, state: DeviceState, reclaim: Reclaim) ->
         why = "the unload was not obeyed and its runner cannot be told from others"
         return _end(desk, uuid, state, reclaim, why, freed_of(state))
     text = f"{reclaim.model} stays although it was told to unload: pid {runner.pid} is killed alone"
-    action = KillProcesses(desk.next_id("act"), reclaim.backend, uuid, text, (runner.ref,))
+    action = KillProcesses(
+        desk.action_id("kill", reclaim.backend, uuid), reclaim.backend, uuid, text, (runner.ref,)
+    )
     desk.act(action, reclaim.incident, bytes_expected=reclaim.expected)
     desk.tell(
         EventName.KILL,
@@ -365,7 +367,7 @@ def _end(
     if reclaim.rung is Rung.TRIM and not worked:
         done = {**done, f"failed {_key(reclaim)}": desk.seen.now}
     record = ActionRecord(
-        id=desk.next_id("act"),
+        id=desk.action_id("reclaim", reclaim.backend, uuid),
         action=f"Reclaim {reclaim.rung}",
         target=reclaim.model or reclaim.backend,
         reason=reclaim.reason,

@@ -73,7 +73,7 @@ def fall(desk: Desk, backend: BackendState) -> None:
     """Drained: tell it."""
     wanted = desk.settings.active.backends[backend.name]
     action = SleepBackend(
-        id=desk.next_id("act"),
+        id=desk.action_id("sleep", backend.name),
         backend=backend.name,
         gpu=desk.gpu_of(backend.name),
         reason=backend.reason,
@@ -169,7 +169,7 @@ def _asleep(desk: Desk, backend: BackendState) -> None:
         return
     wanted = desk.settings.active.backends[backend.name]
     action = WakeBackend(
-        id=desk.next_id("act"),
+        id=desk.action_id("wake", backend.name),
         backend=backend.name,
         gpu=desk.gpu_of(backend.name),
         reason="waking",

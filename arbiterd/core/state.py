@@ -373,7 +373,8 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything. ``run``: a short id of this daemon run, the prefix of incident and action ids.
+    """Everything. ``run``: a short id of this daemon run; ``tick``: how many it has decided. Ids of
+    incidents and actions are made of both.
 
     ``orphans``: when each leftover process (pid, start time) was first seen without a unit.
     ``incidents``: newest first. ``held``: since when each load waits for room, ``loads_at``: last look
@@ -388,7 +389,7 @@ class State:
     """
 
     run: str
-    counter: int = 0
+    tick: int = 0
     mode: str = ""
     first_tick: bool = True
     carried: Carry | None = None

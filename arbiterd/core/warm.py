@@ -58,7 +58,7 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
     if here is None and _too_soon(desk, backend, health.loaded.at):
         return
     action = LoadModel(
-        id=desk.next_id("act"),
+        id=desk.action_id("load", backend.name),
         backend=backend.name,
         gpu=desk.gpu_of(backend.name),
         reason=f"{model} is kept warm",

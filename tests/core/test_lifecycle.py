@@ -535,7 +535,7 @@ def test_an_empty_host_is_no_error() -> None:
 def test_state_starts_empty() -> None:
     """A fresh state knows nothing and says so."""
     assert State(run="x").first_tick
-    assert replace(State(run="x"), counter=3).counter == 3
+    assert replace(State(run="x"), tick=3).tick == 3
     assert TF.priority == 20
 
 

@@ -85,6 +85,7 @@ class Ordered:
     def add(self, actions: tuple[Action, ...]) -> None:
         """They were ordered in this tick."""
         for one in actions:
+            assert one.id not in self._names, f"two actions are {one.id}"
             key = (type(one).__name__, one.backend)
             self._counts[key] += 1
             self._names[one.id] = [*key, self._counts[key]]
