@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias, TypedDict, Unpack
 
+from arbiterd.core import phases
 from arbiterd.core.limits import INCIDENTS_KEPT
 from arbiterd.core.state import BackendState, DeviceState, DoorState, Lease, State
 from arbiterd.model.actions import Action, Outcome
@@ -108,18 +109,9 @@ class Desk:
         return backend
 
     def enter(self, backend: BackendState, phase: Phase, reason: str) -> BackendState:
-        """Change phase; ``since`` moves only when the phase really changes."""
-        if backend.phase is phase:
-            return self.put(replace(backend, reason=reason))
-        return self.put(
-            replace(
-                backend,
-                phase=phase,
-                reason=reason,
-                since=self.seen.now,
-                since_wall=self.seen.wall,
-            )
-        )
+        """Change phase."""
+        seen, first = self.seen, self.state.first_tick
+        return self.put(phases.enter(backend, phase, reason, seen.now, seen.wall, first=first))
 
     def tell(
         self,

@@ -1,6 +1,6 @@
 """The life of one backend: one function per phase, each looks at everything anew every tick.
 
-stopped → waiting → starting → ready → (draining →) stopping → stopped | waiting | backoff | failed
+Which phase may follow which: core/phases.py.
 
 No phase waits for a single event: deadlines live in the state (design, section 2).
 """
