@@ -7,6 +7,8 @@ import re
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
+SIZE_MAX = GIB**2  # 1 EiB: more than any host has, and a number that every reader of ours can hold
+DURATION_MAX_S = 100 * 365 * 86400.0
 
 _SIZES = {
     "KiB": KIB,
@@ -18,15 +20,16 @@ _SIZES = {
 }
 _NEAR = {"K": "KiB", "M": "MiB", "G": "GiB"}
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
-_PARTS = re.compile(rf"(?:{_NUMBER.pattern})+")
+# Nothing is given back: "111111111111111111111111111111!" has a billion ways to be no duration.
+_NUMBER = re.compile(r"\s*+(\d++(?:\.\d++)?+)\s*+([A-Za-z]*+)\s*+")
+_PARTS = re.compile(rf"(?:{_NUMBER.pattern})++")
 
 
 def parse_size(text: str) -> int:
     """Read '512MiB' as bytes.
 
     Raises:
-        ValueError: no unit, an unknown unit or no number; the message says what would be right.
+        ValueError: no unit, an unknown unit, no number, over SIZE_MAX; the message says what is right.
 
     """
     match = _NUMBER.fullmatch(text)
@@ -36,14 +39,18 @@ def parse_size(text: str) -> int:
         units = ", ".join(_SIZES)
         msg = f"{text!r} is no size; write a number and one of {units}, like '{example}'"
         raise ValueError(msg)
-    return round(float(match[1]) * _SIZES[match[2]])
+    size = float(match[1]) * _SIZES[match[2]]
+    if size > SIZE_MAX:
+        msg = f"{text!r} is too large; write at most {SIZE_MAX // GIB}GiB"
+        raise ValueError(msg)
+    return round(size)
 
 
 def parse_duration(text: str) -> float:
     """Read '250ms', '10m', '1h30m' or '2h 30min' as seconds. ``m`` and ``min`` are minutes.
 
     Raises:
-        ValueError: no unit, an unknown unit or no number; the message says what would be right.
+        ValueError: no unit, an unknown unit, no number, over 100 years; the message says what is right.
 
     """
     parts = _NUMBER.findall(text) if _PARTS.fullmatch(text) else []
@@ -51,7 +58,11 @@ def parse_duration(text: str) -> float:
         units = ", ".join(_DURATIONS)
         msg = f"{text!r} is no duration; write numbers with one of {units}, like '10s' or '1h30m'"
         raise ValueError(msg)
-    return sum(float(number) * _DURATIONS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _DURATIONS[unit] for number, unit in parts)
+    if seconds > DURATION_MAX_S:
+        msg = f"{text!r} is too long; write at most 36500d"
+        raise ValueError(msg)
+    return seconds
 
 
 def format_size(size_bytes: float) -> str:
