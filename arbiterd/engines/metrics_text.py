@@ -6,7 +6,7 @@ numbers of it, so this scans lines only.
 
 from __future__ import annotations
 
-_MOST = 1e15  # of a counter; NaN, an infinity and what lies beyond is no count and is passed over
+_MOST = 1e15  # NaN, what is negative and what lies beyond this is no count, and is passed over
 
 
 def sample_sum(page: str, name: str) -> float | None:
@@ -25,7 +25,7 @@ def sample_sum(page: str, name: str) -> float | None:
             value = float(words[0])
         except (IndexError, ValueError):
             continue
-        if not abs(value) <= _MOST:
+        if not 0 <= value <= _MOST:
             continue
         total = value if total is None else total + value
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -42,6 +43,9 @@ class IncidentStore(Kept[Incident]):
         """One incident."""
         found = _INCIDENT.validate_python(row)
         self._strange |= frozenset(left_out(row, found))
+        if not all(math.isfinite(one.took_ms or 0.0) for one in found.actions):
+            msg = f"a duration of {found.id} is none"
+            raise ValueError(msg)
         times = [found.opened_at, found.closed_at, *(one.started_at for one in found.actions)]
         if not all(0 <= at < LATEST for at in times if at is not None):
             msg = f"a time of {found.id} is none"
