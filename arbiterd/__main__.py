@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             default_path,
         )
         from arbiterd.daemon import run  # noqa: PLC0415
-        from arbiterd.heap import bound  # noqa: PLC0415
+        from arbiterd.linux.heap import bound  # noqa: PLC0415
     bound()
     environ = dict(os.environ)
     return run(given.config or default_path(environ), environ)

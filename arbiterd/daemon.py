@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from arbiterd import __version__, procfs, startup, unwritten
+from arbiterd import __version__, startup, unwritten
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.load_probe import LoadProbes
@@ -24,12 +24,13 @@ from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
-from arbiterd.heap import Trimmer
-from arbiterd.init_system import use_systemd
 from arbiterd.intake import Ending, drained
 from arbiterd.inventory import Inventory
 from arbiterd.keyring import KEPT, Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
+from arbiterd.linux import procfs
+from arbiterd.linux.heap import Trimmer
+from arbiterd.linux.init_system import use_systemd
 from arbiterd.lock import Lock
 from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
 from arbiterd.model.actions import OperatorRequest, Refusal

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arbiterd.act.port_keeper import PortKeeper
 from arbiterd.act.port_unit import FILE, PortUnit
-from arbiterd.init_system import use_systemd
+from arbiterd.linux.init_system import use_systemd
 from arbiterd.model.events import Severity
 from arbiterd.model.settings import Settings
 

@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd import procfs
 from arbiterd.errors import AlreadyRunning
+from arbiterd.linux import procfs
 from arbiterd.owned import claim
 
 FORK_S = 5.0

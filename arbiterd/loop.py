@@ -20,6 +20,7 @@ from arbiterd.core.state import Carry, State
 from arbiterd.gateway.paths import Paths
 from arbiterd.intake import Ending, Intake
 from arbiterd.last_words import LastWords
+from arbiterd.linux.procfs import SHORT
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import DeviceObservation
@@ -29,7 +30,6 @@ from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, PortGuard, Published
 from arbiterd.model.settings import Settings
-from arbiterd.procfs import SHORT
 from arbiterd.runner_deaths import RunnerDeaths
 from arbiterd.secret_values import Secrets
 from arbiterd.sense.gateway_log import GatewayLog

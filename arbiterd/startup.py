@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import containers, procfs, strict_json
+from arbiterd import strict_json
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch_direct import DirectLauncher
@@ -21,9 +21,10 @@ from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
-from arbiterd.init_system import use_systemd
 from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
+from arbiterd.linux import container_ids, procfs
+from arbiterd.linux.init_system import use_systemd
 from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import ArbiterSettings, Settings
@@ -86,7 +87,7 @@ def distrusted(arbiter: ArbiterSettings, layouts: Layouts) -> list[str]:
 
 def engines_alive(runtime_dir: Path) -> bool:
     """Whether any backend recorded in this folder still runs (both launchers keep such records)."""
-    if containers.any_alive(runtime_dir / "backends"):
+    if container_ids.any_alive(runtime_dir / "backends"):
         return True
     for path in sorted((runtime_dir / "backends").glob("*.json")):
         try:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from arbiterd import containers, procfs, startup
+from arbiterd import startup
 from arbiterd.act import records
 from arbiterd.act.direct_record import Record
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.systemd_unit import Record as UnitRecord
 from arbiterd.core.carry import pack
 from arbiterd.core.state import State
+from arbiterd.linux import container_ids, procfs
 from arbiterd.model.actions import Verb
 from arbiterd.report.carry import CarryStore
 from tests.core.world import World, only
@@ -92,7 +93,7 @@ def _adopted(folder: Path) -> list[str]:
     launcher = DirectLauncher(folder, lambda: None)
     try:
         startup.engines_alive(folder)
-        containers.recorded(folder / "backends")
+        container_ids.recorded(folder / "backends")
         launcher.adopt()
         launcher.observe(1.0)
         return list(launcher.problems)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from arbiterd import heap
+from arbiterd.linux import heap
 
 _COUNT = """
 import ctypes, sys, threading

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import ports
+from arbiterd.linux import ports
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import confine, sandbox
-from arbiterd.confine import in_tmp, sandbox_of, writable, writes
+from arbiterd import sandbox
+from arbiterd.linux import sandbox_host
+from arbiterd.linux.sandbox_host import in_tmp, sandbox_of, writable, writes
 from arbiterd.model.container import ContainerSpec
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.sandbox import SandboxSettings
@@ -149,7 +150,7 @@ def test_the_pipe_of_mps_is_shared_where_it_can_be_trusted(
 ) -> None:
     """CUDA's default, made by root or the engine's user; anybody else may make a folder in /tmp."""
     pipe = tmp_path / "nvidia-mps"
-    monkeypatch.setattr(confine, "MPS_PIPE", str(pipe))
+    monkeypatch.setattr(sandbox_host, "MPS_PIPE", str(pipe))
     spec = LaunchSpec("x", ("/usr/bin/true",), {}, "i")
 
     def bound() -> str:
@@ -204,12 +205,12 @@ def test_an_amd_gpu_is_named_with_the_line_that_opens_it(
 ) -> None:
     """0.2.0 let an engine find it by itself."""
     node = tmp_path / "kfd"
-    monkeypatch.setattr(confine, "AMD", str(node))
-    monkeypatch.setattr(confine, "driver_here", lambda: False)
-    assert confine.shut_amd(SandboxSettings()) == ""
+    monkeypatch.setattr(sandbox_host, "AMD", str(node))
+    monkeypatch.setattr(sandbox_host, "driver_here", lambda: False)
+    assert sandbox_host.shut_amd(SandboxSettings()) == ""
     node.touch()
-    assert f'devices = ["{node}", "/dev/dri"]' in confine.shut_amd(SandboxSettings())
-    assert confine.shut_amd(SandboxSettings(devices=(str(node),))) == ""
-    assert confine.shut_amd(SandboxSettings(without=("DevicePolicy",))) == ""
-    monkeypatch.setattr(confine, "driver_here", lambda: True)
-    assert confine.shut_amd(SandboxSettings()) == ""
+    assert f'devices = ["{node}", "/dev/dri"]' in sandbox_host.shut_amd(SandboxSettings())
+    assert sandbox_host.shut_amd(SandboxSettings(devices=(str(node),))) == ""
+    assert sandbox_host.shut_amd(SandboxSettings(without=("DevicePolicy",))) == ""
+    monkeypatch.setattr(sandbox_host, "driver_here", lambda: True)
+    assert sandbox_host.shut_amd(SandboxSettings()) == ""

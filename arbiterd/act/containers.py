@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from arbiterd import containers, procfs
-from arbiterd.act.cgroups import cpu_s_of, pids_of
 from arbiterd.act.launcher import BASE_PATH, secrets_of, signal_exactly
-from arbiterd.containers import Container
 from arbiterd.errors import LaunchError
+from arbiterd.linux import container_ids, procfs
+from arbiterd.linux.cgroups import cpu_s_of, pids_of
+from arbiterd.linux.container_ids import Container
 from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from arbiterd.trust import environ, tool
@@ -94,7 +94,7 @@ class Containers:
     # -- looking -------------------------------------------------------------------------------
     def known(self) -> dict[str, Container]:
         """By backend, those with an id file; some may be gone."""
-        return containers.recorded(self._folder)
+        return container_ids.recorded(self._folder)
 
     def cgroup(self, backend: str) -> str:
         """The cgroup path of its container, "" when it has none. Never blocks."""
@@ -105,7 +105,7 @@ class Containers:
         path = self._paths.get(one.id, "")
         if path and pids_of(path):
             return path
-        path = containers.cgroup_of(one)
+        path = container_ids.cgroup_of(one)
         if path:
             self._paths[one.id] = path
         else:
@@ -130,7 +130,7 @@ class Containers:
 
     def owner_of(self, pid: int) -> str:
         """The backend in whose container this process lives, "" for none."""
-        return containers.owner_of(pid, self.known().values())
+        return container_ids.owner_of(pid, self.known().values())
 
     # -- doing ---------------------------------------------------------------------------------
     def prepare(self, spec: LaunchSpec) -> None:

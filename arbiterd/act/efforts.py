@@ -11,8 +11,8 @@ import subprocess
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from arbiterd import procfs
 from arbiterd.aside import aside
+from arbiterd.linux import procfs
 from arbiterd.trust import tool
 
 _MEASURE_S = 1.0

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
-from arbiterd.act.cgroups import folder_of, frozen_of
-from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Property
 from arbiterd.errors import LaunchError
+from arbiterd.linux.cgroups import folder_of, frozen_of
+from arbiterd.linux.systemd_bus import SERVICE, UNIT, Bus, BusError, Property
 from arbiterd.trust import tool
 
 PREFIX, SUFFIX = "gpu-arbiter-backend-", ".service"

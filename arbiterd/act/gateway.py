@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arbiterd import ports, procfs
 from arbiterd.act.door_keys import DoorKeys
 from arbiterd.act.gate_keeper import GateKeeper, replaced
 from arbiterd.act.gateway_files import check, holds, put
@@ -30,8 +29,9 @@ from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout
 from arbiterd.gateway.paths import GROUP, Paths
 from arbiterd.gateway.reading import states, traffic_of, wanted_limits
-from arbiterd.hostnames import HostNames
 from arbiterd.keyring import Keyring
+from arbiterd.linux import ports, procfs
+from arbiterd.linux.hostnames import HostNames
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown

@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from arbiterd import procfs, strict_json, unwritten
+from arbiterd import strict_json, unwritten
 from arbiterd.act.launcher import BASE_PATH, signal_exactly
-from arbiterd.act.systemd_bus import Bus, BusError
 from arbiterd.errors import LaunchError
 from arbiterd.gateway.paths import Paths
+from arbiterd.linux import procfs
+from arbiterd.linux.systemd_bus import Bus, BusError
 from arbiterd.model.devices import ProcessRef
 from arbiterd.owned import open_log, put_owned, read_owned
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from arbiterd import procfs
 from arbiterd.gateway import runtime
 from arbiterd.gateway.paths import Paths
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arbiterd import procfs
 from arbiterd.act.containers import Containers
 from arbiterd.act.wardens import descendants
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 
 TAG_BACKEND = "GPU_ARBITER_BACKEND"

@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from arbiterd import procfs
 from arbiterd.act.containers import Containers, exit_of, with_secrets
 from arbiterd.act.direct_record import Record, Running, read_record
 from arbiterd.act.efforts import Efforts
@@ -36,6 +35,7 @@ from arbiterd.act.launcher import (
 from arbiterd.act.tails import files_tail
 from arbiterd.act.wardens import begin, exit_told, running
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from arbiterd.placing import make_folder

@@ -17,8 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from arbiterd import procfs
-from arbiterd.act.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
 from arbiterd.act.containers import Containers, with_secrets
 from arbiterd.act.containers import exit_of as container_exit_of
 from arbiterd.act.efforts import Efforts
@@ -33,12 +31,14 @@ from arbiterd.act.launcher import (
 )
 from arbiterd.act.nodes import make
 from arbiterd.act.records import read_record
-from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.act.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
 from arbiterd.act.tails import journal_tail
 from arbiterd.act.unit_end import UnitEnd
 from arbiterd.aside import aside
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
+from arbiterd.linux.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
+from arbiterd.linux.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
 from arbiterd.owned import put_aside

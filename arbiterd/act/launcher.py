@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
-from arbiterd import bounded, env_text, procfs, unwritten
+from arbiterd import bounded, env_text, unwritten
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
 from arbiterd.placing import EVERYONE_FILE, OWN_FILE, make_folder, put_file

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from arbiterd import owned
-from arbiterd.act.systemd_bus import Bus, BusError, Property
 from arbiterd.errors import LaunchError
+from arbiterd.linux.systemd_bus import Bus, BusError, Property
 from arbiterd.sandbox import CAPABILITIES
 
 MODPROBE = "/usr/bin/nvidia-modprobe"

@@ -9,9 +9,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from arbiterd.act.systemd_bus import NAME, SERVICE, UNIT, Bus, BusError
 from arbiterd.act.tails import journal_tail
 from arbiterd.errors import LaunchError
+from arbiterd.linux.systemd_bus import NAME, SERVICE, UNIT, Bus, BusError
 
 PORTS = "gpu-arbiter-ports.service"
 FILE = "/run/gpu-arbiter/ports.nft"  # what the unit loads

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from arbiterd import sandbox
 from arbiterd.act.containers import SLICE, removal
 from arbiterd.act.launcher import BASE_PATH
-from arbiterd.act.systemd_bus import Property
-from arbiterd.confine import sandbox_of
+from arbiterd.linux.sandbox_host import sandbox_of
+from arbiterd.linux.systemd_bus import Property
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitState
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 
-from arbiterd import procfs
-from arbiterd.act.cgroups import pids_of
 from arbiterd.act.containers import Containers
 from arbiterd.act.launcher import signal_exactly
-from arbiterd.act.systemd_bus import SERVICE, UNIT, Bus, BusError
+from arbiterd.linux import procfs
+from arbiterd.linux.cgroups import pids_of
+from arbiterd.linux.systemd_bus import SERVICE, UNIT, Bus, BusError
 
 
 class UnitEnd:

@@ -6,11 +6,11 @@ import os
 from contextlib import suppress
 from typing import Literal
 
-from arbiterd import procfs
 from arbiterd.act.containers import SLICE
 from arbiterd.act.freezer import thaw_all
-from arbiterd.act.systemd_bus import NAME, UNIT, Bus, BusError
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
+from arbiterd.linux.systemd_bus import NAME, UNIT, Bus, BusError
 
 Job = Literal["stop", "restart", "start", "none"]
 

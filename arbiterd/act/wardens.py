@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from arbiterd import procfs
 from arbiterd.act import warden
 from arbiterd.act.launcher import BASE_PATH
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
 from arbiterd.owned import read_owned

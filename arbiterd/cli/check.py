@@ -10,7 +10,6 @@ from pathlib import Path
 
 import typer
 
-from arbiterd import procfs
 from arbiterd.cli.check_keys import check_keys
 from arbiterd.cli.client import Client
 from arbiterd.cli.common import globals_of, inventory, polite, print_json, say_problems
@@ -22,14 +21,15 @@ from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.config.parse import Report
-from arbiterd.confine import shut_amd
-from arbiterd.containers import any_alive
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
 from arbiterd.gateway.layout import owners
-from arbiterd.init_system import use_systemd
+from arbiterd.linux import procfs
+from arbiterd.linux.container_ids import any_alive
+from arbiterd.linux.init_system import use_systemd
+from arbiterd.linux.sandbox_host import shut_amd
 from arbiterd.model.settings import Settings
 from arbiterd.model.weights import Verdict
 from arbiterd.sense.containers import image_problem, proxied_port

@@ -10,7 +10,6 @@ from pathlib import Path
 import typer
 from rich.markup import escape
 
-from arbiterd import procfs
 from arbiterd.cli import ports
 from arbiterd.cli.client import Client
 from arbiterd.cli.common import console, globals_of, inventory, print_json
@@ -18,7 +17,8 @@ from arbiterd.cli.doctor_print import print_findings
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.errors import EX_REFUSED, ConfigRefused, LaunchError
-from arbiterd.init_system import use_systemd
+from arbiterd.linux import procfs
+from arbiterd.linux.init_system import use_systemd
 from arbiterd.model.settings import ArbiterSettings, Kind, Settings
 from arbiterd.sense.host import look
 from arbiterd.survey import access, engine_check

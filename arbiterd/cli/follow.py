@@ -19,7 +19,7 @@ from rich.text import Text
 from arbiterd.cli.client import Client, Unreachable
 from arbiterd.cli.show import Row, as_row, number, rows
 from arbiterd.errors import ArbiterError
-from arbiterd.units import format_duration
+from arbiterd.quantities import format_duration
 
 EVERY_S = 0.2
 DOORS_S = 60.0  # a busy HAProxy takes seconds until its next worker serves; then the switch is what counts

@@ -29,11 +29,11 @@ from arbiterd.config.lines import Lines
 from arbiterd.config.parse import Report
 from arbiterd.errors import ArbiterError, Problem
 from arbiterd.model.settings import ArbiterSettings, BackendSettings, Kind
+from arbiterd.quantities import format_size
 from arbiterd.survey.draft import draft
 from arbiterd.survey.facts import Finding, Survey
 from arbiterd.survey.findings import findings
 from arbiterd.survey.look import survey
-from arbiterd.units import format_size
 
 
 @dataclass(frozen=True, slots=True)

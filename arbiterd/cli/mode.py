@@ -24,7 +24,7 @@ from arbiterd.core.placement import place
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, EX_UNAVAILABLE, ArbiterError, ConfigRefused
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 
 def mode(

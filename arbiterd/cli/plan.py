@@ -28,17 +28,17 @@ from arbiterd.core.weigh import walls
 from arbiterd.engines import engine_of
 from arbiterd.engines.flags import SECRET, shown
 from arbiterd.errors import EX_CONFIG, ArbiterError
-from arbiterd.init_system import use_systemd
+from arbiterd.linux.init_system import use_systemd
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
 from arbiterd.model.weights import Fit
+from arbiterd.quantities import format_size
 from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.containers import client_of
 from arbiterd.sense.versions import version_of
-from arbiterd.units import format_size
 
 
 def plan(

@@ -10,7 +10,7 @@ from arbiterd.model.backend import Placement
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 
 def applied(

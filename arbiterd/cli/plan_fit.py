@@ -9,7 +9,7 @@ from arbiterd.engines.base import Wall
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.weights import Fit, Verdict
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 
 def fit_row(fit: Fit) -> dict[str, object]:

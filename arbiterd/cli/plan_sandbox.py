@@ -6,7 +6,7 @@ import os
 
 from arbiterd.act.launch_systemd import DEFAULT_USER
 from arbiterd.act.launcher import home_of
-from arbiterd.confine import sandbox_of
+from arbiterd.linux.sandbox_host import sandbox_of
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import Settings
 

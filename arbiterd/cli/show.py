@@ -12,7 +12,7 @@ from rich.table import Table
 
 from arbiterd.cli.client import Json, segment
 from arbiterd.cli.common import console, globals_of, polite, print_json
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 Row: TypeAlias = "dict[str, Json]"
 _COLOURS = {

@@ -10,7 +10,7 @@ from arbiterd.cli.client import Json
 from arbiterd.cli.common import console, globals_of, polite, print_json
 from arbiterd.cli.show import Row, as_row, backends, line, number, rows, texts
 from arbiterd.errors import ArbiterError
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 _SHOWN = 5  # of its last incidents
 

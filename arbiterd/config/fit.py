@@ -16,7 +16,7 @@ from arbiterd.errors import Problem
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 from arbiterd.model.weights import Fit, ModelFacts, NoFacts, Verdict
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 from arbiterd.weights import models_of
 
 

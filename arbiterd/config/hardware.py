@@ -15,7 +15,7 @@ from arbiterd.errors import Problem
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Kind, Mode, Settings
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 Severity = Literal["error", "warning"]
 

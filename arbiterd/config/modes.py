@@ -11,7 +11,7 @@ from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.vllm_command import parallel, sized
 from arbiterd.engines.vllm_rules import spoken
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share
-from arbiterd.units import parse_size
+from arbiterd.quantities import parse_size
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-/]+")

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from arbiterd.model.settings import FOR_EVER_S
-from arbiterd.units import parse_duration, parse_size
+from arbiterd.quantities import parse_duration, parse_size
 
 _DNS_NAME = re.compile(r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
 _ORIGIN = re.compile(r"[a-z*][a-z0-9+.*-]*://[]a-z0-9_.:*[-]+")

@@ -26,7 +26,7 @@ from arbiterd.model.actions import FreezeBackend
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
 from arbiterd.model.events import EventName, Severity
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 _FREE = Braked()
 

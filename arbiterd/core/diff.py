@@ -14,7 +14,7 @@ from arbiterd.core.state import BackendState, DrainCause
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import BackendSettings, Settings, Share
 from arbiterd.model.switch import Change
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 # Why the configuration alone lets a backend be drained: taken back when the layout before comes back.
 _RESTING = (Phase.STOPPED, Phase.BACKOFF, Phase.FAILED, Phase.WAITING)

@@ -21,7 +21,7 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitState
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 # One incident from the first sign to recovery, whatever it turns out to be.
 TROUBLE = (

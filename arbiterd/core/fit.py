@@ -14,7 +14,7 @@ from arbiterd.core.kv_cache import ollama_kv_bytes
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.tensorflow_serving import fraction
 from arbiterd.model.weights import Fit, KvLayers, ModelFacts, NoFacts, Term, Verdict
-from arbiterd.units import GIB, MIB, format_size
+from arbiterd.quantities import GIB, MIB, format_size
 
 WEIGHTS_FACTOR = 1.03
 FIXED_BYTES = int(0.95 * GIB)  # with a batch of 512 tokens

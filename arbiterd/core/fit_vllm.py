@@ -19,7 +19,7 @@ from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.flags import given, value_of
 from arbiterd.engines.vllm import SPIKE_FRACTION, SPIKE_MIN, overhead_bytes, utilisation
 from arbiterd.model.weights import Fit, ModelFacts, Term, Verdict
-from arbiterd.units import GIB, MIB, format_size
+from arbiterd.quantities import GIB, MIB, format_size
 
 SAMPLER_BYTES = 40  # per sequence and word of the vocabulary
 ACTIVATIONS_UNKNOWN = int(1.4 * GIB)

@@ -26,7 +26,7 @@ from arbiterd.model.actions import MakeNodes
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Pressure
 from arbiterd.model.reading import Known
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 ROOM = "room"
 ORDER = "order"

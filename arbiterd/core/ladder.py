@@ -29,7 +29,7 @@ from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 _RANK = {Pressure.UNKNOWN: 0, Pressure.CALM: 0, Pressure.TIGHT: 1, Pressure.CRITICAL: 2}
 

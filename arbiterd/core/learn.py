@@ -33,7 +33,7 @@ from arbiterd.model.events import EventName, Severity
 from arbiterd.model.observation import Observation
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Kind, Settings
-from arbiterd.units import GIB, MIB, format_size
+from arbiterd.quantities import GIB, MIB, format_size
 
 MITIGATION: Mapping[CauseClass, str] = {
     CauseClass.NOT_ENOUGH_FREE: "its start waits until its cap and a margin are free",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 
 # -- headroom and room ---------------------------------------------------------------------------
 HEADROOM_FRACTION: Final = (

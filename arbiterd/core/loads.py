@@ -23,7 +23,7 @@ from arbiterd.model.events import EventName, Severity
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.health import LoadedModel
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 
 def settle_loads(desk: Desk) -> None:

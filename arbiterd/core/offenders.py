@@ -18,7 +18,7 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 
 def tell(desk: Desk, uuid: str, state: DeviceState) -> None:

@@ -9,7 +9,7 @@ from arbiterd.core.limits import HEADROOM_FRACTION, HEADROOM_MAX_BYTES, HEADROOM
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import GpuRef, Mode, Share
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 
 def headroom_bytes(setting: int | None, device: Device) -> int:

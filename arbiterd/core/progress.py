@@ -20,7 +20,7 @@ from arbiterd.core.limits import (
 from arbiterd.core.state import BackendState, Effort
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
-from arbiterd.units import format_duration
+from arbiterd.quantities import format_duration
 
 _SAMPLE_S = 1.0
 

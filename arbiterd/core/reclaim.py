@@ -42,7 +42,7 @@ from arbiterd.model.devices import GpuProcess
 from arbiterd.model.events import ActionRecord, EventName, Severity
 from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 RUNNER = "runner"  # kind of a KILL event: one child of an engine, the engine itself goes on
 DISRUPTIVE = (Rung.SLEEP, Rung.RESTART, Rung.STOP)

@@ -13,7 +13,7 @@ from arbiterd.core.limits import RELEASED_FRACTION
 from arbiterd.core.state import BackendState
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
-from arbiterd.units import MIB
+from arbiterd.quantities import MIB
 
 _SLACK_BYTES = 64 * MIB  # readings of memory and processes are up to one poll apart
 

@@ -15,7 +15,7 @@ from arbiterd.core.state import BackendState, DeviceState
 from arbiterd.engines import engine_of
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 
 def look(desk: Desk, backend: BackendState) -> tuple[BackendState, str]:

@@ -38,7 +38,7 @@ from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
 from arbiterd.model.settings import Settings
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 _MINIMUM = 0.3  # of what it held: less freed is no sleep
 

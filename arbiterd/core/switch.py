@@ -21,7 +21,7 @@ from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change, Ended, Step, SwitchResult, SwitchView
-from arbiterd.units import format_duration
+from arbiterd.quantities import format_duration
 
 
 def begin(desk: Desk, before: Settings | None) -> None:

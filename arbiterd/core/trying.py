@@ -14,7 +14,7 @@ from arbiterd.core.state import BackendState, Canaries
 from arbiterd.engines import engine_of
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 
 def over(desk: Desk, backend: BackendState) -> bool:

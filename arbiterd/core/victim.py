@@ -32,7 +32,7 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.health import LoadedModel
 from arbiterd.model.pressure import Candidate, NotNow, Rung
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 _RUNNING = (Phase.READY, Phase.STARTING, Phase.DRAINING)
 

@@ -23,7 +23,7 @@ from arbiterd.model.actions import LoadModel
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
-from arbiterd.units import format_duration
+from arbiterd.quantities import format_duration
 
 
 def keep_warm(desk: Desk, backend: BackendState) -> None:

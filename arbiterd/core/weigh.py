@@ -13,7 +13,7 @@ from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Kind
 from arbiterd.model.weights import Fit, ModelFacts, NoFacts, Verdict
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 
 
 def fits(context: LaunchContext, models: Sequence[ModelFacts | NoFacts]) -> tuple[Fit, ...]:

@@ -15,13 +15,13 @@ from arbiterd.engines.base import (
     Wall,
 )
 from arbiterd.engines.devices import device_env
+from arbiterd.engines.failure_patterns import classify, word
 from arbiterd.engines.flags import value_of
 from arbiterd.engines.run_line import container_problem
-from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.units import MIB
+from arbiterd.quantities import MIB
 
 _WORDS = (
     word(

@@ -20,14 +20,14 @@ from arbiterd.engines.base import (
     Wall,
 )
 from arbiterd.engines.devices import device_env, parse_version
+from arbiterd.engines.failure_patterns import classify, word
 from arbiterd.engines.ollama_models import BY_FIT, About, about
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.shell_line import shell_problem
-from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
 from arbiterd.model.settings import FOR_EVER_S, BackendSettings, Kind
-from arbiterd.units import MIB, format_size
+from arbiterd.quantities import MIB, format_size
 
 FIT_TARGET_SINCE = (0, 30)  # OLLAMA_GPU_OVERHEAD no longer takes part in placement (ollama #16031)
 

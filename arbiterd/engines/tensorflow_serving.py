@@ -21,16 +21,16 @@ from arbiterd.engines.base import (
 )
 from arbiterd.engines.batching import memory, render
 from arbiterd.engines.devices import device_env
+from arbiterd.engines.failure_patterns import classify, word
 from arbiterd.engines.flags import OwnedFlag, problems, value_of, without
 from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.serving_flags import unknown
 from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.tf_canary import TensorflowTrials
-from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, Verdict
 from arbiterd.model.launch import Exit, FileSpec, LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.units import MIB, format_size
+from arbiterd.quantities import MIB, format_size
 
 # Context, cuDNN and cuBLAS lie outside the fraction: +234 MiB on a T4 (serving #1668), 300-600 MiB
 # on newer cards; the upper end of what was measured there.

@@ -18,14 +18,14 @@ from arbiterd.engines.base import (
 )
 from arbiterd.engines.base import Cause as CauseOf
 from arbiterd.engines.devices import device_env, parse_version
+from arbiterd.engines.failure_patterns import classify, word
 from arbiterd.engines.metrics_text import sample_sum
 from arbiterd.engines.vllm_command import sized
 from arbiterd.engines.vllm_rules import check, named, served, spoken
-from arbiterd.engines.words import classify, word
 from arbiterd.model.health import HttpProbe, HttpReply, LoadedModel, Progress, Verdict
 from arbiterd.model.launch import Exit, LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.units import MIB, format_size
+from arbiterd.quantities import MIB, format_size
 
 # What lies outside --gpu-memory-utilization: CUDA context, cuBLAS handles, NCCL (facts/engines.md).
 OVERHEAD_CONSUMER = 600 * MIB

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import procfs
 from arbiterd.errors import ArbiterError
+from arbiterd.linux import procfs
 from arbiterd.owned import connect
 
 TIMEOUT_S = 2.0

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from arbiterd import procfs
 from arbiterd.aside import aside
 from arbiterd.core.state import DRAIN_SENTENCES, Carry
+from arbiterd.linux import procfs
 from arbiterd.owned import put_aside, put_owned, read_owned, top
 from arbiterd.redact import Redactor
 from arbiterd.typed import build, left_out

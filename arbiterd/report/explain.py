@@ -14,7 +14,7 @@ from arbiterd.core.limits import (
 from arbiterd.model.backend import DeviceView
 from arbiterd.model.devices import Pressure
 from arbiterd.model.pressure import Holder, PressureView, ReclaimView
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 
 def reason(view: DeviceView) -> str:

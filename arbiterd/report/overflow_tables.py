@@ -19,7 +19,7 @@ from typing import NamedTuple
 from arbiterd.core import limits
 from arbiterd.core.learn import MITIGATION
 from arbiterd.engines.base import CauseClass
-from arbiterd.units import format_duration, format_size
+from arbiterd.quantities import format_duration, format_size
 
 SECTIONS = (
     "headroom and room",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from arbiterd.model.switch import Change, SwitchResult, SwitchView
+from arbiterd.quantities import format_duration
 from arbiterd.report import shape
-from arbiterd.units import format_duration
 
 Json = dict[str, object]
 

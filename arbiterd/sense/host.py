@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from arbiterd import confine, containers
 from arbiterd.core.nodes import CONTROL, UVM
 from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.linux import container_ids, sandbox_host
+from arbiterd.linux.ports import describe, holders, listening
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import BackendSettings, Settings
-from arbiterd.ports import describe, holders, listening
 from arbiterd.sense.containers import Found, client_of, proxied_port
 from arbiterd.sense.versions import PATH, Versions
 
@@ -92,7 +92,7 @@ class HostFactsSource:
 
 
 def _with_nodes(facts: HostFacts) -> HostFacts:
-    return replace(facts, driver=confine.driver_here(), nodes=confine.gpu_nodes())
+    return replace(facts, driver=sandbox_host.driver_here(), nodes=sandbox_host.gpu_nodes())
 
 
 def _lacks_nodes(facts: HostFacts) -> bool:
@@ -153,7 +153,7 @@ class _Holders:
             heard.discard(port)
             if pid and self._owner_of(pid) is not None:
                 continue
-            if pid and proxied_port(pid) == port and containers.any_alive(folder, wanted[port]):
+            if pid and proxied_port(pid) == port and container_ids.any_alive(folder, wanted[port]):
                 continue  # docker's forwarder of our own container
             out.setdefault(wanted[port], f"port {port} is taken by {describe(pid)}")
         return out

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.devices import Device, DeviceObservation, GpuState, XidEvent
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.reading import Known, Unknown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from arbiterd.model.devices import Memory
-from arbiterd.units import MIB, format_size
+from arbiterd.quantities import MIB, format_size
 
 SUM_SLACK_BYTES = 64 * MIB  # reserved + used + free = total, but for rounding
 SUM_SLACK_FRACTION = 0.01

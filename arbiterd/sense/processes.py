@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.devices import DeviceObservation, GpuProcess
 from arbiterd.model.reading import Known
 from arbiterd.sense.nvml import NvmlSnapshot

@@ -24,8 +24,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import confine, sandbox
+from arbiterd import sandbox
 from arbiterd.engines.image import image_version
+from arbiterd.linux import sandbox_host
 from arbiterd.model.sandbox import SandboxSettings
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.trust import interpreter, tool
@@ -189,7 +190,7 @@ def _unit_options(program: str, env: Mapping[str, str], user: str) -> list[str]:
     """Options of systemd-run: a backend's sandbox without a GPU; systemd ends the unit, with all that
     it has forked, after ASK_S.
     """
-    tmp, _ = confine.in_tmp([program])
+    tmp, _ = sandbox_host.in_tmp([program])
     place = sandbox.Place(tmp=tuple(tmp))
     confined = sandbox.directives(SandboxSettings(), place)
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arbiterd.units import MIB
+from arbiterd.quantities import MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from typing import Self
 
 from arbiterd.errors import ArbiterError
 from arbiterd.owned import trusted_uids
+from arbiterd.quantities import MIB
 from arbiterd.sim.cards import MIG_SIZES, PROFILES
 from arbiterd.trust import weak
-from arbiterd.units import MIB
 
 STATE_ENV = "GPU_SIM_STATE"
 LIB_ENV = "GPU_SIM_LIB"

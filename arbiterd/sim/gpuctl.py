@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arbiterd.errors import EX_REFUSED, EX_USAGE, ArbiterError
+from arbiterd.quantities import MIB, format_size, parse_size
 from arbiterd.sim.engines.growth import Grower, torch_words
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, OutOfMemory, SimGpu
-from arbiterd.units import MIB, format_size, parse_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.devices import GpuProcess
 from arbiterd.model.events import EventName
 from arbiterd.model.reading import Known

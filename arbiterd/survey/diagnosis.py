@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from arbiterd.errors import Problem
 from arbiterd.model.settings import Settings
+from arbiterd.quantities import GIB, MIB, format_size
 from arbiterd.survey.checkup import NEEDRESTART, Checkup, Holder, Space
 from arbiterd.survey.engine_check import SYSUSERS
 from arbiterd.survey.facts import Finding, Survey
-from arbiterd.units import GIB, MIB, format_size
 
 HAPROXY_LEAST = (2, 6)  # the version its configuration was tried with (facts/gateway.md)
 _LITTLE = {"state": (64 * MIB, 512 * MIB), "models": (0, 10 * GIB)}  # below: blocks, advice

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.model.devices import Device
+from arbiterd.quantities import GIB, format_size
 from arbiterd.survey import draft_entries
 from arbiterd.survey.draft_entries import Entry
 from arbiterd.survey.facts import EngineName, Survey
-from arbiterd.units import GIB, format_size
 
 ORDER: tuple[EngineName, ...] = ("tensorflow", "vllm", "ollama")
 WEIGHTS: Mapping[EngineName, int] = {"tensorflow": 20, "vllm": 55, "ollama": 20}

@@ -10,6 +10,7 @@ import tomlkit
 
 from arbiterd.engines.vllm_command import model_of
 from arbiterd.model.settings import Kind
+from arbiterd.quantities import format_size
 from arbiterd.survey.carried import Carried, from_command, from_unit
 from arbiterd.survey.facts import (
     EngineName,
@@ -22,7 +23,6 @@ from arbiterd.survey.facts import (
     engine_of_unit,
 )
 from arbiterd.survey.secrets import shown
-from arbiterd.units import format_size
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-3B-Instruct"
 MAX_MODELS = 16  # an allow-list that can still be read in one line

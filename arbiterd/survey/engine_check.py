@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from glob import glob
 
 from arbiterd.engines.vllm_command import model_of
+from arbiterd.linux.procfs import user_name
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.procfs import user_name
 from arbiterd.survey import access, models
 from arbiterd.survey.facts import Finding, Venv
 

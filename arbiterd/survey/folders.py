@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arbiterd.linux.procfs import user_name
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.procfs import user_name
 from arbiterd.sense.versions import version_of
 from arbiterd.survey.facts import SavedModel, Venv
 

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Collection
 from contextlib import suppress
 
-from arbiterd import procfs
-from arbiterd.ports import holders
+from arbiterd.linux import procfs
+from arbiterd.linux.ports import holders
 from arbiterd.survey.facts import OURS, Container, Listener
 
 

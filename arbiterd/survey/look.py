@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd import procfs
 from arbiterd.act.launcher import BASE_PATH
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
 from arbiterd.model.devices import Device
 from arbiterd.survey import containers, folders, listeners, models
 from arbiterd.survey.facts import EngineName, OllamaStore, Survey, UnitFacts, VllmRun

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from arbiterd import strict_json
-from arbiterd.procfs import user_name
+from arbiterd.linux.procfs import user_name
 from arbiterd.survey.facts import CachedModel, OllamaModel, OllamaStore
 
 # Ollama's own rule for showing a name: the default registry and its library are left out

@@ -15,9 +15,9 @@ from typing import Any
 from jeepney import DBusAddress
 
 from arbiterd import env_text
-from arbiterd.act.systemd_bus import NAME, PATH, SERVICE, UNIT, Bus
 from arbiterd.config.vllm_config import config_of
 from arbiterd.errors import LaunchError
+from arbiterd.linux.systemd_bus import NAME, PATH, SERVICE, UNIT, Bus
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.survey import unit_line
 from arbiterd.survey.facts import OURS, UnitFacts, UserUnit, engine_of_unit, starts_engine

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
 from arbiterd.reload import ReloadAnswer
 from arbiterd.report import shape

@@ -22,7 +22,7 @@ from aiohttp import web
 
 from arbiterd.errors import ArbiterError
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
-from arbiterd.hostnames import HostNames
+from arbiterd.linux.hostnames import HostNames
 from arbiterd.placing import hand_over
 from arbiterd.redact import Redactor
 from arbiterd.tap import Tap

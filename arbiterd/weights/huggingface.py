@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbiterd.model.weights import ModelFacts
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 from arbiterd.weights.files import Unreadable, names_in, opened, read_json, size_of, take
 from arbiterd.weights.hf_config import HfShape, dtype_width, read_config
 from arbiterd.weights.safetensors import NO_TENSORS, Tensors, read_header

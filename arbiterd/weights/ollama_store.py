@@ -11,7 +11,7 @@ from typing import Any
 from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
 from arbiterd.engines import ollama_names
 from arbiterd.model.weights import ModelFacts
-from arbiterd.units import format_size
+from arbiterd.quantities import format_size
 from arbiterd.weights.files import Unreadable, read_json, size_of
 from arbiterd.weights.gguf import read_metadata
 from arbiterd.weights.huggingface import NotHere

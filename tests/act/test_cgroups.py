@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act import cgroups
+from arbiterd.linux import cgroups
 
 EVENTS = "low 0\nhigh 0\nmax 12\noom 3\noom_kill {kills}\noom_group_kill 0\n"
 

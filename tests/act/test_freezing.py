@@ -17,8 +17,8 @@ import pytest
 
 from arbiterd.act import freezer
 from arbiterd.act.executor import Executor
-from arbiterd.act.systemd_bus import Bus
 from arbiterd.errors import LaunchError
+from arbiterd.linux.systemd_bus import Bus
 from arbiterd.model.actions import FreezeBackend, StopBackend
 from arbiterd.model.launch import UnitState
 from tests.act.test_executor import ended

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
 from arbiterd.errors import LaunchError
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, FileSpec, LaunchSpec, UnitObservation, UnitState
 from tests.support import wait_until

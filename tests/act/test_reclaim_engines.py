@@ -10,7 +10,7 @@ from arbiterd.act.reclaim import RequestFailed, carry_out
 from arbiterd.config import load
 from arbiterd.engines import engine_of
 from arbiterd.model.settings import BackendSettings
-from arbiterd.units import GIB
+from arbiterd.quantities import GIB
 from tests.sim.test_engines import Bench, bench
 from tests.sim.test_reclaim import ASK, _loaded, _used, _vllm
 from tests.support import wait_until

@@ -12,8 +12,8 @@ import pytest
 
 from arbiterd.act import unit_end
 from arbiterd.act.containers import Containers
-from arbiterd.act.systemd_bus import Bus
 from arbiterd.act.unit_end import UnitEnd
+from arbiterd.linux.systemd_bus import Bus
 
 
 class _Bus:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.warden import LOG_MOST
+from arbiterd.linux import procfs
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from tests.support import wait_until
 

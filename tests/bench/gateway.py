@@ -25,11 +25,11 @@ from typing import Any
 import aiohttp
 import requests
 
-from arbiterd import procfs
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.act.gateway_services import GATE, DirectServices
 from arbiterd.config import load
 from arbiterd.gateway.paths import paths
+from arbiterd.linux import procfs
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Settings
 from arbiterd.sim.gpu import build

@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arbiterd import procfs
 from arbiterd.core.limits import RESTART_AGAIN_S
 from arbiterd.gateway.paths import paths
+from arbiterd.linux import procfs
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, build
-from arbiterd.units import GIB, MIB
 from tests.support import free_port
 from tests.support.host import Host
 from tests.support.overflow import Stranger

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from arbiterd.gateway import runtime
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.units import GIB, MIB
 
 LONGEST_S = 30.0
 

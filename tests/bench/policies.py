@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from arbiterd.model.actions import SleepBackend, StopBackend, Verb
 from arbiterd.model.events import EventName
+from arbiterd.quantities import MIB
 from arbiterd.sim.world.engine import Nature
 from arbiterd.sim.world.generate import LAYOUTS, MODELS, Layout, overload, settings
 from arbiterd.sim.world.policies import Ours
@@ -29,7 +30,6 @@ from arbiterd.sim.world.rivals import Oracle, Plain, Threshold
 from arbiterd.sim.world.scenario import NATURES, Happening, Scenario, play
 from arbiterd.sim.world.script import Script
 from arbiterd.sim.world.world import Policy, World
-from arbiterd.units import MIB
 
 SCENARIOS = int(os.environ.get("SCENARIOS", "500"))
 DAYS = float(os.environ.get("DAYS", "7"))

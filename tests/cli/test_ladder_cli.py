@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.pressure import LearnedCap
+from arbiterd.quantities import GIB, MIB
 from arbiterd.report.learned import LearnedStore
-from arbiterd.units import GIB, MIB
 from tests.support.host import MODEL, Host
 
 ONLY_VLLM = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }\n'

@@ -10,7 +10,7 @@ from arbiterd.config import check_devices, load
 from arbiterd.config_file import default_path
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import FOR_EVER_S, GpuRef, Kind, Settings
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 
 FIFTEEN = """\
 mode = "A"

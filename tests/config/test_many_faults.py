@@ -15,7 +15,7 @@ from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.lines import Lines
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 
 GOOD = """\
 mode = "A"

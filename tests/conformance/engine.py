@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.conformance.cases import Case
 from tests.support import free_port, wait_until
 

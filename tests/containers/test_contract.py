@@ -18,8 +18,6 @@ from time import monotonic
 
 import pytest
 
-from arbiterd import containers, procfs
-from arbiterd.act.cgroups import pids_of
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
@@ -27,6 +25,8 @@ from arbiterd.core.planning import launch_spec
 from arbiterd.engines.base import CauseClass, LaunchContext
 from arbiterd.engines.generic import GenericEngine
 from arbiterd.errors import LaunchError
+from arbiterd.linux import container_ids, procfs
+from arbiterd.linux.cgroups import pids_of
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from arbiterd.model.settings import Kind
 from arbiterd.startup import engines_alive
@@ -111,8 +111,8 @@ class Bench:
             20,
             f"the family; {self.launcher.tail('probe', 5)}",
         )
-        one = containers.recorded(self.folder)["probe"]
-        return wait_until(lambda: _python_in(containers.cgroup_of(one)), 10)
+        one = container_ids.recorded(self.folder)["probe"]
+        return wait_until(lambda: _python_in(container_ids.cgroup_of(one)), 10)
 
     def call(self, *words: str) -> str:
         """Ask the client itself."""

@@ -15,7 +15,7 @@ from arbiterd.model.devices import XidEvent
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import LoadUndone
 from arbiterd.model.launch import Exit
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.test_ladder import GPU, _sleeper, grow_until_critical
 from tests.core.world import World, settings
 

@@ -27,7 +27,7 @@ from arbiterd.gateway.fit import shape_of
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Kind, OllamaOptions, VllmOptions
 from arbiterd.model.weights import Fit, KvLayers, ModelFacts, NoFacts, Verdict
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from arbiterd.weights.hf_config import read_config
 from tests.core.world import backend
 from tests.support.weights import (

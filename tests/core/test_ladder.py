@@ -24,7 +24,7 @@ from arbiterd.model.gateway import Admit, LoadVerdict
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.pressure import PressureView, Rung
 from arbiterd.model.settings import VllmOptions
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, VLLM, World, only, settings
 
 GPU = "GPU-0"

@@ -19,7 +19,7 @@ from arbiterd.model.observation import HostFacts
 from arbiterd.model.pressure import LearnedCap, Rung
 from arbiterd.model.reading import Unknown
 from arbiterd.model.settings import GpuRef, Mode, Settings, Share, VllmOptions
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.test_ladder import GPU, actions, band, detail, grow
 from tests.core.world import VLLM, World, settings
 

@@ -13,7 +13,7 @@ from arbiterd.model.events import EventName
 from arbiterd.model.gateway import Requests
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Settings
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, VLLM, World, settings
 
 GPU = "GPU-0"

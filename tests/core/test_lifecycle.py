@@ -17,7 +17,7 @@ from arbiterd.model.gateway import Traffic
 from arbiterd.model.launch import Exit
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.settings import Mode
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, TF, VLLM, Engine, World, only, settings, share
 
 

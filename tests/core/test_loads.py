@@ -11,7 +11,7 @@ from arbiterd.model.events import EventName
 from arbiterd.model.gateway import LoadAsk, LoadDone, LoadUndone, LoadVerdict
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Mode, Settings
-from arbiterd.units import GIB
+from arbiterd.quantities import GIB
 from tests.core.world import OLLAMA, World, settings
 
 

@@ -12,7 +12,7 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.launch import Exit, UnitObservation
 from arbiterd.model.settings import Mode
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, TF, TICK_S, VLLM, World, settings, share
 
 SLOW = replace(VLLM, start_timeout_s=1200.0)

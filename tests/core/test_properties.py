@@ -17,7 +17,7 @@ from arbiterd.model.devices import Device
 from arbiterd.model.events import EventName
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind, Mode
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, VLLM, World, backend, settings, share
 
 NAMES = ("tensorflow", "vllm", "ollama")

@@ -11,7 +11,7 @@ from arbiterd.core.state import State
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import Traffic
-from arbiterd.units import MIB
+from arbiterd.quantities import MIB
 from tests.core.world import TICK_S, World, only
 
 STUCK = round(60 / TICK_S)  # ticks of stuck_after

@@ -12,13 +12,13 @@ import pytest
 
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.world.generate import overload, world
 from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.rivals import Oracle, Plain, Threshold
 from arbiterd.sim.world.scenario import CONFIG, Scenario, play, read, settings_of
 from arbiterd.sim.world.script import Script
 from arbiterd.sim.world.world import World
-from arbiterd.units import GIB, MIB
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 TF_ALONE = """

@@ -73,7 +73,7 @@ from arbiterd.model.settings import (
     Share,
     Source,
 )
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 
 TICK_S = 0.25
 

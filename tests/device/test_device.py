@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.support.host import Host
 
 pytestmark = [pytest.mark.device, pytest.mark.timeout(600)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pynvml
 import pytest
 
-from arbiterd.confine import nvidia_nodes
+from arbiterd.linux.sandbox_host import nvidia_nodes
 from tests.device.test_device import TORCH, _why_not
 from tests.system.conftest import HERE, ROOT, _cannot_boot
 

@@ -14,7 +14,7 @@ from arbiterd.engines.owned_env import owned
 from arbiterd.model.devices import Device
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import BackendSettings, Batching, Kind, TensorflowOptions, VllmOptions
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import backend
 
 CARD = Device("GPU-aaa", 1, "NVIDIA GeForce RTX 4090", "01", 24 * GIB, 400 * MIB)

@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.faults.stage import Missing, Size, Stage
 
 SETTLE_S = 30.0  # from service to calm: incidents close, foreign processes are off the list

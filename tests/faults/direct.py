@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from tests.faults.stage import VLLM_MODEL, Json, Missing, Stage, until
 from tests.support import free_port

@@ -6,7 +6,7 @@ import signal
 import socket
 from typing import Any
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.faults.by_hand import (
     CONT,
     STOP,

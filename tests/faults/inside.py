@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.sim.gpu import SimGpu
 from tests.faults.stage import Json, Missing, Stage, until, with_words

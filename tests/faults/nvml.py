@@ -6,8 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, Flag
-from arbiterd.units import GIB, MIB
 from tests.faults.by_hand import STOP, both, hit, serves, ticks_go_on, told
 from tests.faults.row import Fault
 from tests.faults.stage import Stage, stays, until

@@ -18,7 +18,7 @@ from typing import Any
 
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.sim.gpu import SimGpu
 
 Json = dict[str, Any]

@@ -327,7 +327,7 @@ def _all_resume(stage: Stage, _: Any) -> None:
 def _stray(stage: Stage) -> int:
     main = stage.main_pid("vllm")
     stage.fault("vllm", double_fork="bare")
-    from arbiterd import procfs
+    from arbiterd.linux import procfs
 
     found = until(lambda: [p for p in stage.tagged() if "stray" in procfs.command(p)], "the stray")
     stage.fault("vllm")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
 from arbiterd.gateway import runtime
+from arbiterd.linux import procfs
 from tests.gateway.conftest import make, write
 from tests.support import wait_until
 from tests.support.host import Host

@@ -16,9 +16,9 @@ from arbiterd.gateway.layout import doors_of, layout
 from arbiterd.gateway.live import clean, live, parse, text
 from arbiterd.gateway.paths import paths
 from arbiterd.gateway.runtime import escape
+from arbiterd.linux.ports import listener
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Failover, Kind, Settings
-from arbiterd.ports import listener
 from tests.core.world import backend, settings
 from tests.gateway.conftest import FAILOVER, make, write
 from tests.support import free_port, wait_until

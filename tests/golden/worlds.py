@@ -10,7 +10,7 @@ from arbiterd.model.gateway import BUCKETS_S, Requests, Traffic
 from arbiterd.model.launch import Exit
 from arbiterd.model.published import Published
 from arbiterd.model.settings import Degrade, Failover, Mode, Settings
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, TF, VLLM, World, settings, share
 from tests.web.site import published
 

@@ -8,7 +8,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.support import free_port, wait_until
 from tests.support.host import Host, settle
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.support import wait_until
 from tests.support.host import MODEL, Host, settle
 

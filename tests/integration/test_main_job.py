@@ -9,7 +9,7 @@ import socket
 
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.support import wait_until
 from tests.support.host import MODEL, NAMES, SHARED, Host
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import requests
 
-from arbiterd import procfs
-from arbiterd.units import GIB, MIB
+from arbiterd.linux import procfs
+from arbiterd.quantities import GIB, MIB
 from tests.support import wait_until
 from tests.support.host import NAMES, SHARED, Host
 from tests.support.lending import WARM, Lender

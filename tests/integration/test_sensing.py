@@ -16,10 +16,10 @@ from arbiterd.core.state import State
 from arbiterd.loop import Inbox, Loop, Parts
 from arbiterd.model.devices import XidEvent
 from arbiterd.model.reading import Known
+from arbiterd.quantities import GIB
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.units import GIB
 from tests.sense.watching import events_on, until, watching
 from tests.support import wait_until
 from tests.support.host import Host, Json

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.support.host import MODEL, Host, running
 
 MODES = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }'

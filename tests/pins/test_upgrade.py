@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from arbiterd import procfs
 from arbiterd.config import load
 from arbiterd.core.state import State
+from arbiterd.linux import procfs
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.gateway import Traffic

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.gateway.client import Answer, crowd
 from tests.support import wait_until
 from tests.support.host import Host

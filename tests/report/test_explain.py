@@ -10,8 +10,8 @@ import pytest
 from arbiterd.model.backend import DeviceView
 from arbiterd.model.devices import Pressure
 from arbiterd.model.pressure import Candidate, PressureView, ReclaimView, Rung
+from arbiterd.quantities import GIB, MIB, format_size
 from arbiterd.report import explain
-from arbiterd.units import GIB, MIB, format_size
 from tests.core.world import World, only, settings
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from arbiterd.core import learn
 from arbiterd.model.pressure import LearnedCap
+from arbiterd.quantities import MIB
 from arbiterd.report.learned import LearnedStore
-from arbiterd.units import MIB
 from tests.core.world import World, settings
 
 CAP = LearnedCap(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import containers
+from arbiterd.linux import container_ids
 from arbiterd.model.settings import Kind
 from arbiterd.sense.containers import client_of, docker_answers, proxied_port
 from arbiterd.sense.versions import version_of
@@ -99,10 +99,10 @@ def test_only_whole_ids_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.docker.cid").write_text(one)
     (tmp_path / "y.podman.cid").write_text("abc")
     (tmp_path / "z.lxc.cid").write_text(two)
-    found = containers.recorded(tmp_path)
+    found = container_ids.recorded(tmp_path)
     assert {name: (c.client, c.id) for name, c in found.items()} == {"x": ("docker", one)}
-    assert containers.recorded(tmp_path / "nowhere") == {}
-    assert not containers.any_alive(tmp_path)
+    assert container_ids.recorded(tmp_path / "nowhere") == {}
+    assert not container_ids.any_alive(tmp_path)
 
 
 def test_a_process_that_is_no_docker_proxy_forwards_nothing() -> None:

@@ -11,11 +11,11 @@ import pytest
 from arbiterd.model.devices import DeviceObservation, GpuState, Memory
 from arbiterd.model.events import EventName
 from arbiterd.model.reading import Known, Unknown
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sense import nvml
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.plausible import list_problem, memory_problem
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.units import GIB, MIB
 from tests.sense.watching import until, watching
 
 TOTAL = 24 * GIB

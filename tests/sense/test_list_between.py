@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from arbiterd.quantities import GIB
 from arbiterd.sense import nvml_worker
 from arbiterd.sense.nvml_worker import LIST_TRIES, Row, Worker
-from arbiterd.units import GIB
 
 
 class Card:

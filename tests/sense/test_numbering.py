@@ -11,11 +11,11 @@ from arbiterd.engines.devices import device_env
 from arbiterd.inventory import Inventory
 from arbiterd.model.devices import Device, GpuState
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share
+from arbiterd.quantities import GIB
 from arbiterd.sense import nvml
 from arbiterd.sense.numbering import Numbering, Seen
 from arbiterd.sense.nvml import NvmlSnapshot
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.units import GIB
 from tests.sense.watching import by_index, until, watching
 
 A, B, C = Seen("GPU-a", "00:10", 0), Seen("GPU-b", "00:20", 1), Seen("GPU-c", "00:30", 2)

@@ -13,11 +13,11 @@ import pytest
 
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known, Unknown
+from arbiterd.quantities import GIB
 from arbiterd.sense import nvml
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, Flag, SimGpu
-from arbiterd.units import GIB
 from tests.support import wait_until
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.reading import Known
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sense import nvml_worker
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.units import GIB, MIB
 from tests.sense.watching import events_on, until, watching
 from tests.support import wait_until
 

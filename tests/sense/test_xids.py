@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.devices import XidEvent
 from arbiterd.sense import kernel_log, xids
 from arbiterd.sense.kernel_log import KernelLog

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import SimGpu
-from arbiterd.units import GIB, MIB
 from tests.support import free_port, wait_until
 
 

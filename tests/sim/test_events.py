@@ -14,9 +14,9 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from arbiterd.quantities import GIB
 from arbiterd.sim import gpuctl
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
-from arbiterd.units import GIB
 
 WAIT = """
 import json, sys, time

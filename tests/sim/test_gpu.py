@@ -14,8 +14,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import DeviceLost, OutOfMemory, SimGpu
-from arbiterd.units import GIB, MIB
 from tests.support import wait_until
 
 STRUCTS = [

@@ -9,7 +9,7 @@ from typing import Any
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import CauseClass
 from arbiterd.model.settings import Kind
-from arbiterd.units import GIB
+from arbiterd.quantities import GIB
 from tests.sim.test_engines import Bench, bench
 from tests.sim.test_reclaim import Asked
 from tests.support import wait_until

@@ -15,12 +15,12 @@ from itertools import pairwise
 import pytest
 import requests
 
-from arbiterd import procfs
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import CauseClass
+from arbiterd.linux import procfs
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from tests.sim.test_engines import Bench, _ended, _tensorflow, bench
 from tests.support import wait_until
 

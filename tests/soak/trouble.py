@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from arbiterd.errors import ArbiterError
-from arbiterd.units import GIB
+from arbiterd.quantities import GIB
 from tests.support.host import NAMES, Host
 
 PAUSE_S = (6.0, 18.0)  # between the end of a fault and the next one

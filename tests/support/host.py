@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
 from tests.support import free_port, wait_until
 from tests.support.forks import Forked, ended, forks

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import pytest
 import requests
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from tests.support.host import Host, Json
 from tests.support.outcome import FAILED
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from arbiterd.config import check_devices, load
 from arbiterd.core.placement import headroom_bytes, place
 from arbiterd.model.devices import Device
+from arbiterd.quantities import GIB, MIB
 from arbiterd.survey.draft import draft
 from arbiterd.survey.facts import (
     CachedModel,
@@ -25,7 +26,6 @@ from arbiterd.survey.facts import (
     Venv,
     VllmRun,
 )
-from arbiterd.units import GIB, MIB
 
 HOMES = "/home"
 RTX = Device("GPU-1", 0, "NVIDIA GeForce RTX 4090", "00000000:01:00.0", 24564 * MIB, 475 * MIB)

@@ -7,6 +7,7 @@ import pytest
 from arbiterd.errors import Problem
 from arbiterd.model.devices import GpuProcess, ProcessRef
 from arbiterd.model.reading import Known
+from arbiterd.quantities import GIB, MIB
 from arbiterd.survey.checkup import Checkup, Holder, Space
 from arbiterd.survey.containers import ports_of
 from arbiterd.survey.diagnosis import of_host, of_problems
@@ -19,7 +20,6 @@ from arbiterd.survey.facts import (
     engine_of_unit,
 )
 from arbiterd.survey.findings import findings
-from arbiterd.units import GIB, MIB
 
 OLLAMA = UnitFacts(
     "ollama.service",

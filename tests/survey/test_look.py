@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.sim.gpu import SimGpu
 from arbiterd.survey import access, engine_check, folders, listeners, models

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import procfs
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launcher import write_files
 from arbiterd.act.takeover import read_record, record_path
-from arbiterd.containers import recorded
 from arbiterd.core.state import Carry
 from arbiterd.errors import ArbiterError, LaunchError
 from arbiterd.gateway.runtime import GatewayGone, ask
 from arbiterd.inventory import Inventory
 from arbiterd.layouts import Layouts
+from arbiterd.linux import procfs
+from arbiterd.linux.container_ids import recorded
 from arbiterd.lock import Lock
 from arbiterd.model.launch import FileSpec
 from arbiterd.owned import (

@@ -12,7 +12,7 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Mode
-from arbiterd.units import GIB, MIB
+from arbiterd.quantities import GIB, MIB
 from arbiterd.web.openapi import document
 from tests.core.world import OLLAMA, VLLM, World, only, settings, share
 from tests.web.site import Site, fits, published

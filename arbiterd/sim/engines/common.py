@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.engines import misbehave
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
-from arbiterd.units import GIB, MIB
 
 FAULTS_ENV = "GPU_SIM_FAULTS"
 CONTEXT_BYTES = 400 * MIB  # a CUDA context on a 24 GiB consumer card takes 300-600 MiB

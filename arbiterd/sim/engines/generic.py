@@ -7,10 +7,10 @@ import os
 import sys
 from typing import ClassVar
 
+from arbiterd.quantities import MIB
 from arbiterd.sim.engines.common import Card, Faults, Handler, Server, say
 from arbiterd.sim.engines.growth import leak, torch_words
 from arbiterd.sim.gpu import OutOfMemory
-from arbiterd.units import MIB
 
 
 class Api(Handler):

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from arbiterd.quantities import GIB, KIB, MIB
 from arbiterd.sim.engines.common import Card, Faults
 from arbiterd.sim.gpu import DeviceLost, OutOfMemory
-from arbiterd.units import GIB, KIB, MIB
 
 STEP_S = 0.01
 IDLE_S = 0.04  # how soon a fault that is switched on takes effect

@@ -15,10 +15,10 @@ import threading
 import time
 from typing import Any
 
+from arbiterd.quantities import MIB
 from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, say
 from arbiterd.sim.engines.growth import Grower, leak
 from arbiterd.sim.gpu import OutOfMemory
-from arbiterd.units import MIB
 
 TOKEN_S = 0.02
 PLAN_ENV = "LLAMA_SIM_PLAN"

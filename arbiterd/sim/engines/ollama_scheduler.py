@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults
 from arbiterd.sim.engines.go_words import Refused, log
 from arbiterd.sim.engines.ollama_env import Settings
 from arbiterd.sim.engines.ollama_models import Blob, Library, Model
 from arbiterd.sim.engines.ollama_options import RunnerOptions
 from arbiterd.sim.engines.ollama_runner import Runner
-from arbiterd.units import GIB, MIB
 
 VERSION = "0.33.0"
 MIN_VRAM = 457 * MIB

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from arbiterd.engines.serving_flags import SWITCHES, VALUED
+from arbiterd.quantities import MIB
 from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Server, say
 from arbiterd.sim.engines.growth import Grower, leak
 from arbiterd.sim.engines.tensorflow_config import (
@@ -32,7 +33,6 @@ from arbiterd.sim.engines.tensorflow_config import (
 )
 from arbiterd.sim.engines.tensorflow_json import Invalid
 from arbiterd.sim.gpu import OutOfMemory
-from arbiterd.units import MIB
 
 _GROW_FIRST = 256 * MIB
 OOM_TEXT = (

@@ -19,10 +19,10 @@ import time
 from typing import Any
 
 from arbiterd.errors import ArbiterError
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Link, gib
 from arbiterd.sim.engines.growth import leak, torch_words
 from arbiterd.sim.gpu import OutOfMemory
-from arbiterd.units import GIB, MIB
 
 WEIGHTS, ACTIVATION, GRAPHS = 6 * GIB, 900 * MIB, 300 * MIB
 KV_PER_TOKEN = 36 * 1024  # Qwen2.5-3B: 36 layers x 2 KV heads x 128 x 2 x 2 bytes

@@ -10,9 +10,9 @@ from arbiterd.model.backend import Placement
 from arbiterd.model.health import LoadedModel
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from arbiterd.model.settings import BackendSettings
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.world.growth import CHUNK, Growth
 from arbiterd.sim.world.hardware import Card, Proc
-from arbiterd.units import GIB, MIB
 
 if TYPE_CHECKING:
     from arbiterd.sim.world.world import World

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from arbiterd.errors import ArbiterError
 from arbiterd.model.devices import Pressure
 from arbiterd.model.gateway import Admit
-from arbiterd.units import parse_duration
+from arbiterd.quantities import parse_duration
 
 if TYPE_CHECKING:
     from arbiterd.sim.world.world import World

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadVerdict
-from arbiterd.units import MIB
+from arbiterd.quantities import MIB
 
 if TYPE_CHECKING:
     from arbiterd.sim.world.world import World

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from arbiterd.quantities import MIB
 from arbiterd.sim.world.hardware import Proc
-from arbiterd.units import MIB
 
 CHUNK = 2 * MIB  # the granularity of CUDA's virtual memory
 

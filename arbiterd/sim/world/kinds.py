@@ -9,10 +9,10 @@ from arbiterd.engines.flags import value_of
 from arbiterd.model.health import LoadedModel
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind
+from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.world.engine import Engine
 from arbiterd.sim.world.growth import CHUNK, Growth
 from arbiterd.sim.world.hardware import Proc
-from arbiterd.units import GIB, MIB
 
 _MIN_KV = 256 * MIB
 

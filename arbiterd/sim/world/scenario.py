@@ -14,12 +14,12 @@ from typing import Any
 from arbiterd.config import load
 from arbiterd.errors import ArbiterError
 from arbiterd.model.settings import Settings
+from arbiterd.quantities import GIB, parse_duration, parse_size
 from arbiterd.sim.world.engine import Nature
 from arbiterd.sim.world.expect import Expect
 from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.script import Script
 from arbiterd.sim.world.world import Host, Policy, World
-from arbiterd.units import GIB, parse_duration, parse_size
 
 CONFIG = """\
 mode = "A"

@@ -15,11 +15,11 @@ from arbiterd.errors import ArbiterError
 from arbiterd.model.actions import Verb
 from arbiterd.model.devices import XidEvent
 from arbiterd.model.launch import Exit
+from arbiterd.quantities import parse_duration, parse_size
 from arbiterd.sim.world.engine import Engine
 from arbiterd.sim.world.growth import CHUNK, Growth
 from arbiterd.sim.world.hardware import Card, Proc
 from arbiterd.sim.world.world import World
-from arbiterd.units import parse_duration, parse_size
 
 FOR_EVER = "1000h"
 ALL_OF_IT = "1000000GiB"

@@ -20,6 +20,7 @@ from arbiterd.model.gateway import GatewayObservation
 from arbiterd.model.launch import UnitObservation
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.settings import BackendSettings, Settings
+from arbiterd.quantities import GIB
 from arbiterd.sim.cards import PROFILES
 from arbiterd.sim.world.acting import Acts
 from arbiterd.sim.world.engine import Engine, Faults, Nature
@@ -29,7 +30,6 @@ from arbiterd.sim.world.hardware import Card, Proc, release
 from arbiterd.sim.world.monitor import Monitor
 from arbiterd.sim.world.sensing import Nvml, Probes
 from arbiterd.sim.world.traffic import Flow
-from arbiterd.units import GIB
 
 STEP_S = 0.025
 WALL_0 = 1.8e9

@@ -10,17 +10,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from arbiterd import containers, startup
+from arbiterd import startup
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.takeover import read_record
 from arbiterd.core.carry import pack
 from arbiterd.errors import ArbiterError
 from arbiterd.inventory import Inventory
 from arbiterd.layouts import Layouts
+from arbiterd.linux import container_ids
+from arbiterd.linux.procfs import boot_id
 from arbiterd.model.devices import Device
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
 from arbiterd.model.pressure import LearnedCap
-from arbiterd.procfs import boot_id
 from arbiterd.report import status
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.counts import Counts
@@ -100,7 +101,7 @@ def read_records(data: bytes) -> None:
     (home / "backends").mkdir(exist_ok=True)
     (home / "backends" / "vllm.json").write_bytes(data)
     startup.engines_alive(home)
-    containers.recorded(home / "backends")
+    container_ids.recorded(home / "backends")
     launcher = DirectLauncher(home, lambda: None)
     try:
         launcher.adopt()

@@ -17,16 +17,16 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from arbiterd import procfs
 from arbiterd.config import load
 from arbiterd.core.carry import pack
+from arbiterd.linux import procfs
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.launch import Exit
+from arbiterd.quantities import GIB, MIB
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.learned import LearnedStore
-from arbiterd.units import GIB, MIB
 from tests.core.world import World
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.container import Client
 from arbiterd.owned import read_owned
 

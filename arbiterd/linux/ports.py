@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model import strangers
 
 _LISTEN = "0A"  # net/tcp_states.h

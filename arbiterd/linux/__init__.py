@@ -1,0 +1,1 @@
+"""What the kernel and systemd tell about this host: /proc, cgroups, sockets, containers' ids, units."""
