@@ -26,7 +26,6 @@ from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.intake import Ending, drained
 from arbiterd.inventory import Inventory
-from arbiterd.keyring import KEPT, Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.linux import procfs
 from arbiterd.linux.heap import Trimmer
@@ -42,7 +41,8 @@ from arbiterd.report.journal import Journal, catch_all, resolve_mode
 from arbiterd.report.notify import Notifier
 from arbiterd.report.status_line import status_line
 from arbiterd.report.stores import Stores
-from arbiterd.secret_values import Secrets
+from arbiterd.secrets.keyring import KEPT, Keyring
+from arbiterd.secrets.values import Secrets
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command

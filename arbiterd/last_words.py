@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from arbiterd.act.launcher import Launcher
 from arbiterd.aside import aside
 from arbiterd.model.launch import UnitObservation, UnitState
-from arbiterd.secret_values import Secrets
+from arbiterd.secrets.values import Secrets
 
 LINES = 500
 _MAX_AT_ONCE = 8

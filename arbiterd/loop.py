@@ -31,7 +31,7 @@ from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, PortGuard, Published
 from arbiterd.model.settings import Settings
 from arbiterd.runner_deaths import RunnerDeaths
-from arbiterd.secret_values import Secrets
+from arbiterd.secrets.values import Secrets
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource

@@ -16,7 +16,7 @@ from arbiterd.engines.ollama_deaths import Deaths
 from arbiterd.model.health import RunnerDeath
 from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.model.settings import Kind, Settings
-from arbiterd.secret_values import Secrets
+from arbiterd.secrets.values import Secrets
 
 LINES = 500
 AGAIN_S = (0.0, 1.0, 5.0)  # after a change: the line may come later than the end of the process

@@ -21,7 +21,6 @@ from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
-from arbiterd.keyring import Keyring
 from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.init_system import use_systemd
@@ -30,7 +29,8 @@ from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import ArbiterSettings, Settings
 from arbiterd.owned import claim, read_owned
 from arbiterd.placing import make_folder
-from arbiterd.redact import Redactor
+from arbiterd.secrets.keyring import Keyring
+from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.loads import LoadDesk
 

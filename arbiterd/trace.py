@@ -24,7 +24,7 @@ from arbiterd.errors import ArbiterError
 from arbiterd.model.decision import Decision
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 from arbiterd.typed import checked
 
 FORMAT = 1

@@ -15,13 +15,13 @@ import pytest
 from arbiterd import bounded
 from arbiterd.config import load
 from arbiterd.errors import ConfigRefused
-from arbiterd.keyring import Keyring
 from arbiterd.model.devices import Device, DeviceObservation, GpuProcess, GpuState, Memory
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.report import journal
 from arbiterd.report.aside import MOST_LINES, Aside
 from arbiterd.report.journal import Journal
+from arbiterd.secrets.keyring import Keyring
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.stalls import Stalls
 from tests.support import wait_until

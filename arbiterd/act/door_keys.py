@@ -10,8 +10,8 @@ from arbiterd import bounded
 from arbiterd.act.gateway_files import put
 from arbiterd.gateway import keys
 from arbiterd.gateway.paths import Paths
-from arbiterd.keyring import Keyring
 from arbiterd.model.settings import Kind, Settings
+from arbiterd.secrets.keyring import Keyring
 
 LOOK_EVERY_S = 1.0
 

@@ -35,7 +35,7 @@ from arbiterd.model.actions import (
     WakeBackend,
 )
 from arbiterd.model.health import HttpProbe
-from arbiterd.secret_values import Secrets
+from arbiterd.secrets.values import Secrets
 
 
 class Lane(StrEnum):

@@ -29,7 +29,6 @@ from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout
 from arbiterd.gateway.paths import GROUP, Paths
 from arbiterd.gateway.reading import states, traffic_of, wanted_limits
-from arbiterd.keyring import Keyring
 from arbiterd.linux import ports, procfs
 from arbiterd.linux.hostnames import HostNames
 from arbiterd.model.devices import ProcessRef
@@ -39,7 +38,8 @@ from arbiterd.model.settings import Settings
 from arbiterd.model.strangers import masked
 from arbiterd.owned import NotTrusted
 from arbiterd.placing import make_folder
-from arbiterd.redact import Redactor
+from arbiterd.secrets.keyring import Keyring
+from arbiterd.secrets.redact import Redactor
 
 STALE_S = 2.0
 START_EVERY_S = 1.0

@@ -7,8 +7,8 @@ from itertools import combinations
 from pathlib import Path
 
 from arbiterd.gateway.layout import owners
-from arbiterd.keyring import KEPT, Keyring
 from arbiterd.model.settings import Settings
+from arbiterd.secrets.keyring import KEPT, Keyring
 
 Warn = Callable[[str, str, str], None]  # (backend, key of the file, "wrong; right")
 

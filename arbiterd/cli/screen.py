@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from arbiterd.secret_values import Secrets
+from arbiterd.secrets.values import Secrets
 
 _secrets: list[Secrets] = []
 

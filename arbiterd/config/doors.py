@@ -9,7 +9,7 @@ from arbiterd import bounded
 from arbiterd.config.parse import Report
 from arbiterd.config.schema import FileSettings
 from arbiterd.env_text import keys_in
-from arbiterd.token_file import read_token
+from arbiterd.secrets.token_file import read_token
 
 
 def check_doors(settings: FileSettings, report: Report) -> None:

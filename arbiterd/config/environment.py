@@ -8,8 +8,8 @@ from arbiterd.engines.owned_env import owned
 from arbiterd.engines.shell_line import assignments
 from arbiterd.engines.vllm_rules import ENV_FILE
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.redact import LEAST
-from arbiterd.secret_values import is_secret
+from arbiterd.secrets.redact import LEAST
+from arbiterd.secrets.values import is_secret
 
 _TOLD = ("api-key", "hf-token")
 

@@ -19,7 +19,7 @@ from arbiterd.aside import aside
 from arbiterd.core.state import DRAIN_SENTENCES, Carry
 from arbiterd.linux import procfs
 from arbiterd.owned import put_aside, put_owned, read_owned, top
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 from arbiterd.typed import build, left_out
 
 NAME = "carry.json"

@@ -24,9 +24,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from arbiterd.model.events import Event, EventName, Severity
-from arbiterd.redact import Redactor
 from arbiterd.report.aside import CLOSE_S, Aside
 from arbiterd.report.catalogue import message_id
+from arbiterd.secrets.redact import Redactor
 
 SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "gpu-arbiter"

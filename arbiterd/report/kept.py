@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from arbiterd.aside import aside
 from arbiterd.owned import NotTrusted, put_owned, read_owned, top
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 from arbiterd.strict_json import strict_json
 
 T = TypeVar("T")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from arbiterd.model.published import Published
 from arbiterd.model.settings import ArbiterSettings
-from arbiterd.redact import Redactor
 from arbiterd.report.carry import CarryStore
 from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.learned import LearnedStore
+from arbiterd.secrets.redact import Redactor
 
 
 class Stores:

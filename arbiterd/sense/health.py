@@ -17,7 +17,6 @@ from typing import TypeVar
 from arbiterd.aside import aside
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed
-from arbiterd.keyring import Keyring
 from arbiterd.model.health import (
     HealthObservation,
     HttpProbe,
@@ -30,7 +29,8 @@ from arbiterd.model.health import (
 )
 from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import BackendSettings, Settings
-from arbiterd.redact import Redactor
+from arbiterd.secrets.keyring import Keyring
+from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.canaries import sent, tried
 from arbiterd.sense.http import NO_DESCRIPTOR, Via, ask, session, unix_session
 from arbiterd.sense.turns import Turns

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from arbiterd.gateway.hosts import Names, host_pattern, tidy
 from arbiterd.model.settings import ArbiterSettings, Settings
-from arbiterd.token_file import LEAST, read_token
+from arbiterd.secrets.token_file import LEAST, read_token
 from arbiterd.web.holder import Holder
 from arbiterd.web.replies import Handler, error, shown
 

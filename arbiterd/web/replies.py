@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SAFE = {

@@ -7,7 +7,7 @@ import time
 
 from aiohttp import web
 
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 from arbiterd.tap import KEPT, Tap
 from arbiterd.trace import Writer
 from arbiterd.web import params

@@ -11,8 +11,8 @@ from arbiterd.gateway import render
 from arbiterd.gateway.keys import CERTIFICATE, DOORS, Keys
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.paths import Paths, paths
-from arbiterd.keyring import Keyring
 from arbiterd.model.settings import Settings
+from arbiterd.secrets.keyring import Keyring
 from tests.core.world import settings
 
 

@@ -18,7 +18,7 @@ from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import GatewayObservation
 from arbiterd.model.reading import Known, Unknown
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.scenario import CONFIG, Scenario, play, read, settings_of
 from arbiterd.sim.world.script import Script

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import requests
 
-from arbiterd.keyring import Keyring
 from arbiterd.model.gateway import Admit
 from arbiterd.model.settings import Settings
+from arbiterd.secrets.keyring import Keyring
 from tests.core.world import VLLM, backend
 from tests.support.doors import OLLAMA_ANSWERS, OLLAMA_MODEL, VLLM_MODEL, Doors, doors, made
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-from arbiterd.redact import HIDDEN
+from arbiterd.secrets.redact import HIDDEN
 from tests.support import wait_until
 from tests.support.host import MODEL, Host, running
 

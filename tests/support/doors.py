@@ -27,9 +27,9 @@ from arbiterd.gateway import live, render, runtime
 from arbiterd.gateway.gate_config import gate_config
 from arbiterd.gateway.layout import FILES, HERE, layout
 from arbiterd.gateway.paths import paths
-from arbiterd.keyring import Keyring
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Failover, Kind, Settings
+from arbiterd.secrets.keyring import Keyring
 from tests.core.world import backend, settings
 from tests.support import free_port, wait_until
 

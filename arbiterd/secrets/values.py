@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from arbiterd import bounded, env_text
-from arbiterd.redact import Redactor
+from arbiterd.secrets.redact import Redactor
 
 # By the words of the name. What ends in FILE, PATH or SOCK names a file; tokenizers and numbers of
 # tokens are no secrets, and hiding a model's name would make every message useless.

@@ -1,4 +1,4 @@
-"""Text and documents without secrets. Pure: ``secret_values`` finds the values, this file hides them.
+"""Text and documents without secrets. Pure: ``values`` finds the values, this file hides them.
 
 A value is hidden wherever it stands whole: as it is, and as JSON, a URL, a shell, HTML or base64 writes
 it (a Basic header, a query in an access log). What a program has changed otherwise (cut, hashed, spelt

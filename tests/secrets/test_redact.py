@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbiterd.redact import HIDDEN, LEAST, Redactor
-from arbiterd.secret_values import Secrets, found_in, is_secret
+from arbiterd.secrets.redact import HIDDEN, LEAST, Redactor
+from arbiterd.secrets.values import Secrets, found_in, is_secret
 
 FAR_S = 5.0  # of CPU: what begins anew at each character takes minutes for such texts
 KEY = "sk-prod/9f+8\"e'7d=6c&5b"

@@ -1,0 +1,1 @@
+"""Keys and tokens, and which values must not be shown."""
