@@ -48,7 +48,7 @@ from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.signals import Signals
-from arbiterd.tap import Tap
+from arbiterd.trace.recorder import Tap
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder

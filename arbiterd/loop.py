@@ -37,8 +37,8 @@ from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.stalls import Stalls
-from arbiterd.tap import Tap
-from arbiterd.trace import Tick
+from arbiterd.trace.codec import Tick
+from arbiterd.trace.recorder import Tap
 from arbiterd.web.loads import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)

@@ -20,7 +20,7 @@ from arbiterd.config import load
 from arbiterd.errors import EX_REFUSED, ArbiterError
 from arbiterd.model.actions import Action
 from arbiterd.model.decision import Decision
-from arbiterd.trace import Reader, Replayed, replay
+from arbiterd.trace.codec import Reader, Replayed, replay
 
 _TOLD = 20  # differing ticks that are printed
 

@@ -25,7 +25,7 @@ from arbiterd.gateway.paths import GROUP as GATE_GROUP
 from arbiterd.linux.hostnames import HostNames
 from arbiterd.placing import hand_over
 from arbiterd.secrets.redact import Redactor
-from arbiterd.tap import Tap
+from arbiterd.trace.recorder import Tap
 from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.guard import Guard
 from arbiterd.web.holder import Holder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arbiterd.core.limits import CANARY_EVERY_S
 from arbiterd.model.reading import Known
-from arbiterd.trace import Reader
+from arbiterd.trace.codec import Reader
 from tests.support.host import MODEL, Host, running
 
 KEY = "sk-integration-4711"

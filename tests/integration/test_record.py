@@ -7,7 +7,7 @@ import json
 import os
 import signal
 
-from arbiterd.trace import Reader, replay
+from arbiterd.trace.codec import Reader, replay
 from tests.support import wait_until
 from tests.support.host import SHARED, Host, running
 

@@ -1,7 +1,7 @@
 """An hour of observations and what core decides on each: any change of the policy shows here, by its tick.
 
 ``hour.toml`` says what happens. ``observations.jsonl.gz`` is what the closed-loop world then showed, written as
-traces are (arbiterd/trace.py) but without any State; ``decisions.txt`` is what was decided, as the lines of
+traces are (arbiterd/trace/codec.py) but without any State; ``decisions.txt`` is what was decided, as the lines of
 facts.py: ``+`` a fact begins, ``-`` it ends, ``!`` it belongs to this tick. Three things stand in the
 observations by what they mean, as their values are core's own business: the action of an outcome is (type,
 backend, n-th of these), a unit's intent is that of its n-th start, and a restart of the daemon is a mark.
@@ -44,7 +44,7 @@ from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.scenario import Scenario, read
 from arbiterd.sim.world.script import Script
 from arbiterd.sim.world.world import World
-from arbiterd.trace import decode, difference, encode, patch
+from arbiterd.trace.codec import decode, difference, encode, patch
 from tests.pins.facts import Names, lasting, once
 
 FOLDER = Path(__file__).parent

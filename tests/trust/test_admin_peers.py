@@ -13,7 +13,7 @@ import pytest
 
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.reload import ReloadAnswer
-from arbiterd.tap import Tap
+from arbiterd.trace.recorder import Tap
 from arbiterd.web import admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.server import WebServer

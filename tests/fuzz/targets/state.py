@@ -29,7 +29,7 @@ from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.learned import LearnedStore
 from arbiterd.report.metrics import render
 from arbiterd.sense.numbering import Numbering, Seen
-from arbiterd.trace import Reader, Tick, Writer, replay
+from arbiterd.trace.codec import Reader, Tick, Writer, replay
 from tests.core.world import World, settings
 from tests.fuzz import shapes
 from tests.fuzz.files import file, folder

@@ -23,18 +23,9 @@ from arbiterd.sim.world.policies import Ours
 from arbiterd.sim.world.scenario import CONFIG, Scenario, play, read, settings_of
 from arbiterd.sim.world.script import Script
 from arbiterd.sim.world.world import World
-from arbiterd.trace import (
-    Reader,
-    Tick,
-    Writer,
-    decode,
-    difference,
-    encode,
-    patch,
-    replay,
-)
+from arbiterd.trace.codec import Reader, Tick, Writer, decode, difference, encode, patch, replay
 
-SCENARIOS = Path(__file__).parent / "scenarios"
+SCENARIOS = Path(__file__).parents[1] / "core" / "scenarios"
 SHORT = ("fast-leak", "orphan", "blind", "planned-load", "mig", "lost-card")
 
 

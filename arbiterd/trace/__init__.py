@@ -1,0 +1,1 @@
+"""Traces: recording what the daemon saw and decided, and replaying it."""
