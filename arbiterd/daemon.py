@@ -24,9 +24,6 @@ from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
 from arbiterd.engine_ports import EnginePorts
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
-from arbiterd.intake import Ending, drained
-from arbiterd.inventory import Inventory
-from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.linux import procfs
 from arbiterd.linux.heap import Trimmer
 from arbiterd.linux.init_system import use_systemd
@@ -36,18 +33,21 @@ from arbiterd.model.actions import OperatorRequest, Refusal
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.published import Published
-from arbiterd.reload import Reloader
 from arbiterd.report.journal import Journal, catch_all, resolve_mode
 from arbiterd.report.notify import Notifier
 from arbiterd.report.status_line import status_line
-from arbiterd.report.stores import Stores
 from arbiterd.secrets.keyring import KEPT, Keyring
 from arbiterd.secrets.values import Secrets
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
+from arbiterd.settings.history import Layouts, rolled_back_problem
+from arbiterd.settings.queue import Ending, drained
+from arbiterd.settings.reload import Reloader
 from arbiterd.signals import Signals
+from arbiterd.store.gpu_inventory import Inventory
+from arbiterd.store.state_files import Stores
 from arbiterd.trace.recorder import Tap
 from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin

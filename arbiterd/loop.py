@@ -18,7 +18,6 @@ from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import Carry, State
 from arbiterd.gateway.paths import Paths
-from arbiterd.intake import Ending, Intake
 from arbiterd.last_words import LastWords
 from arbiterd.linux.procfs import SHORT
 from arbiterd.model.actions import OperatorRequest
@@ -36,6 +35,7 @@ from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
+from arbiterd.settings.queue import Ending, Intake
 from arbiterd.stalls import Stalls
 from arbiterd.trace.codec import Tick
 from arbiterd.trace.recorder import Tap

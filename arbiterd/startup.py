@@ -21,7 +21,6 @@ from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
-from arbiterd.layouts import Layouts, rolled_back_problem
 from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.init_system import use_systemd
 from arbiterd.loop import GatewayParts
@@ -32,6 +31,7 @@ from arbiterd.placing import make_folder
 from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.gateway_log import GatewayLog
+from arbiterd.settings.history import Layouts, rolled_back_problem
 from arbiterd.web.loads import LoadDesk
 
 

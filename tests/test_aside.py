@@ -15,10 +15,10 @@ from arbiterd import bounded
 from arbiterd.aside import _Keeper, _Work
 from arbiterd.core.state import Carry
 from arbiterd.report.aside import Aside
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sim.gpu import SimGpu
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
 from tests.report.test_journal import INCIDENT
 from tests.support import wait_until
 

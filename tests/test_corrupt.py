@@ -21,14 +21,14 @@ from arbiterd.config.schema import (
     key_names,
 )
 from arbiterd.errors import ConfigRefused, Problem
-from arbiterd.inventory import Inventory
-from arbiterd.layouts import Layouts
 from arbiterd.model.devices import Device
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
 from arbiterd.report import shape
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
-from arbiterd.report.learned import LearnedStore
+from arbiterd.settings.history import Layouts
+from arbiterd.store.gpu_inventory import Inventory
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
+from arbiterd.store.learned_caps import LearnedStore
 
 GPU = Device("GPU-1", 0, "card", "00000000:01:00.0", 24 << 30, 0)
 ACTION = ActionRecord("a", "restart", "vllm", "why", 5.0, 1.0, 1, 1, "done")

@@ -19,7 +19,7 @@ from arbiterd.core.carry import pack
 from arbiterd.core.state import State
 from arbiterd.linux import container_ids, procfs
 from arbiterd.model.actions import Verb
-from arbiterd.report.carry import CarryStore
+from arbiterd.store.handoff import CarryStore
 from tests.core.world import World, only
 from tests.test_corrupt import RAW, WRONG
 

@@ -109,8 +109,8 @@ def polite() -> Iterator[None]:
 
 def inventory(state_dir: Path) -> tuple[tuple[Device, ...], str]:
     """(devices, "") as NVML lists them now; else those of the daemon's last run, and why so."""
-    from arbiterd.inventory import Inventory  # noqa: PLC0415 - most commands list no device
     from arbiterd.sense.nvml import NvmlSource  # noqa: PLC0415
+    from arbiterd.store.gpu_inventory import Inventory  # noqa: PLC0415 - most commands list no device
 
     source = NvmlSource()
     source.start()

@@ -36,9 +36,9 @@ from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
 from arbiterd.model.weights import Fit
 from arbiterd.quantities import format_size
-from arbiterd.report.learned import LearnedStore
 from arbiterd.sense.containers import client_of
 from arbiterd.sense.versions import version_of
+from arbiterd.store.learned_caps import LearnedStore
 
 
 def plan(

@@ -17,10 +17,10 @@ from arbiterd.core import diff
 from arbiterd.core.state import BackendState
 from arbiterd.engine_ports import granted
 from arbiterd.errors import ConfigRefused
-from arbiterd.layouts import LAST_GOOD
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
+from arbiterd.settings.history import LAST_GOOD
 
 
 @dataclass(frozen=True, slots=True)

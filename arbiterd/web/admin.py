@@ -14,8 +14,8 @@ from aiohttp import web
 
 from arbiterd.linux import procfs
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
-from arbiterd.reload import ReloadAnswer
 from arbiterd.report import shape
+from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web import bodies
 from arbiterd.web.replies import Handler, answer, error
 

@@ -11,7 +11,7 @@ import pytest
 from arbiterd.linux import procfs
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.quantities import GIB, MIB
-from arbiterd.report.learned import LearnedStore
+from arbiterd.store.learned_caps import LearnedStore
 from tests.support.host import MODEL, Host
 
 ONLY_VLLM = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }\n'

@@ -15,7 +15,6 @@ from arbiterd.core.decide import decide
 from arbiterd.core.diff import plan
 from arbiterd.core.intent import intent
 from arbiterd.core.state import Carry, State
-from arbiterd.intake import Intake
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.decision import Decision
@@ -25,6 +24,7 @@ from arbiterd.model.launch import Exit
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Mode, Settings, Source
 from arbiterd.model.switch import Change, Ended
+from arbiterd.settings.queue import Intake
 from tests.core.world import OLLAMA, TF, TICK_S, VLLM, World, settings, share
 
 # A: all on card 0. B: vLLM moves, TensorFlow goes, Ollama stays. C: vLLM on card 1, Ollama smaller.

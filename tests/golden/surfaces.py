@@ -22,10 +22,10 @@ from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.published import Published
-from arbiterd.reload import ReloadAnswer
 from arbiterd.report import ladder, metrics, route, shape, status
 from arbiterd.report.catalogue import message_id
 from arbiterd.report.counts import Counts
+from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin
 from arbiterd.web.openapi import document
 from tests.golden.worlds import worlds

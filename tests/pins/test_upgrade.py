@@ -21,9 +21,9 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.gateway import Traffic
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change, Ended
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
-from arbiterd.report.learned import LearnedStore
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
+from arbiterd.store.learned_caps import LearnedStore
 from tests.core.world import Engine, World
 
 FOLDER = Path(__file__).parent / "upgrade"

@@ -12,8 +12,8 @@ import pytest
 from arbiterd.model.events import ActionRecord, Event, EventName, Incident, Severity
 from arbiterd.report import journal
 from arbiterd.report.catalogue import CATALOGUE, catalog, message_id, table
-from arbiterd.report.incidents import IncidentStore
 from arbiterd.report.journal import Journal, encode, fields_of
+from arbiterd.store.incidents import IncidentStore
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENT = Event(

@@ -8,7 +8,6 @@ import pytest
 
 from arbiterd.core.placement import place
 from arbiterd.engines.devices import device_env
-from arbiterd.inventory import Inventory
 from arbiterd.model.devices import Device, GpuState
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share
 from arbiterd.quantities import GIB
@@ -16,6 +15,7 @@ from arbiterd.sense import nvml
 from arbiterd.sense.numbering import Numbering, Seen
 from arbiterd.sense.nvml import NvmlSnapshot
 from arbiterd.sim.gpu import SimGpu
+from arbiterd.store.gpu_inventory import Inventory
 from tests.sense.watching import by_index, until, watching
 
 A, B, C = Seen("GPU-a", "00:10", 0), Seen("GPU-b", "00:20", 1), Seen("GPU-c", "00:30", 2)

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from arbiterd.core.limits import INCIDENTS_KEPT
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
-from arbiterd.report.incidents import IncidentStore
 from arbiterd.sim.gpu import build
+from arbiterd.store.incidents import IncidentStore
 from tests.soak.sampling import WHO, Sampler
 from tests.soak.trouble import Trouble
 from tests.soak.verdict import restarts, table, trends

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arbiterd.model.actions import OperatorRequest
-from arbiterd.reload import ReloadAnswer
+from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.trace.recorder import Tap
 from arbiterd.web import admin
 from arbiterd.web.holder import Holder

@@ -18,8 +18,6 @@ from arbiterd.act.takeover import read_record, record_path
 from arbiterd.core.state import Carry
 from arbiterd.errors import ArbiterError, LaunchError
 from arbiterd.gateway.runtime import GatewayGone, ask
-from arbiterd.inventory import Inventory
-from arbiterd.layouts import Layouts
 from arbiterd.linux import procfs
 from arbiterd.linux.container_ids import recorded
 from arbiterd.lock import Lock
@@ -34,10 +32,12 @@ from arbiterd.owned import (
     top,
 )
 from arbiterd.placing import make_folder, put_file
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
-from arbiterd.report.learned import LearnedStore
+from arbiterd.settings.history import Layouts
 from arbiterd.startup import engines_alive
+from arbiterd.store.gpu_inventory import Inventory
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
+from arbiterd.store.learned_caps import LearnedStore
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 NOBODY = 65534

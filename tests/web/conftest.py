@@ -9,7 +9,7 @@ import pytest
 
 from arbiterd.core.asking import refusal
 from arbiterd.model.actions import OperatorRequest, Refusal
-from arbiterd.reload import ReloadAnswer
+from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.server import WebServer

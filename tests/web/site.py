@@ -12,7 +12,7 @@ from typing import Any
 
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.published import LoopFacts, Published
-from arbiterd.reload import ReloadAnswer
+from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.server import WebServer

@@ -16,9 +16,9 @@ from arbiterd.errors import ArbiterError, Problem
 from arbiterd.model.actions import Verb
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Degrade, Failover
-from arbiterd.reload import ReloadAnswer
 from arbiterd.report import metrics, route
 from arbiterd.report.counts import Counts
+from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document

@@ -304,7 +304,7 @@ def _shared() -> Site:
         holder.put(published(World(settings()).up()))
         port = free_port()
         path = Path(f"/tmp/{os.getpid()}.{port}.sock")
-        from arbiterd.reload import ReloadAnswer
+        from arbiterd.settings.reload import ReloadAnswer
         from arbiterd.web.admin import Admin
 
         answer = ReloadAnswer(accepted=True, mode="A")
@@ -396,7 +396,7 @@ ASKS = (*BODIES.values(), b'{"id":1,"backend":2,"model":[],"predicted_bytes":1e3
 
 def test_the_gates_socket_takes_no_nonsense_either(tmp_path: Path) -> None:
     """Who faces the network may have been taken over: 400, 413 or 422, never 500."""
-    from arbiterd.reload import ReloadAnswer
+    from arbiterd.settings.reload import ReloadAnswer
     from arbiterd.web.admin import Admin
 
     desk = LoadDesk(lambda: None)

@@ -15,20 +15,20 @@ from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.takeover import read_record
 from arbiterd.core.carry import pack
 from arbiterd.errors import ArbiterError
-from arbiterd.inventory import Inventory
-from arbiterd.layouts import Layouts
 from arbiterd.linux import container_ids
 from arbiterd.linux.procfs import boot_id
 from arbiterd.model.devices import Device
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.report import status
-from arbiterd.report.carry import CarryStore
 from arbiterd.report.counts import Counts
-from arbiterd.report.incidents import IncidentStore
-from arbiterd.report.learned import LearnedStore
 from arbiterd.report.metrics import render
 from arbiterd.sense.numbering import Numbering, Seen
+from arbiterd.settings.history import Layouts
+from arbiterd.store.gpu_inventory import Inventory
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
+from arbiterd.store.learned_caps import LearnedStore
 from arbiterd.trace.codec import Reader, Tick, Writer, replay
 from tests.core.world import World, settings
 from tests.fuzz import shapes

@@ -24,9 +24,9 @@ from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.launch import Exit
 from arbiterd.quantities import GIB, MIB
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
-from arbiterd.report.learned import LearnedStore
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
+from arbiterd.store.learned_caps import LearnedStore
 from tests.core.world import World
 
 HERE = Path(__file__).parent

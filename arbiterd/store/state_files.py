@@ -8,10 +8,10 @@ from pathlib import Path
 
 from arbiterd.model.published import Published
 from arbiterd.model.settings import ArbiterSettings
-from arbiterd.report.carry import CarryStore
-from arbiterd.report.incidents import IncidentStore
-from arbiterd.report.learned import LearnedStore
 from arbiterd.secrets.redact import Redactor
+from arbiterd.store.handoff import CarryStore
+from arbiterd.store.incidents import IncidentStore
+from arbiterd.store.learned_caps import LearnedStore
 
 
 class Stores:

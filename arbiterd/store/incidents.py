@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from arbiterd.model.events import Incident
-from arbiterd.report.kept import Kept
 from arbiterd.report.shape import LATEST
+from arbiterd.store.json_store import Kept
 from arbiterd.typed import left_out
 
 _INCIDENT = TypeAdapter(Incident)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from arbiterd.model.pressure import LearnedCap
-from arbiterd.report.kept import Kept
+from arbiterd.store.json_store import Kept
 
 _TEXTS = ("mode", "backend", "gpu", "model", "version", "reason")
 _SIZES = ("lowered_bytes", "step_bytes", "ooms")

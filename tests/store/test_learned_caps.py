@@ -11,7 +11,7 @@ import pytest
 from arbiterd.core import learn
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.quantities import MIB
-from arbiterd.report.learned import LearnedStore
+from arbiterd.store.learned_caps import LearnedStore
 from tests.core.world import World, settings
 
 CAP = LearnedCap(

@@ -1,0 +1,1 @@
+"""Which accepted settings are in force, and how a changed file is taken."""
