@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from arbiterd.config_file import (  # noqa: PLC0415 - --help and --version stay instant
             default_path,
         )
-        from arbiterd.daemon import run  # noqa: PLC0415
+        from arbiterd.daemon.main import run  # noqa: PLC0415
         from arbiterd.linux.heap import bound  # noqa: PLC0415
     bound()
     environ = dict(os.environ)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from arbiterd import startup
 from arbiterd.act import records
 from arbiterd.act.direct_record import Record
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.systemd_unit import Record as UnitRecord
 from arbiterd.core.carry import pack
 from arbiterd.core.state import State
+from arbiterd.daemon import startup
 from arbiterd.linux import container_ids, procfs
 from arbiterd.model.actions import Verb
 from arbiterd.store.handoff import CarryStore

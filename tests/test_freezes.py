@@ -14,6 +14,7 @@ import pytest
 
 from arbiterd import bounded
 from arbiterd.config import load
+from arbiterd.daemon.stalls import Stalls
 from arbiterd.errors import ConfigRefused
 from arbiterd.model.devices import Device, DeviceObservation, GpuProcess, GpuState, Memory
 from arbiterd.model.events import EventName, Severity
@@ -23,7 +24,6 @@ from arbiterd.report.aside import MOST_LINES, Aside
 from arbiterd.report.journal import Journal
 from arbiterd.secrets.keyring import Keyring
 from arbiterd.sense.nvml import NvmlSource
-from arbiterd.stalls import Stalls
 from tests.support import wait_until
 
 

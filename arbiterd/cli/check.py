@@ -22,7 +22,7 @@ from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.config.parse import Report
 from arbiterd.core.planning import engine_grpc_port, engine_port
-from arbiterd.engine_ports import sleepers, sleepless
+from arbiterd.daemon.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
 from arbiterd.gateway.layout import owners

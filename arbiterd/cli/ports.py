@@ -8,7 +8,7 @@ import subprocess
 from arbiterd.act.port_keeper import refusal
 from arbiterd.cli.client import Client
 from arbiterd.cli.show import as_row
-from arbiterd.engine_ports import no_rule
+from arbiterd.daemon.engine_ports import no_rule
 from arbiterd.errors import ArbiterError
 from arbiterd.model.published import PortGuard
 from arbiterd.model.settings import Settings

@@ -15,7 +15,7 @@ from arbiterd.cli.show import Row, as_row, rows
 from arbiterd.config import load
 from arbiterd.core import diff
 from arbiterd.core.state import BackendState
-from arbiterd.engine_ports import granted
+from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import ConfigRefused
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import Settings

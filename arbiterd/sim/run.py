@@ -13,8 +13,8 @@ from pathlib import Path
 
 from arbiterd.config import load
 from arbiterd.config_file import default_path
+from arbiterd.daemon.lock import holder
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ConfigRefused
-from arbiterd.lock import holder
 
 
 def for_real(environ: dict[str, str], config: Path) -> str:
@@ -54,7 +54,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return EX_REFUSED
-    from arbiterd.daemon import run  # noqa: PLC0415
+    from arbiterd.daemon.main import run  # noqa: PLC0415
 
     print(f"make run: for real on {config}; Ctrl-C stops it", flush=True)
     return run(config, environ)

@@ -16,7 +16,7 @@ from arbiterd.act.gateway_files import put
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launcher import write_files, write_record
 from arbiterd.act.systemd_unit import properties
-from arbiterd.lock import Lock
+from arbiterd.daemon.lock import Lock
 from arbiterd.model.launch import FileSpec, LaunchSpec
 from arbiterd.placing import make_folder, put_file
 from arbiterd.sense.gateway_log import GatewayLog

@@ -10,7 +10,7 @@ import pytest
 from arbiterd.act import port_keeper
 from arbiterd.act.port_keeper import PortKeeper
 from arbiterd.act.port_unit import Applied
-from arbiterd.engine_ports import granted
+from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import LaunchError
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.settings import Settings

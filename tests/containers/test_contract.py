@@ -22,6 +22,7 @@ from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
 from arbiterd.core.planning import launch_spec
+from arbiterd.daemon.startup import engines_alive
 from arbiterd.engines.base import CauseClass, LaunchContext
 from arbiterd.engines.generic import GenericEngine
 from arbiterd.errors import LaunchError
@@ -29,7 +30,6 @@ from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.cgroups import pids_of
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from arbiterd.model.settings import Kind
-from arbiterd.startup import engines_alive
 from tests.core.world import backend
 from tests.support import free_port, wait_until
 

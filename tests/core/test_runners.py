@@ -9,12 +9,12 @@ from typing import cast
 import pytest
 
 from arbiterd.act.launcher import Launcher
+from arbiterd.daemon.runner_deaths import RunnerDeaths
 from arbiterd.engines.ollama_deaths import Deaths
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.health import RunnerDeath
 from arbiterd.model.launch import UnitObservation, UnitState
-from arbiterd.runner_deaths import RunnerDeaths
 from tests.core.world import World, only
 from tests.support import wait_until
 

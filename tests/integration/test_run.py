@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from arbiterd.lock import Lock
+from arbiterd.daemon.lock import Lock
 from arbiterd.sim import run
 from tests.config.test_good_files import FIFTEEN
 from tests.support import wait_until

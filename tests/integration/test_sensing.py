@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import startup
 from arbiterd.act.executor import Executor
 from arbiterd.config import load
 from arbiterd.core.state import State
-from arbiterd.loop import Inbox, Loop, Parts
+from arbiterd.daemon import startup
+from arbiterd.daemon.loop import Inbox, Loop, Parts
 from arbiterd.model.devices import XidEvent
 from arbiterd.model.reading import Known
 from arbiterd.quantities import GIB

@@ -33,7 +33,7 @@ def _import_all() -> None:
     """What a daemon and the commands import."""
     from importlib import import_module
 
-    import arbiterd.daemon  # noqa: F401
+    import arbiterd.daemon.main  # noqa: F401
     from arbiterd.cli import _COMMANDS
 
     for where in {one.partition(":")[0] for one in _COMMANDS.values()} | {"common", "screen"}:

@@ -16,11 +16,12 @@ from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.launcher import write_files
 from arbiterd.act.takeover import read_record, record_path
 from arbiterd.core.state import Carry
+from arbiterd.daemon.lock import Lock
+from arbiterd.daemon.startup import engines_alive
 from arbiterd.errors import ArbiterError, LaunchError
 from arbiterd.gateway.runtime import GatewayGone, ask
 from arbiterd.linux import procfs
 from arbiterd.linux.container_ids import recorded
-from arbiterd.lock import Lock
 from arbiterd.model.launch import FileSpec
 from arbiterd.owned import (
     FolderRefused,
@@ -33,7 +34,6 @@ from arbiterd.owned import (
 )
 from arbiterd.placing import make_folder, put_file
 from arbiterd.settings.history import Layouts
-from arbiterd.startup import engines_alive
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
 from arbiterd.store.incidents import IncidentStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from arbiterd.core.carry import pack
 from arbiterd.core.decide import decide
 from arbiterd.core.state import Carry, State
-from arbiterd.loop import KEEP_EVERY_S
+from arbiterd.daemon.loop import KEEP_EVERY_S
 from arbiterd.model.decision import Decision
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from arbiterd.loop import PROCESSES_EVERY_S, PROCESSES_SOON_S
+from arbiterd.daemon.loop import PROCESSES_EVERY_S, PROCESSES_SOON_S
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import DeviceObservation, GpuProcess, GpuState, Memory, XidEvent
 from arbiterd.model.health import (

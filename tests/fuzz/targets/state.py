@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from arbiterd import startup
 from arbiterd.act.launch_direct import DirectLauncher
 from arbiterd.act.takeover import read_record
 from arbiterd.core.carry import pack
+from arbiterd.daemon import startup
 from arbiterd.errors import ArbiterError
 from arbiterd.linux import container_ids
 from arbiterd.linux.procfs import boot_id

@@ -19,11 +19,11 @@ from arbiterd.act.launch_systemd import SystemdLauncher
 from arbiterd.act.launcher import Launcher
 from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
+from arbiterd.daemon.loop import GatewayParts
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.gateway.paths import GROUP, paths
 from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.init_system import use_systemd
-from arbiterd.loop import GatewayParts
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import ArbiterSettings, Settings
 from arbiterd.owned import claim, read_owned

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from arbiterd import __version__, startup, unwritten
+from arbiterd import __version__, unwritten
 from arbiterd.act.executor import Executor
 from arbiterd.act.launcher import Launcher
 from arbiterd.act.load_probe import LoadProbes
@@ -22,13 +22,16 @@ from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
 from arbiterd.core.state import State
-from arbiterd.engine_ports import EnginePorts
+from arbiterd.daemon import startup
+from arbiterd.daemon.engine_ports import EnginePorts
+from arbiterd.daemon.lock import Lock
+from arbiterd.daemon.loop import GatewayParts, Inbox, Loop, Parts
+from arbiterd.daemon.signals import Signals
+from arbiterd.daemon.waker import Waker
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
 from arbiterd.linux import procfs
 from arbiterd.linux.heap import Trimmer
 from arbiterd.linux.init_system import use_systemd
-from arbiterd.lock import Lock
-from arbiterd.loop import GatewayParts, Inbox, Loop, Parts
 from arbiterd.model.actions import OperatorRequest, Refusal
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
@@ -45,11 +48,9 @@ from arbiterd.sense.nvml import NvmlSource
 from arbiterd.settings.history import Layouts, rolled_back_problem
 from arbiterd.settings.queue import Ending, drained
 from arbiterd.settings.reload import Reloader
-from arbiterd.signals import Signals
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.state_files import Stores
 from arbiterd.trace.recorder import Tap
-from arbiterd.wake import Waker
 from arbiterd.web.admin import Admin
 from arbiterd.web.holder import Holder
 from arbiterd.web.server import WebServer

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from arbiterd.daemon.lock import Lock
 from arbiterd.errors import AlreadyRunning
-from arbiterd.lock import Lock
 
 
 def _held_by_child(folder: Path, pid: int) -> subprocess.Popen[bytes]:

@@ -17,6 +17,8 @@ from arbiterd.core.decide import decide
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import Carry, State
+from arbiterd.daemon.runner_deaths import RunnerDeaths
+from arbiterd.daemon.stalls import Stalls
 from arbiterd.gateway.paths import Paths
 from arbiterd.last_words import LastWords
 from arbiterd.linux.procfs import SHORT
@@ -29,14 +31,12 @@ from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.published import LoopFacts, PortGuard, Published
 from arbiterd.model.settings import Settings
-from arbiterd.runner_deaths import RunnerDeaths
 from arbiterd.secrets.values import Secrets
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.settings.queue import Ending, Intake
-from arbiterd.stalls import Stalls
 from arbiterd.trace.codec import Tick
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.loads import LoadDesk

@@ -1,0 +1,1 @@
+"""The running daemon: start, loop, signals, end."""
