@@ -19,7 +19,7 @@ from tests.conformance.suite import summary
 from tests.support.outcome import FAILED
 
 # Rooms whose tests start no process: `make test-fast`.
-FAST = ("config", "core", "engines", "report", "weights")
+FAST = ("config", "core", "engines", "fit", "report", "store", "trace")
 # Within them: whole worlds, which take a minute of their own; promtool and other users' eyes.
 NOT_FAST = (
     "core/test_invariants.py",
@@ -27,7 +27,7 @@ NOT_FAST = (
     "core/test_scenarios.py",
     "report/test_alerts.py",
     "report/test_dashboard.py",
-    "weights/test_finding.py",
+    "fit/test_finding.py",
 )
 SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
 # Read when gRPC's library starts: else it would go on in each forked child (tests/support/forks.py).

@@ -19,19 +19,19 @@ from arbiterd.cli.ports import mend as mend_ports
 from arbiterd.cli.screen import know
 from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
-from arbiterd.config.fit import ModelFit, check_fit
 from arbiterd.config.parse import Report
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.daemon.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
+from arbiterd.fit.check import ModelFit, check_fit
+from arbiterd.fit.types import Verdict
 from arbiterd.gateway.layout import owners
 from arbiterd.linux import procfs
 from arbiterd.linux.container_ids import any_alive
 from arbiterd.linux.init_system import use_systemd
 from arbiterd.linux.sandbox_host import shut_amd
 from arbiterd.model.settings import Settings
-from arbiterd.model.weights import Verdict
 from arbiterd.sense.containers import image_problem, proxied_port
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.survey.listeners import look, mend, who

@@ -20,21 +20,21 @@ from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, w
 from arbiterd.cli.plan_sandbox import sandbox_line, sandbox_rows
 from arbiterd.cli.running import recorded, running
 from arbiterd.config import load
-from arbiterd.config.fit import mode_fits
 from arbiterd.core import nodes
 from arbiterd.core.placement import headroom_bytes, place, sharing
 from arbiterd.core.planning import launch_context, launch_spec
-from arbiterd.core.weigh import walls
 from arbiterd.engines import engine_of
 from arbiterd.engines.flags import SECRET, shown
 from arbiterd.errors import EX_CONFIG, ArbiterError
+from arbiterd.fit.check import mode_fits
+from arbiterd.fit.types import Fit
+from arbiterd.fit.verdict import walls
 from arbiterd.linux.init_system import use_systemd
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
-from arbiterd.model.weights import Fit
 from arbiterd.quantities import format_size
 from arbiterd.sense.containers import client_of
 from arbiterd.sense.versions import version_of

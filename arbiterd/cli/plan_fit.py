@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from arbiterd.core.weigh import slice_users
 from arbiterd.engines.base import Wall
+from arbiterd.fit.types import Fit, Verdict
+from arbiterd.fit.verdict import slice_users
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
-from arbiterd.model.weights import Fit, Verdict
 from arbiterd.quantities import format_size
 
 

@@ -15,7 +15,7 @@ import aiohttp
 from arbiterd import strict_json
 from arbiterd.engines import ollama_names as names
 from arbiterd.engines.ollama_models import About, about, runner_of
-from arbiterd.gateway import fit
+from arbiterd.fit import from_ollama_api
 
 LISTED_S = 2.0  # how long a list of what it has is believed
 _ASK_S, _PS_S = 5.0, 6.0  # its scheduler may hold its lock for 5 s while a runner ends
@@ -36,7 +36,7 @@ class Known:
 
     name: str
     digest: str
-    shape: fit.Shape
+    shape: from_ollama_api.Shape
     about: About
 
     @property
@@ -89,7 +89,7 @@ class Library:
         found = self._shown.get(name)
         if found is None or (found.digest, found.shape.weights_bytes) != (digest, size):
             show = await self.post("/api/show", {"model": name}, _ASK_S)
-            found = Known(name, digest, fit.shape_of(size, show), about(show))
+            found = Known(name, digest, from_ollama_api.shape_of(size, show), about(show))
             if "error" not in show:
                 self._shown[name] = found
         return found

@@ -19,7 +19,8 @@ import aiohttp
 
 from arbiterd.engines import ollama_names as names
 from arbiterd.engines.ollama import EMBED_ROUTES
-from arbiterd.gateway import abilities, bodies, fit
+from arbiterd.fit import from_ollama_api
+from arbiterd.gateway import abilities, bodies
 from arbiterd.gateway.arbiter import Arbiter
 from arbiterd.gateway.library import Known, Library, Refused, Resident
 
@@ -317,7 +318,9 @@ class Loads:
         ask = {
             "id": lease,
             "model": model,
-            "predicted_bytes": fit.predicted_bytes(shape, run[1], slots, self.device_bytes),
+            "predicted_bytes": from_ollama_api.predicted_bytes(
+                shape, run[1], slots, self.device_bytes
+            ),
             "shares": [r.known.name for r in self._resident if r.known.runner == known.runner],
             "resident": [[r.known.name, r.vram_bytes] for r in self._resident],
         }

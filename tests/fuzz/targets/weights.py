@@ -10,12 +10,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from arbiterd.weights import saved_model
-from arbiterd.weights.files import Unreadable
-from arbiterd.weights.gguf import read_metadata
-from arbiterd.weights.huggingface import INDEX, Wanted, read_folder
-from arbiterd.weights.ollama_store import read_model
-from arbiterd.weights.safetensors import read_header
+from arbiterd.fit.files import saved_model
+from arbiterd.fit.files.gguf import read_metadata
+from arbiterd.fit.files.huggingface import INDEX, Wanted, read_folder
+from arbiterd.fit.files.ollama_store import read_model
+from arbiterd.fit.files.read import Unreadable
+from arbiterd.fit.files.safetensors import read_header
 from tests.fuzz import shapes
 from tests.fuzz.files import file, folder
 from tests.fuzz.target import Target

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from arbiterd.model.weights import KvLayers
+from arbiterd.fit.types import KvLayers
 
 MAX_LAYERS = 4096
 MAX_VALUES = 1 << 24  # per token and layer; the largest published models have some 10^4

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
 from arbiterd.engines import ollama_names
-from arbiterd.model.weights import ModelFacts
+from arbiterd.fit.files.gguf import read_metadata
+from arbiterd.fit.files.huggingface import NotHere
+from arbiterd.fit.files.read import Unreadable, read_json, size_of
+from arbiterd.fit.kv_cache import MAX_CONTEXT, gguf_layers
+from arbiterd.fit.types import ModelFacts
 from arbiterd.quantities import format_size
-from arbiterd.weights.files import Unreadable, read_json, size_of
-from arbiterd.weights.gguf import read_metadata
-from arbiterd.weights.huggingface import NotHere
 
 MANIFEST_MAX = 1024**2
 LAYERS_MAX = 20_000  # a model in safetensors has one per tensor

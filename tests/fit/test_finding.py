@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from arbiterd.config import load
+from arbiterd.fit.files import models_of
+from arbiterd.fit.files.huggingface import hub_cache
+from arbiterd.fit.types import ModelFacts, NoFacts
 from arbiterd.model.settings import BackendSettings, Failover, Kind, Settings
-from arbiterd.model.weights import ModelFacts, NoFacts
-from arbiterd.weights import models_of
-from arbiterd.weights.huggingface import hub_cache
 from tests.config.test_good_files import FIFTEEN
 from tests.core.world import backend
 from tests.support.weights import (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arbiterd.core.kv_cache import MAX_CONTEXT, MAX_LAYERS, grouped
-from arbiterd.model.weights import KvLayers
-from arbiterd.weights.files import Unreadable, whole
+from arbiterd.fit.files.read import Unreadable, whole
+from arbiterd.fit.kv_cache import MAX_CONTEXT, MAX_LAYERS, grouped
+from arbiterd.fit.types import KvLayers
 
 _HEADS = 1 << 16
 _WIDTH = 1 << 24

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arbiterd.model.weights import KvLayers
-from arbiterd.weights.files import Unreadable, read_json
-from arbiterd.weights.gguf import read_metadata
-from arbiterd.weights.hf_config import read_config
-from arbiterd.weights.huggingface import Wanted, read_folder
-from arbiterd.weights.ollama_store import manifest_path, read_model
-from arbiterd.weights.safetensors import Tensors, read_header
+from arbiterd.fit.files.gguf import read_metadata
+from arbiterd.fit.files.hf_config import read_config
+from arbiterd.fit.files.huggingface import Wanted, read_folder
+from arbiterd.fit.files.ollama_store import manifest_path, read_model
+from arbiterd.fit.files.read import Unreadable, read_json
+from arbiterd.fit.files.safetensors import Tensors, read_header
+from arbiterd.fit.types import KvLayers
 from tests.support.weights import (
     LLAMA_8B,
     QWEN_3B,

@@ -7,15 +7,11 @@ import pwd
 from collections.abc import Sequence
 from pathlib import Path
 
-from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
 from arbiterd.engines.flags import value_of
 from arbiterd.engines.vllm_command import model_of
-from arbiterd.model.settings import BackendSettings, Kind, Settings
-from arbiterd.model.weights import ModelFacts, NoFacts
-from arbiterd.weights import ollama_store, saved_model
-from arbiterd.weights.files import Unreadable
-from arbiterd.weights.gguf import read_metadata
-from arbiterd.weights.huggingface import (
+from arbiterd.fit.files import ollama_store, saved_model
+from arbiterd.fit.files.gguf import read_metadata
+from arbiterd.fit.files.huggingface import (
     NotHere,
     Wanted,
     hub_cache,
@@ -23,6 +19,10 @@ from arbiterd.weights.huggingface import (
     read_folder,
     snapshot,
 )
+from arbiterd.fit.files.read import Unreadable
+from arbiterd.fit.kv_cache import MAX_CONTEXT, gguf_layers
+from arbiterd.fit.types import ModelFacts, NoFacts
+from arbiterd.model.settings import BackendSettings, Kind, Settings
 
 ENGINE_USER = "gpu-engines"
 _SYSTEMD = "/run/systemd/system"

@@ -2,7 +2,7 @@
 Ollama's store, SavedModels. No file is trusted: sizes and counts are bounded, a broken one is a sentence.
 """
 
-from arbiterd.weights.files import Unreadable
-from arbiterd.weights.find import models_of
+from arbiterd.fit.files.find import models_of
+from arbiterd.fit.files.read import Unreadable
 
 __all__ = ["Unreadable", "models_of"]

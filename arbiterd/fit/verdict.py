@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from arbiterd.core.fit import no_fit, ollama_fit, tensorflow_fit
-from arbiterd.core.fit_vllm import vllm_fit
 from arbiterd.core.planning import launch_spec
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext, Wall
+from arbiterd.fit.ollama import no_fit, ollama_fit, tensorflow_fit
+from arbiterd.fit.types import Fit, ModelFacts, NoFacts, Verdict
+from arbiterd.fit.vllm import vllm_fit
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Kind
-from arbiterd.model.weights import Fit, ModelFacts, NoFacts, Verdict
 from arbiterd.quantities import format_size
 
 

@@ -1,7 +1,7 @@
 """Does a model fit its cap? Ollama's formula (also the load gate's) and TensorFlow Serving's. Pure.
 
 Ollama: weights x 1.03 + KV cache (context x slots, f16) + 0.95 GiB for context, graph and buffers
-(design, section 4) + what Ollama reckons for a larger batch. vLLM's is in fit_vllm.py.
+(design, section 4) + what Ollama reckons for a larger batch. vLLM's is in vllm.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from arbiterd.core.kv_cache import ollama_kv_bytes
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.tensorflow_serving import fraction
-from arbiterd.model.weights import Fit, KvLayers, ModelFacts, NoFacts, Term, Verdict
+from arbiterd.fit.kv_cache import ollama_kv_bytes
+from arbiterd.fit.types import Fit, KvLayers, ModelFacts, NoFacts, Term, Verdict
 from arbiterd.quantities import GIB, MIB, format_size
 
 WEIGHTS_FACTOR = 1.03

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbiterd.core.fit import (
+from arbiterd.core.planning import launch_spec
+from arbiterd.engines.base import LaunchContext
+from arbiterd.engines.vllm import overhead_bytes, spike_bytes, utilisation
+from arbiterd.fit.files.hf_config import read_config
+from arbiterd.fit.from_ollama_api import shape_of
+from arbiterd.fit.kv_cache import gguf_layers, ollama_kv_bytes, vllm_kv_bytes
+from arbiterd.fit.ollama import (
     FIXED_BYTES,
     Shape,
     context_that_fits,
@@ -17,18 +23,12 @@ from arbiterd.core.fit import (
     predicted_bytes,
     tensorflow_fit,
 )
-from arbiterd.core.fit_vllm import cap_for, human_int, vllm_fit
-from arbiterd.core.kv_cache import gguf_layers, ollama_kv_bytes, vllm_kv_bytes
-from arbiterd.core.planning import launch_spec
-from arbiterd.core.weigh import fits, walls
-from arbiterd.engines.base import LaunchContext
-from arbiterd.engines.vllm import overhead_bytes, spike_bytes, utilisation
-from arbiterd.gateway.fit import shape_of
+from arbiterd.fit.types import Fit, KvLayers, ModelFacts, NoFacts, Verdict
+from arbiterd.fit.verdict import fits, walls
+from arbiterd.fit.vllm import cap_for, human_int, vllm_fit
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import Kind, OllamaOptions, VllmOptions
-from arbiterd.model.weights import Fit, KvLayers, ModelFacts, NoFacts, Verdict
 from arbiterd.quantities import GIB, MIB
-from arbiterd.weights.hf_config import read_config
 from tests.core.world import backend
 from tests.support.weights import (
     DEEPSEEK_LITE,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from arbiterd.weights.files import Unreadable, opened, parse_json, take
+from arbiterd.fit.files.read import Unreadable, opened, parse_json, take
 
 HEADER_MAX = 16 * 1024**2  # bytes; the format allows 100 MB, published files have some 100 kB
 TENSORS_MAX = 500_000

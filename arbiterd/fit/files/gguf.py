@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from arbiterd.weights.files import Unreadable, opened, take
+from arbiterd.fit.files.read import Unreadable, opened, take
 
 HEADER_MAX = 64 * 1024**2  # bytes; a vocabulary of 256k words with merges has some 10 MB
 PAIRS_MAX = 4096

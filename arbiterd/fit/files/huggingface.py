@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd.model.weights import ModelFacts
+from arbiterd.fit.files.hf_config import HfShape, dtype_width, read_config
+from arbiterd.fit.files.read import Unreadable, names_in, opened, read_json, size_of, take
+from arbiterd.fit.files.safetensors import NO_TENSORS, Tensors, read_header
+from arbiterd.fit.types import ModelFacts
 from arbiterd.quantities import format_size
-from arbiterd.weights.files import Unreadable, names_in, opened, read_json, size_of, take
-from arbiterd.weights.hf_config import HfShape, dtype_width, read_config
-from arbiterd.weights.safetensors import NO_TENSORS, Tensors, read_header
 
 INDEX = "model.safetensors.index.json"
 CONFIG_MAX = 4 * 1024**2

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
-from arbiterd.core.fit import layers_text, memory_text
-from arbiterd.core.kv_cache import MAX_CONTEXT, VLLM_BLOCK, vllm_kv_bytes
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.flags import given, value_of
 from arbiterd.engines.vllm import SPIKE_FRACTION, SPIKE_MIN, overhead_bytes, utilisation
-from arbiterd.model.weights import Fit, ModelFacts, Term, Verdict
+from arbiterd.fit.kv_cache import MAX_CONTEXT, VLLM_BLOCK, vllm_kv_bytes
+from arbiterd.fit.ollama import layers_text, memory_text
+from arbiterd.fit.types import Fit, ModelFacts, Term, Verdict
 from arbiterd.quantities import GIB, MIB, format_size
 
 SAMPLER_BYTES = 40  # per sequence and word of the vocabulary

@@ -10,14 +10,14 @@ from arbiterd.config.load import Loaded
 from arbiterd.config.parse import Report
 from arbiterd.core.placement import place
 from arbiterd.core.planning import launch_context
-from arbiterd.core.weigh import fits
 from arbiterd.engines.vllm import utilisation
 from arbiterd.errors import Problem
+from arbiterd.fit.files import models_of
+from arbiterd.fit.types import Fit, ModelFacts, NoFacts, Verdict
+from arbiterd.fit.verdict import fits
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import BackendSettings, Kind, Settings
-from arbiterd.model.weights import Fit, ModelFacts, NoFacts, Verdict
 from arbiterd.quantities import format_size
-from arbiterd.weights import models_of
 
 
 @dataclass(frozen=True, slots=True)

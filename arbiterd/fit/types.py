@@ -1,4 +1,4 @@
-"""What a model's files tell of it, and what follows for a cap. Read by ``arbiterd.weights``."""
+"""What a model's files tell of it, and what follows for a cap. Read by ``arbiterd.fit.files``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's shape from what Ollama tells of it. The arithmetic is core/fit.py's, for the load gate as
+"""A model's shape from what Ollama tells of it. The arithmetic is fit/ollama.py's, for the load gate as
 for ``arbiterctl check``.
 """
 
@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from arbiterd.core.fit import UNKNOWN_SHAPE, Shape, predicted_bytes
-from arbiterd.core.kv_cache import MAX_CONTEXT, gguf_layers
+from arbiterd.fit.kv_cache import MAX_CONTEXT, gguf_layers
+from arbiterd.fit.ollama import UNKNOWN_SHAPE, Shape, predicted_bytes
 
 __all__ = ["Shape", "predicted_bytes", "shape_of"]
 

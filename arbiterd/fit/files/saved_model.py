@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arbiterd.model.weights import ModelFacts
-from arbiterd.weights.files import Unreadable, names_in, size_of
-from arbiterd.weights.huggingface import NotHere
+from arbiterd.fit.files.huggingface import NotHere
+from arbiterd.fit.files.read import Unreadable, names_in, size_of
+from arbiterd.fit.types import ModelFacts
 
 
 def read_model(name: str, path: Path) -> ModelFacts:
