@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arbiterd.gateway.runtime import GatewayGone, ask
 
-LIMIT_S = 1.5  # it answers within milliseconds: no body blocks its loop (gateway/incoming.py)
+LIMIT_S = 1.5  # it answers within milliseconds: no body blocks its loop (loadgate/incoming.py)
 WAIT_S = 0.05  # one that is well answers within it; a hung one costs its caller no more a turn
 
 

@@ -23,14 +23,13 @@ from arbiterd.act.gateway_services import GATE, GATEWAY, Services
 from arbiterd.act.gateway_workers import family, open_doors
 from arbiterd.act.silence import Silence, door_answers
 from arbiterd.errors import LaunchError
-from arbiterd.gateway import live as live_map
-from arbiterd.gateway import render, runtime
-from arbiterd.gateway.gate_config import gate_config
+from arbiterd.gateway import live_map, render, runtime
 from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout
 from arbiterd.gateway.paths import GROUP, Paths
-from arbiterd.gateway.reading import states, traffic_of, wanted_limits
+from arbiterd.gateway.traffic import states, traffic_of, wanted_limits
 from arbiterd.linux import ports, procfs
 from arbiterd.linux.hostnames import HostNames
+from arbiterd.loadgate.config import gate_config
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.gateway import GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown

@@ -150,7 +150,7 @@ class DirectServices:
     def _argv(self, name: str) -> list[str]:
         where = self._paths
         if name == GATE:
-            return [sys.executable, "-I", "-m", "arbiterd.gateway.gate", str(where.gate_config)]
+            return [sys.executable, "-I", "-m", "arbiterd.loadgate", str(where.gate_config)]
         return [_PROGRAM, "-W", "-S", f"{where.master},mode,600", "-f", str(where.config)]
 
     def reload(self, name: str) -> None:

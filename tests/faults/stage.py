@@ -143,7 +143,7 @@ class Stage(ABC):
     # -- processes -----------------------------------------------------------------------------
     def gate_pid(self) -> int:
         """The load gate's process, 0 for none."""
-        return next(iter(with_words("arbiterd.gateway.gate", f"{self.run}/gateway/")), 0)
+        return next(iter(with_words("arbiterd.loadgate", f"{self.run}/gateway/")), 0)
 
     def haproxy_pids(self) -> list[int]:
         """HAProxy's master, then its workers."""

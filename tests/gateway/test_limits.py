@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbiterd.gateway.limits import Line, split
+from arbiterd.gateway.slot_split import Line, split
 
 line = st.builds(
     Line, in_flight=st.integers(0, 12), queued=st.integers(0, 20), limit=st.integers(0, 12), old=st.integers(0, 6)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.gateway.bodies import BadBody
-from arbiterd.gateway.incoming import Unpacker
-from arbiterd.gateway.room import FREE_BYTES
+from arbiterd.loadgate.body_memory import FREE_BYTES
+from arbiterd.loadgate.incoming import Unpacker
+from arbiterd.loadgate.ollama_body import BadBody
 from tests.support.doors import (
     OLLAMA_ANSWERS,
     OLLAMA_MODEL,

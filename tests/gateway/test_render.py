@@ -13,7 +13,7 @@ import pytest
 from arbiterd.act.gateway_files import check
 from arbiterd.gateway import render
 from arbiterd.gateway.layout import doors_of, layout
-from arbiterd.gateway.live import clean, live, parse, text
+from arbiterd.gateway.live_map import clean, live, parse, text
 from arbiterd.gateway.paths import paths
 from arbiterd.gateway.runtime import escape
 from arbiterd.linux.ports import listener

@@ -11,7 +11,7 @@ import pytest
 from arbiterd.act.gateway import GatewayKeeper
 from arbiterd.gateway import runtime
 from arbiterd.gateway.layout import layout
-from arbiterd.gateway.live import parse
+from arbiterd.gateway.live_map import parse
 from arbiterd.gateway.paths import paths
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.strangers import HIDDEN, listener, named

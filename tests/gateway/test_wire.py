@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 import requests
 
-from arbiterd.gateway import bodies
-from arbiterd.gateway.incoming import form_model
+from arbiterd.loadgate import ollama_body
+from arbiterd.loadgate.incoming import form_model
 from arbiterd.model.gateway import Admit
 from tests.support.doors import (
     OLLAMA_ANSWERS,
@@ -294,7 +294,7 @@ def test_a_form_is_read_by_its_own_boundary() -> None:
     _, body = form("M", boundary="a'b c")
     assert form_model('multipart/form-data; boundary="a\'b c"', b"preamble\r\n" + body) == "M"
     for kind, raw in (("multipart/form-data", body), ("multipart/form-data; boundary=other", body)):
-        with pytest.raises(bodies.BadBody, match="boundary"):
+        with pytest.raises(ollama_body.BadBody, match="boundary"):
             form_model(kind, raw)
 
 

@@ -121,7 +121,7 @@ class Sampler:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes()
                 if b"nvml_worker" in words:
                     out["worker"].append(pid)
-                elif b"arbiterd.gateway.gate" in words:
+                elif b"arbiterd.loadgate" in words:
                     out["gate"].append(pid)
                 elif b"haproxy" in words.split(b"\0")[0]:
                     out["haproxy"].append(pid)

@@ -60,7 +60,7 @@ class Trouble:
             (2, "mode switched and back", self._switch),
             (2, "doors changed", self._doors),
             (4, "operator's commands", self._operator),
-            (1, "load gate killed", lambda: self._service("arbiterd.gateway.gate")),
+            (1, "load gate killed", lambda: self._service("arbiterd.loadgate")),
             (1, "NVML worker killed", self._worker),
         )
 

@@ -23,10 +23,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from arbiterd.act.door_keys import DoorKeys
-from arbiterd.gateway import live, render, runtime
-from arbiterd.gateway.gate_config import gate_config
+from arbiterd.gateway import live_map, render, runtime
 from arbiterd.gateway.layout import FILES, HERE, layout
 from arbiterd.gateway.paths import paths
+from arbiterd.loadgate.config import gate_config
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Failover, Kind, Settings
 from arbiterd.secrets.keyring import Keyring
@@ -236,7 +236,7 @@ class Doors:
         self.tell()
         self.desk = _UnixServer(str(where.loads), _Desk)  # type: ignore[arg-type]
         threading.Thread(target=self.desk.serve_forever, args=(0.02,), daemon=True).start()
-        self._run(sys.executable, "-m", "arbiterd.gateway.gate", str(where.gate_config))
+        self._run(sys.executable, "-m", "arbiterd.loadgate", str(where.gate_config))
         wait_until(where.gate.exists, 20, "the load gate")
         self._run("/usr/sbin/haproxy", "-W", "-S", str(where.master), "-f", str(where.config))
         wait_until(self._up, 20, "HAProxy")
@@ -269,15 +269,15 @@ class Doors:
 
     def tell(self) -> None:
         """The map, as the keeper writes and tells it."""
-        made = live.live(
+        made = live_map.live(
             GatewayWish(self.wishes, self.failover, self.adapters), self.layout, self.settings
         )
         made |= {k: v for k, v in self.entries.items() if k.startswith("pid:")}
         old, self.entries = self.entries, made
-        self.where.live.write_text(live.text(made))
+        self.where.live.write_text(live_map.text(made))
         if not any(key.startswith("pid:") for key in made):
             return
-        said = live.parse(runtime.look(self.where.runtime, self.where.live).live)
+        said = live_map.parse(runtime.look(self.where.runtime, self.where.live).live)
         commands = [
             f"{'set' if key in said else 'add'} map {self.where.live} {key} {runtime.escape(value)}"
             for key, value in made.items() if said.get(key) != value

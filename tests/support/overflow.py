@@ -14,7 +14,7 @@ from typing import Self
 
 import requests
 
-from arbiterd.gateway import live, runtime
+from arbiterd.gateway import live_map, runtime
 from arbiterd.gateway.paths import paths
 from arbiterd.sim.gpu import SimGpu
 from tests.support import wait_until
@@ -176,7 +176,7 @@ class Doors:
     def states(self) -> dict[str, str]:
         """up, hold, shed or away, by backend."""
         said = runtime.ask(self._paths.runtime, f"show map {self._paths.live}")
-        return {k[3:]: v for k, v in live.parse(said).items() if k.startswith("st:")}
+        return {k[3:]: v for k, v in live_map.parse(said).items() if k.startswith("st:")}
 
     def shut(self, name: str) -> bool:
         """Whether new requests are refused or held."""

@@ -13,7 +13,8 @@ from functools import cache
 from aiohttp import web
 from hypothesis import strategies as st
 
-from arbiterd.gateway import bodies, ends, incoming, json_scan, live, runtime
+from arbiterd.gateway import live_map, runtime
+from arbiterd.loadgate import incoming, json_scan, ollama_body, stream_end
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web import bodies as api_bodies
 from arbiterd.web.loads import LoadDesk
@@ -22,7 +23,7 @@ from tests.fuzz import shapes
 from tests.fuzz.files import folder
 from tests.fuzz.target import Target
 
-CLAMP = bodies.Clamp(4096, 300.0, warm="qwen2.5:3b")
+CLAMP = ollama_body.Clamp(4096, 300.0, warm="qwen2.5:3b")
 CHAT = {
     "model": "qwen2.5:7b",
     "messages": [{"role": "user", "content": "hi"}],
@@ -79,27 +80,27 @@ STAT = (
 
 def read_body(data: bytes) -> None:
     """A JSON body on each route: what goes on is strict JSON, once each key, and the clamp's own values."""
-    body = bodies.parse(data)
+    body = ollama_body.parse(data)
     for path in PATHS:
         v1 = path.startswith("/v1/")
-        bodies.unload(body, path)
-        bodies.keeps(body, path)
+        ollama_body.unload(body, path)
+        ollama_body.keeps(body, path)
         try:
-            sent = b"".join(bodies.pieces(bodies.clamped(body, CLAMP, v1=v1, path=path)))
-        except bodies.BadBody:
+            sent = b"".join(ollama_body.pieces(ollama_body.clamped(body, CLAMP, v1=v1, path=path)))
+        except ollama_body.BadBody:
             continue
         found = shapes.strict(sent)
         assert found["model"] == body.model
-        folded = [bodies.fold(key) for key in found]
+        folded = [ollama_body.fold(key) for key in found]
         for name in ("model", "options", "keep_alive"):
             assert folded.count(name) <= 1, (name, folded)
         if v1:
             assert not {"options", "keep_alive"} & set(folded)
         else:
-            options = [bodies.fold(key) for key in found["options"]]
+            options = [ollama_body.fold(key) for key in found["options"]]
             assert options.count("num_ctx") == options.count("num_gpu") == 1
             assert found["options"]["num_ctx"] == CLAMP.context_length
-            seconds = bodies.go_seconds(found["keep_alive"])
+            seconds = ollama_body.go_seconds(found["keep_alive"])
             assert seconds is not None
             assert seconds == -1 or 0 <= seconds <= CLAMP.keep_alive_s
 
@@ -146,7 +147,7 @@ def read_packed(data: bytes) -> None:
                     if size > 1 << 24:
                         return  # more than this the gate refuses by its size
             unpacker.end()
-        except bodies.BadBody:
+        except ollama_body.BadBody:
             continue
 
 
@@ -229,7 +230,7 @@ def read_stream(data: bytes) -> None:
     """An engine's stream, in pieces: told or not, in bounded memory."""
     for path in PATHS:
         kind = "text/event-stream" if path.startswith("/v1/") else "application/x-ndjson"
-        end = ends.watch("POST", path, 200, {"Content-Type": kind})
+        end = stream_end.watch("POST", path, 200, {"Content-Type": kind})
         if end is not None:
             for start in range(0, len(data), 7):
                 end.feed(data[start : start + 7])
@@ -243,8 +244,8 @@ def read_runtime(data: bytes) -> None:
     for row in runtime.stat_rows(text):
         for key in row.values:
             row.number(key)
-    entries = live.parse(text)
-    assert live.parse(live.text(entries)).keys() <= entries.keys()
+    entries = live_map.parse(text)
+    assert live_map.parse(live_map.text(entries)).keys() <= entries.keys()
 
 
 _forms = shapes.edited((FORM,)).flatmap(
@@ -259,11 +260,11 @@ _PACKED = (
     zlib.compress(shapes.write(CHAT)), zlib.compress(bytes(1 << 16)), b"",
 )  # fmt: skip
 TARGETS = (
-    Target("door body", read_body, shapes.documents(CHAT, GENERATE, EMBED), (bodies.BadBody,),
+    Target("door body", read_body, shapes.documents(CHAT, GENERATE, EMBED), (ollama_body.BadBody,),
            tuple(map(shapes.write, (CHAT, GENERATE, EMBED)))),
     Target("JSON scan", read_scan, shapes.documents(CHAT, GENERATE, EMBED), seeds=tuple(map(shapes.write, (CHAT, GENERATE)))),
     Target("packed body", read_packed, shapes.edited(_PACKED), seeds=_PACKED, bound_s=2.0),
-    Target("door form", read_form, _forms, (bodies.BadBody,), (b"multipart/form-data; boundary=XX\n" + FORM,)),
+    Target("door form", read_form, _forms, (ollama_body.BadBody,), (b"multipart/form-data; boundary=XX\n" + FORM,)),
     Target("gateway log line", read_log, shapes.documents(LINE).map(lambda d: b"<134>Nov 28 haproxy[1]: " + d),
            seeds=(b"<134>haproxy[1]: " + shapes.write(LINE),)),
     Target("admin body", read_admin, shapes.documents(ASK), (BadBody,), (shapes.write(ASK),)),

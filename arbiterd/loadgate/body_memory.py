@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from arbiterd.gateway.library import Refused
+from arbiterd.loadgate.library import Refused
 
 TOTAL_BYTES: Final = 64 * 1024 * 1024  # decoded bodies that are held at a time
 FREE_BYTES: Final = 64 * 1024  # a body up to this size waits for nobody

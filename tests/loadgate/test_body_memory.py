@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from arbiterd.gateway.library import Refused
-from arbiterd.gateway.room import READING_MOST, WAITING_MOST, Room
+from arbiterd.loadgate.body_memory import READING_MOST, WAITING_MOST, Room
+from arbiterd.loadgate.library import Refused
 
 
 def test_who_finds_no_room_waits_for_it_in_line() -> None:

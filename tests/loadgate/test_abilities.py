@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from arbiterd.gateway.abilities import missing
-from arbiterd.gateway.bodies import parse
+from arbiterd.loadgate.abilities import missing
+from arbiterd.loadgate.ollama_body import parse
 
 CHAT = ("completion",)
 TOOL = [{"type": "function", "function": {"name": "f"}}]

@@ -15,9 +15,9 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from arbiterd.gateway import bodies
-from arbiterd.gateway.loads import Refused
-from arbiterd.gateway.room import FREE_BYTES, Lease, Room
+from arbiterd.loadgate import ollama_body
+from arbiterd.loadgate.admission import Refused
+from arbiterd.loadgate.body_memory import FREE_BYTES, Lease, Room
 
 STALL_S: Final = 10.0  # without a byte of a body that has begun
 GRACE_S: Final = 5.0  # while others wait for room, a body that is slower than this is given up
@@ -36,14 +36,14 @@ class Incoming:
     """``body``: None for a form, which is handed on as it came. ``model``: "" when it names none."""
 
     model: str
-    body: bodies.Body | None = None
+    body: ollama_body.Body | None = None
 
 
 class Held:
     """A body in memory, and its share of the room; ``drop`` gives back both."""
 
     def __init__(self) -> None:
-        self.source = bodies.Source()
+        self.source = ollama_body.Source()
         self._lease: Lease | None = None
 
     async def need(self, room: Room, size: int) -> None:
@@ -97,14 +97,14 @@ class Unpacker:
                 if self._inflate.eof:  # gzip allows several members
                     if self._encoding != "gzip":
                         msg = "the body goes on behind its compressed data"
-                        raise bodies.BadBody(msg)
+                        raise ollama_body.BadBody(msg)
                     self._inflate = zlib.decompressobj(_WBITS["gzip"])
                 if out := self._inflate.decompress(data, _STEP):
                     yield out
                 data = self._inflate.unconsumed_tail or self._inflate.unused_data
         except zlib.error as error:
             msg = f"the body does not unpack: {str(error)[:120]}"
-            raise bodies.BadBody(msg) from None
+            raise ollama_body.BadBody(msg) from None
 
     def end(self) -> None:
         """No more data.
@@ -115,7 +115,7 @@ class Unpacker:
         """
         if not self._inflate.eof:
             msg = "the body does not unpack: it is cut off"
-            raise bodies.BadBody(msg)
+            raise ollama_body.BadBody(msg)
 
 
 async def read(request: web.Request, most: int, room: Room, held: Held) -> None:
@@ -176,7 +176,7 @@ async def _read(request: web.Request) -> bytes:
         # aiohttp's parser puts "400, message:" and a new line before its words
         text = str(getattr(error, "message", "") or error).strip()
         msg = f"the body cannot be read: {text[:120]}"
-        raise bodies.BadBody(msg) from None
+        raise ollama_body.BadBody(msg) from None
 
 
 def _slow() -> Refused:
@@ -189,7 +189,7 @@ def _within(size: int, most: int) -> None:
         raise Refused(msg, status=413)
 
 
-async def parse(request: web.Request, source: bodies.Source) -> Incoming:
+async def parse(request: web.Request, source: ollama_body.Source) -> Incoming:
     """Which model it is for.
 
     Raises:
@@ -203,10 +203,10 @@ async def parse(request: web.Request, source: bodies.Source) -> Incoming:
     return _parse(kind, source)
 
 
-def _parse(kind: str, source: bodies.Source) -> Incoming:
+def _parse(kind: str, source: ollama_body.Source) -> Incoming:
     if kind.strip().lower().startswith("multipart/"):
         return Incoming(form_model(kind, source.raw))
-    body = bodies.parse(source)
+    body = ollama_body.parse(source)
     return Incoming(body.model, body)
 
 
@@ -223,7 +223,7 @@ def form_model(kind: str, raw: bytes | bytearray) -> str:
     mark = b"--" + str(boundary or "").encode()
     if not boundary or mark not in raw:
         msg = "the body is not a multipart form: no boundary"
-        raise bodies.BadBody(msg)
+        raise ollama_body.BadBody(msg)
     model, start, left = "", raw.index(mark), _PARTS_MOST
     while (end := raw.find(b"\r\n" + mark, start)) >= 0:
         # the line of the boundary, the part's header, an empty line, its content
@@ -232,7 +232,7 @@ def form_model(kind: str, raw: bytes | bytearray) -> str:
         left -= 1
         if left < 0 or gap - top > _HEADER_MOST:
             msg = f"a form has at most {_PARTS_MOST} parts, a part's header {_HEADER_MOST} bytes"
-            raise bodies.BadBody(msg)
+            raise ollama_body.BadBody(msg)
         if 0 <= top <= gap:
             fields = BytesHeaderParser().parsebytes(bytes(raw[top + 2 : gap + 4]))
             if fields.get_param("name", header="content-disposition") == "model":

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from arbiterd.gateway.bodies import Body, Part, member
+from arbiterd.loadgate.ollama_body import Body, Part, member
 
 # As recorded from Ollama 0.33: the runner's words within Ollama's.
 NO_IMAGES = json.dumps(

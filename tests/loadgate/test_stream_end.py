@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from arbiterd.gateway import ends, incoming
-from arbiterd.gateway.gate_server import Gate
-from arbiterd.gateway.relay import Told
+from arbiterd.loadgate import incoming, stream_end
+from arbiterd.loadgate.relay import Told
+from arbiterd.loadgate.server import Gate
 
 NDJSON, SSE = "application/x-ndjson", "text/event-stream; charset=utf-8"
 TOKEN = b'{"model":"m","response":"\\"done\\":true [DONE]","done":false}\n'
@@ -47,7 +47,7 @@ CASES = [
 
 def watched(path: str, kind: str, chunks: Sequence[bytes]) -> bool:
     """What the watch says at the end."""
-    end = ends.watch("POST", path, 200, {"Content-Type": kind})
+    end = stream_end.watch("POST", path, 200, {"Content-Type": kind})
     assert end is not None
     for chunk in chunks:
         end.feed(chunk)
@@ -67,12 +67,14 @@ def test_the_last_record_tells(path: str, kind: str, chunks: list[bytes], whole:
 def test_what_is_not_a_stream_is_not_watched() -> None:
     """Status and length tell of whole answers; a list may be long and has no last word."""
     kind = {"Content-Type": NDJSON}
-    assert ends.watch("HEAD", "/api/generate", 200, kind) is None
-    assert ends.watch("POST", "/api/generate", 500, kind) is None
-    assert ends.watch("POST", "/api/pull", 200, kind) is None
-    assert ends.watch("POST", "/api/generate", 200, {"Content-Type": "application/json"}) is None
-    assert ends.watch("POST", "/api/chat", 200, {**kind, "Content-Encoding": "gzip"}) is None
-    assert ends.watch("POST", "/v1/embeddings", 200, {"Content-Type": SSE}) is None
+    assert stream_end.watch("HEAD", "/api/generate", 200, kind) is None
+    assert stream_end.watch("POST", "/api/generate", 500, kind) is None
+    assert stream_end.watch("POST", "/api/pull", 200, kind) is None
+    assert (
+        stream_end.watch("POST", "/api/generate", 200, {"Content-Type": "application/json"}) is None
+    )
+    assert stream_end.watch("POST", "/api/chat", 200, {**kind, "Content-Encoding": "gzip"}) is None
+    assert stream_end.watch("POST", "/v1/embeddings", 200, {"Content-Type": SSE}) is None
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The load gate: ``python -m arbiterd.gateway.gate FILE``. Its own process and unit (gate_server.py)."""
+"""The load gate: ``python -m arbiterd.loadgate FILE``. Its own process and unit (server.py)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SWITCH_S = 0.001  # the parser's thread gives way to the loop so often
 def main() -> int:
     """Run."""
     if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m arbiterd.gateway.gate GATE.JSON\n")
+        sys.stderr.write("usage: python -m arbiterd.loadgate GATE.JSON\n")
         return 2
     with cheaper():
         import uvloop  # noqa: PLC0415
 
-        from arbiterd.gateway.gate_server import serve  # noqa: PLC0415
+        from arbiterd.loadgate.server import serve  # noqa: PLC0415
     sys.setswitchinterval(_SWITCH_S)
     # as the unit has it; under the direct launcher it would be the daemon's 1024
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arbiterd.engines.ollama_models import ANEW
-from arbiterd.gateway.bodies import (
+from arbiterd.loadgate.ollama_body import (
     RUNNER_OPTIONS,
     BadBody,
     Body,
@@ -23,7 +23,7 @@ from arbiterd.gateway.bodies import (
     pieces,
     unload,
 )
-from arbiterd.gateway.bodies import clamped as clamped_parts
+from arbiterd.loadgate.ollama_body import clamped as clamped_parts
 
 CLAMP = Clamp(context_length=8192, keep_alive_s=600, warm="qwen2.5:3b")
 _FIELDS = ("model", "prompt", "options", "keep_alive", "stream", "messages", "input", "num_ctx")

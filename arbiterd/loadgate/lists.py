@@ -11,7 +11,7 @@ import aiohttp
 
 from arbiterd.engines import ollama_names
 from arbiterd.gateway.layout import ANY_MODEL, LLM_DOOR
-from arbiterd.gateway.loads import Loads, Refused
+from arbiterd.loadgate.admission import Loads, Refused
 
 ONE = "/v1/models/"
 _NATIVE = {"/api/tags": True, "/api/ps": False}  # whether the allow-list filters it

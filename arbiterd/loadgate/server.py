@@ -1,4 +1,4 @@
-"""The load gate's server; gateway/gate.py starts it.
+"""The load gate's server; loadgate/__main__.py starts it.
 
 Every body that can make Ollama load a model passes here once: parsed, clamped, held until its load
 fits, handed on to HAProxy's inner door. It streams and buffers no answer. It outlives the daemon:
@@ -21,13 +21,14 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from arbiterd.engines.ollama import LOAD_ROUTES
-from arbiterd.gateway import bodies, incoming, live, probes
+from arbiterd.gateway import live_map, probes
 from arbiterd.gateway.keys import ALL, KEYED
 from arbiterd.gateway.layout import owner_of
-from arbiterd.gateway.lists import ONE, Lists
-from arbiterd.gateway.loads import Loads, Refused
-from arbiterd.gateway.relay import HOP, Told, data, kept, pass_on
-from arbiterd.gateway.room import TOTAL_BYTES, Room
+from arbiterd.loadgate import incoming, ollama_body
+from arbiterd.loadgate.admission import Loads, Refused
+from arbiterd.loadgate.body_memory import TOTAL_BYTES, Room
+from arbiterd.loadgate.lists import ONE, Lists
+from arbiterd.loadgate.relay import HOP, Told, data, kept, pass_on
 
 _LISTS = ("/api/tags", "/v1/models", "/api/ps")
 _RELOAD_S = 1.0
@@ -81,7 +82,7 @@ class Gate:
         with suppress(OSError):
             stamp = os.stat(self.config["live"]).st_mtime_ns
             if stamp != self._live_stamp:
-                self._live = live.parse(Path(self.config["live"]).read_text())
+                self._live = live_map.parse(Path(self.config["live"]).read_text())
                 self._live_stamp = stamp
         return self._live
 
@@ -97,7 +98,7 @@ class Gate:
             error = _error(request, refused.status, str(refused), refused.retry_after_s)
             error.headers.update(told.headers({}))
             return error
-        except bodies.BadBody as bad:
+        except ollama_body.BadBody as bad:
             return _error(request, 400, str(bad))
         except aiohttp.ClientError as error:
             text = f"the way to the engine is cut: {type(error).__name__}"
@@ -122,9 +123,9 @@ class Gate:
             return await self._read(request, door, want)
         await incoming.read(request, self.config["max_body_bytes"], self.room, held)
         if want and want == door and want not in self.loads:  # here to be unpacked
-            return await self._relay(request, want, bodies.whole(held.source), told, held)
+            return await self._relay(request, want, ollama_body.whole(held.source), told, held)
         found = await incoming.parse(request, held.source)
-        raw = bodies.whole(held.source)
+        raw = ollama_body.whole(held.source)
         name = self._target(found, door, want)
         home = request.headers.get("x-arbiter-home", "") or self._home(found.model, door)
         self._guard(request, home, name)
@@ -136,7 +137,7 @@ class Gate:
         loads = self.loads[name]
         # HAProxy has an eye on the client; when it is gone this handler is cancelled, held or not.
         loads.device_bytes = int(self.live().get(f"dev:{name}", "0") or 0)
-        body = found.body or bodies.Body((("model", found.model),), found.model)
+        body = found.body or ollama_body.Body((("model", found.model),), found.model)
         began = time.monotonic()
         try:
             async with loads.admitted(body, request.path) as ticket:
@@ -230,7 +231,7 @@ class Gate:
         self,
         request: web.Request,
         name: str,
-        body: bodies.Sent,
+        body: ollama_body.Sent,
         told: Told,
         held: incoming.Held,
     ) -> web.StreamResponse:
@@ -303,7 +304,7 @@ async def serve(path: Path) -> None:
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=60.0,
-        auto_decompress=False,  # a whole chunk at once: 64 KiB become 64 MiB (gateway/incoming.py)
+        auto_decompress=False,  # a whole chunk at once: 64 KiB become 64 MiB (loadgate/incoming.py)
         read_bufsize=_READ_BYTES,
         max_line_size=_LINE_BYTES,
         max_field_size=_LINE_BYTES,

@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from arbiterd.gateway import bodies, ends, incoming, live
-from arbiterd.gateway.room import FREE_BYTES
+from arbiterd.gateway import live_map
+from arbiterd.loadgate import incoming, ollama_body, stream_end
+from arbiterd.loadgate.body_memory import FREE_BYTES
 
 HOP = frozenset(
     (
@@ -50,16 +51,16 @@ class Told:
         waited = self.waited_ms + int(inner.get("X-Arbiter-Waited-Ms", "0") or 0)
         whys = [why for why in (self.why, inner.get("X-Arbiter-Why", "")) if why]
         out = {"X-Arbiter-Waited-Ms": str(waited)} if waited >= _WAITED_MS else {}
-        return out | ({"X-Arbiter-Why": live.clean("; ".join(whys))} if whys else {})
+        return out | ({"X-Arbiter-Why": live_map.clean("; ".join(whys))} if whys else {})
 
 
-def data(body: bodies.Sent, held: incoming.Held) -> bytes | AsyncIterator[memoryview | bytes]:
+def data(body: ollama_body.Sent, held: incoming.Held) -> bytes | AsyncIterator[memoryview | bytes]:
     """A small body as it is; a large one in pieces, dropped behind the last one."""
     if sum(len(one) for one in body) <= FREE_BYTES:
-        return b"".join(bodies.pieces(body))
+        return b"".join(ollama_body.pieces(body))
 
     async def large() -> AsyncIterator[memoryview | bytes]:
-        for piece in bodies.pieces(body):
+        for piece in ollama_body.pieces(body):
             yield piece
         held.drop()
 
@@ -70,7 +71,7 @@ async def pass_on(
     request: web.Request, reply: aiohttp.ClientResponse, out: web.StreamResponse
 ) -> bool:
     """Every chunk at once; whether the answer has ended as its API ends answers."""
-    end = ends.watch(request.method, request.path, reply.status, reply.headers)
+    end = stream_end.watch(request.method, request.path, reply.status, reply.headers)
     async for chunk in reply.content.iter_any():
         if end is not None:
             end.feed(chunk)

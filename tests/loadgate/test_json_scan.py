@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arbiterd.gateway import json_scan
-from arbiterd.gateway.json_scan import DEPTH_MAX, NotJson, members
+from arbiterd.loadgate import json_scan
+from arbiterd.loadgate.json_scan import DEPTH_MAX, NotJson, members
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

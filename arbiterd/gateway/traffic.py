@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from arbiterd.gateway import rules, runtime
 from arbiterd.gateway.layout import Layout
-from arbiterd.gateway.limits import Line, split
+from arbiterd.gateway.slot_split import Line, split
 from arbiterd.model.gateway import Admit, GatewayWish, Traffic
 
 

@@ -20,9 +20,9 @@ import aiohttp
 from arbiterd.engines import ollama_names as names
 from arbiterd.engines.ollama import EMBED_ROUTES
 from arbiterd.fit import from_ollama_api
-from arbiterd.gateway import abilities, bodies
-from arbiterd.gateway.arbiter import Arbiter
-from arbiterd.gateway.library import Known, Library, Refused, Resident
+from arbiterd.loadgate import abilities, ollama_body
+from arbiterd.loadgate.arbiter_client import Arbiter
+from arbiterd.loadgate.library import Known, Library, Refused, Resident
 
 __all__ = ["Loads", "Refused", "Ticket"]
 
@@ -36,7 +36,7 @@ _LOOK_S = 6.0
 class Ticket:
     """An admitted request: the body to send, or ``answer``: what is said without asking Ollama."""
 
-    sent: bodies.Sent
+    sent: ollama_body.Sent
     answer: dict[str, Any] | None = None
 
 
@@ -100,11 +100,11 @@ class Loads:
         aliases = self._config["aliases"]
         return next((a["source"] for a in aliases if names.same_model(a["name"], model)), "")
 
-    def _clamp(self, known: Known, model: str) -> bodies.Clamp:
+    def _clamp(self, known: Known, model: str) -> ollama_body.Clamp:
         """What a body for this model gets."""
         length = self._config["context_length"]
         options = known.about.options(length)
-        return bodies.Clamp(
+        return ollama_body.Clamp(
             context_length=options["num_ctx"],
             keep_alive_s=self._config["keep_alive_s"],
             warm=model if self._is_warm(model) else "",
@@ -119,7 +119,7 @@ class Loads:
 
     # -- admission -----------------------------------------------------------------------------
     @asynccontextmanager
-    async def admitted(self, body: bodies.Body, path: str) -> AsyncIterator[Ticket]:
+    async def admitted(self, body: ollama_body.Body, path: str) -> AsyncIterator[Ticket]:
         """Hold a request until its model is resident; while the block lasts it counts as under way.
 
         Raises:
@@ -132,12 +132,12 @@ class Loads:
         known = await self._known(model)
         if v1:
             self._fits_v1(known, model)
-        unload = bodies.unload(body, path)
-        if unload is bodies.Unload.BARE:
+        unload = ollama_body.unload(body, path)
+        if unload is ollama_body.Unload.BARE:
             yield await self._unload(known, model, body, path)
             self._looked_at = -1e9
             return
-        sent = bodies.clamped(
+        sent = ollama_body.clamped(
             body, self._clamp(known, model), v1=v1, path=path
         )  # bad: before any load
         if known.about.embeds and path not in EMBED_ROUTES:
@@ -149,16 +149,16 @@ class Loads:
         if lacks:
             yield Ticket(sent)  # likewise
             return
-        ends = unload is bodies.Unload.AFTER
+        ends = unload is ollama_body.Unload.AFTER
         await self._admit(known, model, loads=not ends)
         run = self._run(known)
         self._requests[run] += 1
         try:
             if ends:
                 await self._mark(known, model)
-            elif bodies.keeps(body, path):
+            elif ollama_body.keeps(body, path):
                 self._leaving.discard(known.runner)
-            yield Ticket(bodies.clamped(body, self._clamp(known, model), v1=v1, path=path))
+            yield Ticket(ollama_body.clamped(body, self._clamp(known, model), v1=v1, path=path))
         finally:
             self._requests[run] -= 1
             if known.runner in self._leaving:
@@ -207,12 +207,12 @@ class Loads:
             return (await self._library.known(models[0])).runner == known.runner
         return False
 
-    async def _unload(self, known: Known, model: str, body: bodies.Body, path: str) -> Ticket:
+    async def _unload(self, known: Known, model: str, body: ollama_body.Body, path: str) -> Ticket:
         """keep_alive 0 without a prompt: Ollama answers at once and loads nothing, except for
         embeddings, whose routes load whatever they are asked for.
         """
         await self._mark(known, model)
-        sent = bodies.clamped(body, self._clamp(known, model), v1=False, path=path)
+        sent = ollama_body.clamped(body, self._clamp(known, model), v1=False, path=path)
         if path.startswith("/api/embed") and not await self._is_resident(known):
             field = "embedding" if path == "/api/embeddings" else "embeddings"
             return Ticket(sent, {"model": body.model, field: []})
@@ -345,7 +345,7 @@ class Loads:
 
     async def _do_load(self, known: Known, model: str) -> str:
         """Load with exactly the clamped options; returns what went wrong."""
-        keep = bodies.keep_alive(None, self._clamp(known, model), model)
+        keep = ollama_body.keep_alive(None, self._clamp(known, model), model)
         name = self._source(model) or model
         body = known.about.load_body(name, self._config["context_length"], keep)
         limit = self._config["load_timeout_s"]

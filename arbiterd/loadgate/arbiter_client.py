@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from arbiterd.gateway.library import Refused
+from arbiterd.loadgate.library import Refused
 
 _ASK_S = 65.0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from arbiterd.engines.ollama_models import ANEW, BY_FIT, cap_tokens
 from arbiterd.engines.ollama_names import same_model
-from arbiterd.gateway import go_duration, json_scan
+from arbiterd.loadgate import go_duration, json_scan
 
 _FOLDS = str.maketrans({"ſ": "s", "\u212a": "k"})
 # Options that size a runner: another value makes Ollama load the model anew, at that size.
