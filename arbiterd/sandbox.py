@@ -1,8 +1,8 @@
 """The sandbox of a backend's unit: which directives, with which values, and why. Pure.
 
 What a host has for it (folders, device nodes) is found by ``linux/sandbox_host.py``;
-``act/systemd_unit.py`` writes the result into the transient unit. Every row stands in docs/security.md
-as well.
+``act/launch/systemd_unit.py`` writes the result into the transient unit. Every row stands in
+docs/security.md as well.
 
 Left out for every engine: MemoryDenyWriteExecute= (CUDA's PTX compiler, Triton and XLA write code and
 run it), PrivateDevices= (it hides /dev/nvidia*), ProcSubset=pid (the driver's libraries read

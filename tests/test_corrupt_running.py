@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from arbiterd.act import records
-from arbiterd.act.direct_record import Record
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.systemd_unit import Record as UnitRecord
+from arbiterd.act.launch import records
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.direct_record import Record
+from arbiterd.act.launch.systemd_unit import Record as UnitRecord
 from arbiterd.core.carry import pack
 from arbiterd.core.state import State
 from arbiterd.daemon import startup

@@ -16,8 +16,8 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import assert_never
 
-from arbiterd.act.launcher import Launcher
-from arbiterd.act.reclaim import carry_out
+from arbiterd.act.engine_requests import carry_out
+from arbiterd.act.launch.base import Launcher
 from arbiterd.aside import aside
 from arbiterd.errors import ArbiterError, LaunchError
 from arbiterd.model.actions import (

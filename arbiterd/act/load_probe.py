@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from arbiterd.act.reclaim import ask
+from arbiterd.act.engine_requests import ask
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import LoadModel
 from arbiterd.model.health import HttpProbe

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from arbiterd.act.tails import journal_tail
+from arbiterd.act.launch.output import journal_tail
 from arbiterd.errors import LaunchError
 from arbiterd.linux.systemd_bus import NAME, SERVICE, UNIT, Bus, BusError
 

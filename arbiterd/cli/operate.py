@@ -7,8 +7,8 @@ import time
 
 import typer
 
-from arbiterd.act.freezer import thaw_all
-from arbiterd.act.unit_job import own_job, stop_slice
+from arbiterd.act.launch.freezer import thaw_all
+from arbiterd.act.launch.systemd_job import own_job, stop_slice
 from arbiterd.cli.client import Client, Json, Refused, segment
 from arbiterd.cli.common import globals_of, polite, print_json
 from arbiterd.cli.follow import follow

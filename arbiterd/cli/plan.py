@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from arbiterd.act.containers import completed
+from arbiterd.act.launch.containers import completed
 from arbiterd.cli.common import console, globals_of, inventory, polite, print_json
 from arbiterd.cli.plan_caps import applied, how_lowered, lowered
 from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, wall_rows

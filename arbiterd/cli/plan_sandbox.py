@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from arbiterd.act.launch_systemd import DEFAULT_USER
-from arbiterd.act.launcher import home_of
+from arbiterd.act.launch.base import home_of
+from arbiterd.act.launch.systemd import DEFAULT_USER
 from arbiterd.linux.sandbox_host import sandbox_of
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.settings import Settings

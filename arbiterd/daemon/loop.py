@@ -10,8 +10,9 @@ from typing import Protocol, TypedDict
 
 from arbiterd import __version__
 from arbiterd.act.executor import Executor
-from arbiterd.act.gateway import GatewayKeeper
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.exit_logs import LastWords
+from arbiterd.act.gateway.reconciler import GatewayKeeper
+from arbiterd.act.launch.base import Launcher
 from arbiterd.core.carry import pack
 from arbiterd.core.decide import decide
 from arbiterd.core.placement import headroom_bytes
@@ -20,7 +21,6 @@ from arbiterd.core.state import Carry, State
 from arbiterd.daemon.runner_deaths import RunnerDeaths
 from arbiterd.daemon.stalls import Stalls
 from arbiterd.gateway.paths import Paths
-from arbiterd.last_words import LastWords
 from arbiterd.linux.procfs import SHORT
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.decision import Decision

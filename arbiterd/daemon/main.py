@@ -16,7 +16,7 @@ from pathlib import Path
 
 from arbiterd import __version__, unwritten
 from arbiterd.act.executor import Executor
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
 from arbiterd.act.load_probe import LoadProbes
 from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
 from arbiterd.aside import aside
 from arbiterd.engines.ollama_deaths import Deaths
 from arbiterd.model.health import RunnerDeath

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Literal
 
-from arbiterd.act.unit_job import own_job
+from arbiterd.act.launch.systemd_job import own_job
 
 
 class Signals:

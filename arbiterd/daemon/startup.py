@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbiterd import strict_json
-from arbiterd.act.gateway import GatewayKeeper
-from arbiterd.act.gateway_services import DirectServices, Services, SystemdServices
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.launch_systemd import SystemdLauncher
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.gateway.reconciler import GatewayKeeper
+from arbiterd.act.gateway.services import DirectServices, Services, SystemdServices
+from arbiterd.act.launch.base import Launcher
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.systemd import SystemdLauncher
 from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
 from arbiterd.daemon.loop import GatewayParts

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd.act.launcher import BASE_PATH
+from arbiterd.act.launch.base import BASE_PATH
 from arbiterd.errors import LaunchError
 from arbiterd.linux import procfs
 from arbiterd.model.devices import Device

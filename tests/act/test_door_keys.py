@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from arbiterd.act.door_keys import LOOK_EVERY_S, DoorKeys
+from arbiterd.act.gateway.door_keys import LOOK_EVERY_S, DoorKeys
 from arbiterd.gateway import render
 from arbiterd.gateway.keys import CERTIFICATE, DOORS, Keys
 from arbiterd.gateway.layout import layout

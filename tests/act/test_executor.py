@@ -14,9 +14,9 @@ from typing import cast
 
 import pytest
 
+from arbiterd.act.engine_requests import RequestFailed, carry_out
 from arbiterd.act.executor import Executor
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.reclaim import RequestFailed, carry_out
+from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.model.actions import (
     FreezeBackend,
     LoadModel,

@@ -15,8 +15,8 @@ from functools import partial
 
 import pytest
 
-from arbiterd.act import freezer
 from arbiterd.act.executor import Executor
+from arbiterd.act.launch import freezer
 from arbiterd.errors import LaunchError
 from arbiterd.linux.systemd_bus import Bus
 from arbiterd.model.actions import FreezeBackend, StopBackend

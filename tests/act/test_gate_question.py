@@ -6,7 +6,7 @@ import socket
 import threading
 from pathlib import Path
 
-from arbiterd.act.gate_question import GateQuestion
+from arbiterd.act.gateway.gate_question import GateQuestion
 from arbiterd.gateway.runtime import GatewayGone
 from tests.support import wait_until
 

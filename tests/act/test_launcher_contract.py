@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.launch_systemd import SystemdLauncher
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.systemd import SystemdLauncher
 from arbiterd.errors import LaunchError
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef

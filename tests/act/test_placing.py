@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.gateway_files import put
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.launcher import write_files, write_record
-from arbiterd.act.systemd_unit import properties
+from arbiterd.act.gateway.files import put
+from arbiterd.act.launch.base import write_files, write_record
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.systemd_unit import properties
 from arbiterd.daemon.lock import Lock
 from arbiterd.model.launch import FileSpec, LaunchSpec
 from arbiterd.placing import make_folder, put_file

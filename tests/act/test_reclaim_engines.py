@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from arbiterd.act.reclaim import RequestFailed, carry_out
+from arbiterd.act.engine_requests import RequestFailed, carry_out
 from arbiterd.config import load
 from arbiterd.engines import engine_of
 from arbiterd.model.settings import BackendSettings

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from arbiterd.act.silence import Silence, door_answers
+from arbiterd.act.gateway.silence import Silence, door_answers
 from tests.support import free_port
 
 

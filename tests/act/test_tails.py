@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from arbiterd.act.tails import MOST, files_tail, own_lines
+from arbiterd.act.launch.output import MOST, files_tail, own_lines
 
 
 def _row(message: object, invocation: str = "") -> bytes:

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from arbiterd.act import unit_end
-from arbiterd.act.containers import Containers
-from arbiterd.act.unit_end import UnitEnd
+from arbiterd.act.launch import systemd_stop
+from arbiterd.act.launch.containers import Containers
+from arbiterd.act.launch.systemd_stop import UnitEnd
 from arbiterd.linux.systemd_bus import Bus
 
 
@@ -37,7 +37,7 @@ class _Bus:
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """One process, all that is in the unit's cgroup."""
     one = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
-    monkeypatch.setattr(unit_end, "pids_of", lambda cgroup: (one.pid,))
+    monkeypatch.setattr(systemd_stop, "pids_of", lambda cgroup: (one.pid,))
     yield one
     one.kill()
     one.wait()

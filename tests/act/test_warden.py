@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.warden import LOG_MOST
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.warden import LOG_MOST
 from arbiterd.linux import procfs
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from tests.support import wait_until

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.launch_systemd import SystemdLauncher
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.systemd import SystemdLauncher
 from arbiterd.core.decide import decide
 from arbiterd.model.launch import LaunchSpec, UnitState
 from arbiterd.model.settings import Kind, Mode

@@ -25,8 +25,8 @@ from typing import Any
 import aiohttp
 import requests
 
-from arbiterd.act.gateway import GatewayKeeper
-from arbiterd.act.gateway_services import GATE, DirectServices
+from arbiterd.act.gateway.reconciler import GatewayKeeper
+from arbiterd.act.gateway.services import GATE, DirectServices
 from arbiterd.config import load
 from arbiterd.gateway.paths import paths
 from arbiterd.linux import procfs

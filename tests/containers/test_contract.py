@@ -18,9 +18,9 @@ from time import monotonic
 
 import pytest
 
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.launch_systemd import SystemdLauncher
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
+from arbiterd.act.launch.direct import DirectLauncher
+from arbiterd.act.launch.systemd import SystemdLauncher
 from arbiterd.core.planning import launch_spec
 from arbiterd.daemon.startup import engines_alive
 from arbiterd.engines.base import CauseClass, LaunchContext

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.act.nodes import MODPROBE, commands
+from arbiterd.act.launch.device_nodes import MODPROBE, commands
 from arbiterd.core import nodes
 from arbiterd.core.planning import launch_spec
 from arbiterd.engines.base import LaunchContext

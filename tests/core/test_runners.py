@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
 from arbiterd.daemon.runner_deaths import RunnerDeaths
 from arbiterd.engines.ollama_deaths import Deaths
 from arbiterd.model.backend import Phase

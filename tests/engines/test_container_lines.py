@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.act.containers import completed, exit_of
+from arbiterd.act.launch.containers import completed, exit_of
 from arbiterd.core.planning import launch_spec
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.image import image_version, volume

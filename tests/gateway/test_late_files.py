@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from arbiterd.act.gateway import DOORS_EVERY_S, GatewayKeeper
+from arbiterd.act.gateway.reconciler import DOORS_EVERY_S, GatewayKeeper
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.paths import paths
 from arbiterd.gateway.runtime import GatewayGone

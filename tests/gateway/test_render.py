@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.gateway_files import check
+from arbiterd.act.gateway.files import check
 from arbiterd.gateway import render
 from arbiterd.gateway.layout import doors_of, layout
 from arbiterd.gateway.live_map import clean, live, parse, text

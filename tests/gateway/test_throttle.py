@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from arbiterd.act.gateway import GatewayKeeper
-from arbiterd.act.gateway_services import DirectServices
+from arbiterd.act.gateway.reconciler import GatewayKeeper
+from arbiterd.act.gateway.services import DirectServices
 from arbiterd.config import load
 from arbiterd.gateway import runtime
 from arbiterd.gateway.paths import paths

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from arbiterd.act.gateway import GatewayKeeper
+from arbiterd.act.gateway.reconciler import GatewayKeeper
 from arbiterd.gateway import runtime
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.live_map import parse

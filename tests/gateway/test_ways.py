@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.gateway import HAPROXY_SILENT_S
+from arbiterd.act.gateway.reconciler import HAPROXY_SILENT_S
 from arbiterd.gateway import runtime
 from arbiterd.model.health import HealthObservation, ProbeOrder
 from arbiterd.model.reading import Known

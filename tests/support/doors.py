@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from arbiterd.act.door_keys import DoorKeys
+from arbiterd.act.gateway.door_keys import DoorKeys
 from arbiterd.gateway import live_map, render, runtime
 from arbiterd.gateway.layout import FILES, HERE, layout
 from arbiterd.gateway.paths import paths

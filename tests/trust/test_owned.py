@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.act.launch_direct import DirectLauncher
-from arbiterd.act.launcher import write_files
+from arbiterd.act.launch.base import write_files
+from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.takeover import read_record, record_path
 from arbiterd.core.state import Carry
 from arbiterd.daemon.lock import Lock

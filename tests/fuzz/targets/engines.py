@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from arbiterd.act.reclaim import _sentence
+from arbiterd.act.engine_requests import _sentence
 from arbiterd.engines import engine_of
 from arbiterd.engines.metrics_text import sample_sum
 from arbiterd.engines.ollama_deaths import Deaths

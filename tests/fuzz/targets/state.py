@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from arbiterd.act.launch_direct import DirectLauncher
+from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.takeover import read_record
 from arbiterd.core.carry import pack
 from arbiterd.daemon import startup

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from arbiterd.act.launcher import BASE_PATH, secrets_of, signal_exactly
+from arbiterd.act.launch.base import BASE_PATH, secrets_of, signal_exactly
 from arbiterd.errors import LaunchError
 from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.cgroups import cpu_s_of, pids_of

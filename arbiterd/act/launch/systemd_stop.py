@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 
-from arbiterd.act.containers import Containers
-from arbiterd.act.launcher import signal_exactly
+from arbiterd.act.launch.base import signal_exactly
+from arbiterd.act.launch.containers import Containers
 from arbiterd.linux import procfs
 from arbiterd.linux.cgroups import pids_of
 from arbiterd.linux.systemd_bus import SERVICE, UNIT, Bus, BusError

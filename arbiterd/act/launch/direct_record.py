@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd.act import records
-from arbiterd.act.kin import Roots
+from arbiterd.act.launch import records
+from arbiterd.act.launch.process_owner import Roots
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
 from arbiterd.owned import put_aside

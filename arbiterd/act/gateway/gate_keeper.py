@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from arbiterd.act.gate_question import LIMIT_S, GateQuestion
-from arbiterd.act.gateway_services import GATE, Services
-from arbiterd.act.silence import Silence
+from arbiterd.act.gateway.gate_question import LIMIT_S, GateQuestion
+from arbiterd.act.gateway.services import GATE, Services
+from arbiterd.act.gateway.silence import Silence
 from arbiterd.errors import LaunchError
 from arbiterd.gateway.runtime import GatewayGone
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from arbiterd import strict_json, unwritten
-from arbiterd.act.launcher import BASE_PATH, signal_exactly
+from arbiterd.act.launch.base import BASE_PATH, signal_exactly
 from arbiterd.errors import LaunchError
 from arbiterd.gateway.paths import Paths
 from arbiterd.linux import procfs

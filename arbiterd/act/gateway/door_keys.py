@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd import bounded
-from arbiterd.act.gateway_files import put
+from arbiterd.act.gateway.files import put
 from arbiterd.gateway import keys
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind, Settings

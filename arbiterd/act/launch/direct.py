@@ -20,11 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from arbiterd.act.containers import Containers, exit_of, with_secrets
-from arbiterd.act.direct_record import Record, Running, read_record
-from arbiterd.act.efforts import Efforts
-from arbiterd.act.kin import TAG_BACKEND, TAG_INSTANCE, Kin, Roots
-from arbiterd.act.launcher import (
+from arbiterd.act.launch.base import (
     BASE_PATH,
     resolve_command,
     secrets_of,
@@ -32,8 +28,12 @@ from arbiterd.act.launcher import (
     write_files,
     write_record,
 )
-from arbiterd.act.tails import files_tail
-from arbiterd.act.wardens import begin, exit_told, running
+from arbiterd.act.launch.containers import Containers, exit_of, with_secrets
+from arbiterd.act.launch.direct_record import Record, Running, read_record
+from arbiterd.act.launch.efforts import Efforts
+from arbiterd.act.launch.output import files_tail
+from arbiterd.act.launch.process_owner import TAG_BACKEND, TAG_INSTANCE, Kin, Roots
+from arbiterd.act.launch.wardens import begin, exit_told, running
 from arbiterd.errors import LaunchError
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef

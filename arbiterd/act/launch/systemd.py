@@ -17,11 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from arbiterd.act.containers import Containers, with_secrets
-from arbiterd.act.containers import exit_of as container_exit_of
-from arbiterd.act.efforts import Efforts
-from arbiterd.act.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
-from arbiterd.act.launcher import (
+from arbiterd.act.launch.base import (
     forget_record,
     home_of,
     put_files,
@@ -29,11 +25,15 @@ from arbiterd.act.launcher import (
     signal_exactly,
     write_record,
 )
-from arbiterd.act.nodes import make
-from arbiterd.act.records import read_record
-from arbiterd.act.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
-from arbiterd.act.tails import journal_tail
-from arbiterd.act.unit_end import UnitEnd
+from arbiterd.act.launch.containers import Containers, with_secrets
+from arbiterd.act.launch.containers import exit_of as container_exit_of
+from arbiterd.act.launch.device_nodes import make
+from arbiterd.act.launch.efforts import Efforts
+from arbiterd.act.launch.freezer import PREFIX, SUFFIX, Freezer, thaw, thaw_all
+from arbiterd.act.launch.output import journal_tail
+from arbiterd.act.launch.records import read_record
+from arbiterd.act.launch.systemd_stop import UnitEnd
+from arbiterd.act.launch.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
 from arbiterd.aside import aside
 from arbiterd.errors import LaunchError
 from arbiterd.linux import procfs

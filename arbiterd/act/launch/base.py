@@ -1,4 +1,4 @@
-"""What every launcher can do. Two files implement it: launch_systemd.py and launch_direct.py; one
+"""What every launcher can do. Two files implement it: systemd.py and direct.py; one
 contract test suite (tests/act/test_launcher_contract.py) holds for both.
 """
 

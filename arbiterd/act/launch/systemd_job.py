@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from typing import Literal
 
-from arbiterd.act.containers import SLICE
-from arbiterd.act.freezer import thaw_all
+from arbiterd.act.launch.containers import SLICE
+from arbiterd.act.launch.freezer import thaw_all
 from arbiterd.errors import LaunchError
 from arbiterd.linux import procfs
 from arbiterd.linux.systemd_bus import NAME, UNIT, Bus, BusError

@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arbiterd.act.door_keys import DoorKeys
-from arbiterd.act.gate_keeper import GateKeeper, replaced
-from arbiterd.act.gateway_files import check, holds, put
-from arbiterd.act.gateway_services import GATE, GATEWAY, Services
-from arbiterd.act.gateway_workers import family, open_doors
-from arbiterd.act.silence import Silence, door_answers
+from arbiterd.act.gateway.door_keys import DoorKeys
+from arbiterd.act.gateway.files import check, holds, put
+from arbiterd.act.gateway.gate_keeper import GateKeeper, replaced
+from arbiterd.act.gateway.services import GATE, GATEWAY, Services
+from arbiterd.act.gateway.silence import Silence, door_answers
+from arbiterd.act.gateway.workers import family, open_doors
 from arbiterd.errors import LaunchError
 from arbiterd.gateway import live_map, render, runtime
 from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from arbiterd.act.launcher import Launcher
+from arbiterd.act.launch.base import Launcher
 from arbiterd.aside import aside
 from arbiterd.model.launch import UnitObservation, UnitState
 from arbiterd.secrets.values import Secrets

@@ -1,4 +1,4 @@
-"""Starting, finding and asking wardens (act/warden.py): one beside each engine of the direct launcher."""
+"""Starting, finding and asking wardens (warden.py): one beside each engine of the direct launcher."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from arbiterd.act import warden
-from arbiterd.act.launcher import BASE_PATH
+from arbiterd.act.launch import warden
+from arbiterd.act.launch.base import BASE_PATH
 from arbiterd.errors import LaunchError
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef

@@ -1,7 +1,7 @@
 """Whose a process is, under the direct launcher: by its container, its tag, its session, its ancestors.
 
 An engine's child that has taken a session and an environment of its own and whose parent has ended is
-still a descendant of the engine's warden, which inherits it as child subreaper (act/warden.py).
+still a descendant of the engine's warden, which inherits it as child subreaper (act/launch/warden.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arbiterd.act.containers import Containers
-from arbiterd.act.wardens import descendants
+from arbiterd.act.launch.containers import Containers
+from arbiterd.act.launch.wardens import descendants
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 

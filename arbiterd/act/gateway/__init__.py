@@ -1,0 +1,1 @@
+"""Keeps HAProxy and the load gate as core wants them."""

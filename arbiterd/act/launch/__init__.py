@@ -1,0 +1,1 @@
+"""Launchers: engines as systemd units or as children of wardens."""
