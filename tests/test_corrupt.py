@@ -23,7 +23,7 @@ from arbiterd.config.schema import (
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
-from arbiterd.report import shape
+from arbiterd.report.api import common
 from arbiterd.settings.history import Layouts
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
@@ -62,10 +62,10 @@ def _used(folder: Path) -> list[str]:
     learned, carry, layouts = LearnedStore(folder), CarryStore(folder), Layouts(folder)
     inventory.learn([GPU])
     for one in incidents.load():
-        json.dumps(shape.incident(one))
+        json.dumps(common.incident(one))
         assert one.opened_at >= 0
     for cap in learned.load().values():
-        shape.iso(cap.at)
+        common.iso(cap.at)
     carry.load()
     layouts.refused(folder / "c.toml")
     layouts.last_good(folder / "c.toml", {})

@@ -39,7 +39,7 @@ from arbiterd.sense.processes import attribute
 from arbiterd.settings.queue import Ending, Intake
 from arbiterd.trace.codec import Tick
 from arbiterd.trace.recorder import Tap
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
 PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for

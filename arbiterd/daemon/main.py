@@ -52,8 +52,8 @@ from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.state_files import Stores
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.admin import Admin
-from arbiterd.web.holder import Holder
 from arbiterd.web.server import WebServer
+from arbiterd.web.snapshot import Holder
 
 NVML_FIRST_S = 1.2  # how long a start waits for the first inventory, to refuse a mistyped GPU
 STATUS_EVERY_S = 1.0

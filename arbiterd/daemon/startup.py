@@ -32,7 +32,7 @@ from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.settings.history import Layouts, rolled_back_problem
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The load gate's questions to the daemon, over its unix socket (web/loads.py answers)."""
+"""The load gate's questions to the daemon, over its unix socket (web/load_requests.py answers)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arbiterd.model.published import Published
-from arbiterd.report.switching import line
+from arbiterd.report.api.switch import line
 
 
 def status_line(published: Published) -> str:

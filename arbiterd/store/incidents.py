@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from arbiterd.model.events import Incident
-from arbiterd.report.shape import LATEST
+from arbiterd.report.api.common import LATEST
 from arbiterd.store.json_store import Kept
 from arbiterd.typed import left_out
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from arbiterd.linux import procfs
 from arbiterd.model.actions import OperatorRequest, Refusal, Verb
-from arbiterd.report import shape
+from arbiterd.report.api import common
 from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web import bodies
 from arbiterd.web.replies import Handler, answer, error
@@ -57,7 +57,7 @@ class Admin:
                     "accepted": True,
                     "mode": found.mode,
                     "sha256": found.sha256,
-                    "loaded_at": shape.iso(found.loaded_at),
+                    "loaded_at": common.iso(found.loaded_at),
                     "warnings": warnings,
                 }
             )

@@ -20,8 +20,8 @@ from aiohttp import web
 from arbiterd.gateway.hosts import Names, host_pattern, tidy
 from arbiterd.model.settings import ArbiterSettings, Settings
 from arbiterd.secrets.token_file import LEAST, read_token
-from arbiterd.web.holder import Holder
 from arbiterd.web.replies import Handler, error, shown
+from arbiterd.web.snapshot import Holder
 
 _LOOK_EVERY_S = 1.0
 _FREE = ("/livez",)

@@ -9,13 +9,14 @@ from aiohttp import web
 
 from arbiterd.model.backend import BackendView
 from arbiterd.model.published import Published
-from arbiterd.report import ladder, metrics, route, shape, status
+from arbiterd.report.api import common, ladder, route, status
+from arbiterd.report.metrics import exposition
 from arbiterd.report.outsiders import own_pids, without_strangers
 from arbiterd.web import params
 from arbiterd.web.guard import OUTSIDER
-from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.replies import BadParameter, answer, as_text, error, shown
+from arbiterd.web.snapshot import Holder
 
 _KEPT = (
     64  # answers of one tick; a client that makes up parameters gets its own, and no more memory
@@ -143,7 +144,7 @@ class Read:
                 for one in seen.decision.incidents
                 if one.opened_at >= since and (not backend or one.backend == backend)
             ]
-            return {"incidents": [shape.incident(one) for one in found[:limit]]}
+            return {"incidents": [common.incident(one) for one in found[:limit]]}
 
         return self._kept(request, f"{limit} {since} {backend}", build)
 
@@ -153,7 +154,7 @@ class Read:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus."""
-        body = metrics.render(self._now(), self._holder.counts())
+        body = exposition.render(self._now(), self._holder.counts())
         return web.Response(
             body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

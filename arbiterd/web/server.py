@@ -28,11 +28,11 @@ from arbiterd.secrets.redact import Redactor
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.guard import Guard
-from arbiterd.web.holder import Holder
 from arbiterd.web.lines import MOST_GATE, MOST_TCP, MOST_UNIX, Doorman, descriptors
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 from arbiterd.web.read import Read
 from arbiterd.web.replies import as_json, hiding
+from arbiterd.web.snapshot import Holder
 from arbiterd.web.trace import TraceStream
 
 _START_S, _STOP_S = 10.0, 3.0

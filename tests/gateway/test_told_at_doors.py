@@ -15,7 +15,7 @@ from arbiterd.gateway.live_map import parse
 from arbiterd.gateway.paths import paths
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.strangers import HIDDEN, listener, named
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 from tests.core.world import settings
 from tests.gateway.test_late_files import Services
 

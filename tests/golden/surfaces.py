@@ -22,9 +22,10 @@ from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.published import Published
-from arbiterd.report import ladder, metrics, route, shape, status
+from arbiterd.report.api import common, ladder, route, status
 from arbiterd.report.catalogue import message_id
-from arbiterd.report.counts import Counts
+from arbiterd.report.metrics import exposition
+from arbiterd.report.metrics.counters import Counts
 from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin
 from arbiterd.web.openapi import document
@@ -142,7 +143,7 @@ def _documents(seen: Published) -> Iterator[tuple[str, object]]:
     yield "/v1/status", status.status(seen, "host")
     yield "/v1/gpus", {"gpus": status.gpus(seen)}
     yield "/v1/backends", {"backends": status.backends(seen, "host")}
-    yield "/v1/incidents", {"incidents": [shape.incident(one) for one in seen.decision.incidents]}
+    yield "/v1/incidents", {"incidents": [common.incident(one) for one in seen.decision.incidents]}
     yield "/v1/caps", {"caps": ladder.caps(seen)}
     for name, view in seen.decision.backends.items():
         yield "/v1/backends/{name}", status.backend(seen, view, "host")
@@ -180,7 +181,7 @@ def _shape(value: object, path: str, found: dict[str, set[str]], names: set[str]
 def metric_names() -> Iterator[str]:
     """Every family with its type and its labels."""
     for seen in worlds():
-        for one in metrics._Snapshot(seen, _counts(seen)).collect():
+        for one in exposition._Snapshot(seen, _counts(seen)).collect():
             name = f"{one.name}_total" if one.type == "counter" else one.name
             names = getattr(one, "_labelnames", ())
             yield f"{name}: {one.type}, labels [{','.join(sorted(names))}]"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from arbiterd.report import metrics
-from arbiterd.report.counts import Counts
+from arbiterd.report.metrics import exposition
+from arbiterd.report.metrics.counters import Counts
 from tests.core.world import World, settings
 from tests.web.site import published
 
@@ -27,7 +27,7 @@ def _expressions() -> list[str]:
 @pytest.fixture(scope="module")
 def served() -> set[str]:
     """Names of samples that a scrape may have, as the exposition declares them."""
-    text = metrics.render(published(World(settings()).up()), Counts()).decode()
+    text = exposition.render(published(World(settings()).up()), Counts()).decode()
     names = set()
     for _, _, name, kind in (line.split() for line in text.splitlines() if line[:6] == "# TYPE"):
         names.add(name)

@@ -15,8 +15,8 @@ from arbiterd.model.actions import OperatorRequest
 from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.trace.recorder import Tap
 from arbiterd.web import admin
-from arbiterd.web.holder import Holder
 from arbiterd.web.server import WebServer
+from arbiterd.web.snapshot import Holder
 from tests.support import free_port
 from tests.support.users import NOBODY, as_user
 

@@ -11,8 +11,8 @@ from arbiterd.core.asking import refusal
 from arbiterd.model.actions import OperatorRequest, Refusal
 from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin
-from arbiterd.web.holder import Holder
 from arbiterd.web.server import WebServer
+from arbiterd.web.snapshot import Holder
 from tests.core.world import World, settings
 from tests.support import free_port
 from tests.web.site import Site, published

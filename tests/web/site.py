@@ -13,9 +13,9 @@ from typing import Any
 from arbiterd.model.actions import OperatorRequest
 from arbiterd.model.published import LoopFacts, Published
 from arbiterd.settings.reload import ReloadAnswer
-from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.server import WebServer
+from arbiterd.web.snapshot import Holder
 from tests.core.world import World
 
 

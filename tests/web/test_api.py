@@ -16,13 +16,14 @@ from arbiterd.errors import ArbiterError, Problem
 from arbiterd.model.actions import Verb
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Degrade, Failover
-from arbiterd.report import metrics, route
-from arbiterd.report.counts import Counts
+from arbiterd.report.api import route
+from arbiterd.report.metrics import exposition
+from arbiterd.report.metrics.counters import Counts
 from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin
-from arbiterd.web.holder import Holder
 from arbiterd.web.openapi import document
 from arbiterd.web.server import WebServer
+from arbiterd.web.snapshot import Holder
 from tests.core.world import World, settings
 from tests.support import free_port
 from tests.web.site import Site, fits, published
@@ -298,7 +299,7 @@ def test_metrics_of_a_blind_host_have_no_invented_numbers() -> None:
     world.tick(4)
     counts = Counts()
     counts.add([Event(EventName.READY, Severity.INFO, "x", backend="vllm")] * 2)
-    text = metrics.render(published(world), counts).decode()
+    text = exposition.render(published(world), counts).decode()
     assert 'kind="used"' not in text
     assert "gpu_arbiter_gpu_solvency_bytes{" not in text
     assert 'gpu_arbiter_gpu_unreadable{gpu="GPU-0",index="0"} 1.0' in text

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from arbiterd.model.gateway import LoadAnswer, LoadVerdict
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 
 GRANT, REFUSE, WAIT = LoadVerdict.GRANT, LoadVerdict.REFUSE, LoadVerdict.WAIT
 

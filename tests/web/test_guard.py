@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbiterd.model import strangers
-from arbiterd.web.holder import HOSTS_MAX, Holder
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 from arbiterd.web.server import WebServer
+from arbiterd.web.snapshot import HOSTS_MAX, Holder
 from tests.core.world import World, settings
 from tests.support import free_port, wait_until
 from tests.web.site import Site, published

@@ -50,7 +50,7 @@ class Loads:
         return out
 
     def answered(self, answers: Iterable[LoadAnswer]) -> None:
-        """As web/loads.py hands them over."""
+        """As web/load_requests.py hands them over."""
         for one in answers:
             ask = self._asks.get(one.id)
             if ask is None or one.verdict is LoadVerdict.WAIT:

@@ -17,7 +17,7 @@ from arbiterd.gateway import live_map, runtime
 from arbiterd.loadgate import incoming, json_scan, ollama_body, stream_end
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web import bodies as api_bodies
-from arbiterd.web.loads import LoadDesk
+from arbiterd.web.load_requests import LoadDesk
 from arbiterd.web.replies import BadBody
 from tests.fuzz import shapes
 from tests.fuzz.files import folder

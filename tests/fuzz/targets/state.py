@@ -20,9 +20,9 @@ from arbiterd.linux.procfs import boot_id
 from arbiterd.model.devices import Device
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
 from arbiterd.model.pressure import LearnedCap
-from arbiterd.report import status
-from arbiterd.report.counts import Counts
-from arbiterd.report.metrics import render
+from arbiterd.report.api import status
+from arbiterd.report.metrics.counters import Counts
+from arbiterd.report.metrics.exposition import render
 from arbiterd.sense.numbering import Numbering, Seen
 from arbiterd.settings.history import Layouts
 from arbiterd.store.gpu_inventory import Inventory

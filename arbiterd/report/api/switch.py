@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from arbiterd.model.switch import Change, SwitchResult, SwitchView
 from arbiterd.quantities import format_duration
-from arbiterd.report import shape
+from arbiterd.report.api import common
 
 Json = dict[str, object]
 
@@ -29,7 +29,7 @@ def view_json(view: SwitchView | None) -> Json | None:
     return {
         "from": view.from_mode,
         "to": view.to_mode,
-        "began": shape.iso(view.began),
+        "began": common.iso(view.began),
         "estimated_s": round(view.estimated_s, 1),
         "left_s": round(view.left_s, 1),
         "steps": [
@@ -55,8 +55,8 @@ def result_json(last: SwitchResult | None) -> Json | None:
     return {
         "from": last.from_mode,
         "to": last.to_mode,
-        "loaded_at": shape.iso(last.loaded_at),
-        "ended": shape.iso(last.ended),
+        "loaded_at": common.iso(last.loaded_at),
+        "ended": common.iso(last.ended),
         "took_s": round(last.took_s, 2),
         "outcome": last.outcome.value,
         "reason": last.reason,

@@ -7,7 +7,8 @@ from arbiterd.core.placement import place
 from arbiterd.model.backend import BackendView, DeviceView
 from arbiterd.model.pressure import LearnedCap, PressureView
 from arbiterd.model.published import Published
-from arbiterd.report import explain, shape
+from arbiterd.report import explain
+from arbiterd.report.api import common
 
 Json = dict[str, object]
 
@@ -70,7 +71,7 @@ def _reclaim(detail: PressureView) -> Json | None:
         "rung": one.rung.value,
         "target": one.backend,
         "reason": one.reason,
-        "began": shape.iso(one.began),
+        "began": common.iso(one.began),
         "bytes_expected": one.bytes_expected,
         "bytes_freed": one.bytes_freed,
         "stage": one.stage,
@@ -117,7 +118,7 @@ def caps(published: Published) -> list[Json]:
                 "cap_bytes": _cap(size, one),
                 "on_cpu": one.on_cpu,
                 "ooms": one.ooms,
-                "at": shape.iso(one.at),
+                "at": common.iso(one.at),
                 "reason": one.reason,
                 "applies": one.key in applied,
             }

@@ -9,7 +9,7 @@ from arbiterd.model.backend import BackendView, LedgerRow
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.published import Published
 from arbiterd.model.reading import Known
-from arbiterd.report import ladder, shape, switching
+from arbiterd.report.api import common, ladder, switch
 
 Json = dict[str, object]
 
@@ -27,15 +27,15 @@ def status(published: Published, asked_host: str) -> Json:
         "config": {
             "path": settings.source.path,
             "sha256": settings.source.sha256,
-            "loaded_at": shape.iso(settings.source.loaded_at),
+            "loaded_at": common.iso(settings.source.loaded_at),
             "mode_from_env": settings.source.mode_from_env,
         },
-        "switch": switching.view_json(published.decision.switch),
+        "switch": switch.view_json(published.decision.switch),
         "times": {
             name: {"start_s": _seconds(start), "stop_s": _seconds(stop)}
             for name, (start, stop) in published.decision.times.items()
         },
-        "last_switch": switching.result_json(published.decision.last_switch),
+        "last_switch": switch.result_json(published.decision.last_switch),
         "config_pending": loop.config_pending,
         "config_refused": list(loop.config_refused),
         "notes": list(loop.notes) + _gateway_note(published) + _ports_note(published),
@@ -53,7 +53,7 @@ def status(published: Published, asked_host: str) -> Json:
         },
         "gpus": gpus(published),
         "backends": backends(published, asked_host),
-        "incidents_open": [shape.incident(one) for one in shape.open_incidents(published)],
+        "incidents_open": [common.incident(one) for one in common.open_incidents(published)],
     }
 
 
@@ -155,7 +155,7 @@ def backend(published: Published, view: BackendView, asked_host: str) -> Json:
         "accepting": view.accepting,
         "reason": view.reason,
         "retry_after_s": view.retry_after_s,
-        "since": shape.iso(view.since),
+        "since": common.iso(view.since),
         "gpu": list(view.devices),
         "cap_bytes": view.cap_bytes,
         "learned_bytes": view.learned_bytes,
@@ -170,7 +170,7 @@ def backend(published: Published, view: BackendView, asked_host: str) -> Json:
         "queued": view.queued,
         "throttled": view.throttled,
         "braked": ladder.braked(published, view),
-        "url": shape.door(settings, wanted, asked_host) if wanted else None,
+        "url": common.door(settings, wanted, asked_host) if wanted else None,
         "version": published.observation.host.versions.get(view.name, ""),
         "canaries": {model: why or "kept" for model, why in view.canaries.items()},
         "health": _health(published, view.name),

@@ -7,7 +7,7 @@ import time
 
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.published import Published
-from arbiterd.report.counts import Counts
+from arbiterd.report.metrics.counters import Counts
 
 LATE_FACTOR = 12  # ticks without a finished one before /livez says no
 LATE_MIN_S = 3.0

@@ -12,7 +12,7 @@ from arbiterd.model.backend import BackendView
 from arbiterd.model.devices import GpuState
 from arbiterd.model.pressure import BrakesView, PressureView, Rung
 from arbiterd.model.published import Published
-from arbiterd.report.counts import DISRUPTIVE_KINDS, OUTCOMES, Counts
+from arbiterd.report.metrics.counters import DISRUPTIVE_KINDS, OUTCOMES, Counts
 
 _NAME = "gpu_arbiter"
 _GPU = ["gpu", "index"]

@@ -13,7 +13,7 @@ from arbiterd.model.backend import BackendView
 from arbiterd.model.gateway import Admit
 from arbiterd.model.published import Published
 from arbiterd.model.settings import BackendSettings, Failover, Kind
-from arbiterd.report import shape
+from arbiterd.report.api import common
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _degrade(published: Published, owners: list[str], why: str, asked_host: str)
 def _yes(
     published: Published, view: BackendView, model: str, reason: str, advice: str, asked_host: str
 ) -> Answer:
-    url = shape.door(published.settings, published.settings.active.backends[view.name], asked_host)
+    url = common.door(published.settings, published.settings.active.backends[view.name], asked_host)
     return Answer(200, view.name, url, model, reason, advice)
 
 

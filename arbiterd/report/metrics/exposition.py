@@ -15,10 +15,10 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.published import Published
 from arbiterd.model.reading import Known
-from arbiterd.report import shape
-from arbiterd.report.counts import Counts
-from arbiterd.report.gateway_metrics import gateway_metrics
-from arbiterd.report.pressure_metrics import pressure_metrics
+from arbiterd.report.api import common
+from arbiterd.report.metrics.counters import Counts
+from arbiterd.report.metrics.gateway import gateway_metrics
+from arbiterd.report.metrics.pressure import pressure_metrics
 
 PREFIX = "gpu_arbiter"
 GPU = ["gpu", "index"]
@@ -196,7 +196,7 @@ def _latency(published: Published) -> Metric:
 def _incidents(published: Published) -> Metric:
     gauge = _gauge("incidents_open", "Open incidents", ["event", "backend", "severity"])
     counts: dict[tuple[str, str, str], int] = {}
-    for one in shape.open_incidents(published):
+    for one in common.open_incidents(published):
         key = (one.event.value, one.backend, one.severity.value)
         counts[key] = counts.get(key, 0) + 1
     for labels, count in counts.items():

@@ -1,0 +1,1 @@
+"""The documents of the status API, rendered from the published snapshot."""
