@@ -19,7 +19,7 @@ from tests.conformance.suite import summary
 from tests.support.outcome import FAILED
 
 # Rooms whose tests start no process: `make test-fast`.
-FAST = ("config", "core", "engines", "fit", "report", "store", "trace")
+FAST = ("config", "core", "engines", "fit", "report", "store", "trace", "world")
 # Within them: whole worlds, which take a minute of their own; promtool and other users' eyes.
 NOT_FAST = (
     "core/test_invariants.py",

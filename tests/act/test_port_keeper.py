@@ -14,8 +14,8 @@ from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import LaunchError
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.settings import Settings
-from arbiterd.sim.world.scenario import settings_of
 from tests.support import wait_until
+from tests.world.scenario import settings_of
 
 CONFIG = 'mode = "A"\n[backends.vllm]\ncommand = ["vllm", "serve", "M"]\nsleep = true\n{more}\n[modes.A]\nvllm = {{ gpu = 0 }}\n'
 

@@ -1,6 +1,6 @@
 """``make bench-policies``: three policies in the same worlds, side by side; healthy load; steepest slopes.
 
-Every figure comes from the closed-loop simulator (arbiterd/sim/world), seeded: the same seed, the same
+Every figure comes from the closed-loop simulator (tests/world), seeded: the same seed, the same
 figures. SCENARIOS, DAYS and JOBS in the environment change how much is run.
 
 Avoidable: without an arbiter (Plain) somebody runs out of memory, and an oracle that knows the truth
@@ -23,13 +23,13 @@ from typing import TypeVar
 from arbiterd.model.actions import SleepBackend, StopBackend, Verb
 from arbiterd.model.events import EventName
 from arbiterd.quantities import MIB
-from arbiterd.sim.world.engine import Nature
-from arbiterd.sim.world.generate import LAYOUTS, MODELS, Layout, overload, settings
-from arbiterd.sim.world.policies import Ours
-from arbiterd.sim.world.rivals import Oracle, Plain, Threshold
-from arbiterd.sim.world.scenario import NATURES, Happening, Scenario, play
-from arbiterd.sim.world.script import Script
-from arbiterd.sim.world.world import Policy, World
+from tests.world.engine import Nature
+from tests.world.generate import LAYOUTS, MODELS, Layout, overload, settings
+from tests.world.policies import Ours
+from tests.world.rivals import Oracle, Plain, Threshold
+from tests.world.scenario import NATURES, Happening, Scenario, play
+from tests.world.script import Script
+from tests.world.world import Policy, World
 
 SCENARIOS = int(os.environ.get("SCENARIOS", "500"))
 DAYS = float(os.environ.get("DAYS", "7"))

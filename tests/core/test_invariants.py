@@ -1,6 +1,6 @@
 """What holds in every world, whatever happens in it. ``make invariants`` runs thousands of them.
 
-The monitor (arbiterd/sim/world/monitor.py) judges by the truth of the world, not by what core says:
+The monitor (tests/world/monitor.py) judges by the truth of the world, not by what core says:
 no backend within its cap is ended or put to sleep for another; no stranger gets a signal; never two
 reclaims on one card; disruptive actions within their bound; blind, nobody is touched; caps never
 below their floor; the ledger adds up in every tick.
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase as Life
 from arbiterd.model.gateway import Admit
-from arbiterd.sim.world.generate import world as random_world
-from arbiterd.sim.world.scenario import Scenario, play
-from arbiterd.sim.world.world import World
+from tests.world.generate import world as random_world
+from tests.world.scenario import Scenario, play
+from tests.world.world import World
 
 RUNS = int(os.environ.get("INVARIANT_RUNS", "10"))
 CALM_S = 150.0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from arbiterd.errors import ArbiterError
-from arbiterd.sim.world.scenario import play, read
-from arbiterd.sim.world.world import World
+from tests.world.scenario import play, read
+from tests.world.world import World
 
 FOLDER = Path(__file__).parent / "scenarios"
 FILES = sorted(FOLDER.glob("*.toml"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arbiterd.gateway.port_rules import engine_ports, text
-from arbiterd.sim.world.scenario import settings_of
+from tests.world.scenario import settings_of
 
 CONFIG = """\
 mode = "A"

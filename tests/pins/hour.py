@@ -40,12 +40,12 @@ from arbiterd.model.devices import Pressure
 from arbiterd.model.launch import UnitObservation
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
-from arbiterd.sim.world.policies import Ours
-from arbiterd.sim.world.scenario import Scenario, read
-from arbiterd.sim.world.script import Script
-from arbiterd.sim.world.world import World
 from arbiterd.trace.codec import decode, difference, encode, patch
 from tests.pins.facts import Names, lasting, once
+from tests.world.policies import Ours
+from tests.world.scenario import Scenario, read
+from tests.world.script import Script
+from tests.world.world import World
 
 FOLDER = Path(__file__).parent
 SCRIPT = FOLDER / "hour.toml"

@@ -19,11 +19,11 @@ from arbiterd.model.events import EventName
 from arbiterd.model.gateway import GatewayObservation
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.secrets.redact import Redactor
-from arbiterd.sim.world.policies import Ours
-from arbiterd.sim.world.scenario import CONFIG, Scenario, play, read, settings_of
-from arbiterd.sim.world.script import Script
-from arbiterd.sim.world.world import World
 from arbiterd.trace.codec import Reader, Tick, Writer, decode, difference, encode, patch, replay
+from tests.world.policies import Ours
+from tests.world.scenario import CONFIG, Scenario, play, read, settings_of
+from tests.world.script import Script
+from tests.world.world import World
 
 SCENARIOS = Path(__file__).parents[1] / "core" / "scenarios"
 SHORT = ("fast-leak", "orphan", "blind", "planned-load", "mig", "lost-card")

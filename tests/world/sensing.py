@@ -22,12 +22,12 @@ from arbiterd.sense.health import COUNTERS_S, FAST_S, SLOW_S
 from arbiterd.sense.nvml import BLIND_S, LATE_S
 from arbiterd.sense.nvml_worker import AGAIN_S, DROP_BYTES, JUMP_BYTES
 from arbiterd.sense.plausible import memory_problem
-from arbiterd.sim.world.hardware import Card
-from arbiterd.sim.world.kinds import Vllm
+from tests.world.hardware import Card
+from tests.world.kinds import Vllm
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.engine import Engine
-    from arbiterd.sim.world.world import World
+    from tests.world.engine import Engine
+    from tests.world.world import World
 
 TIMEOUT_S = 2.0  # of a probe
 _QUIET = ("ready", "stopped", "failed", "backoff")

@@ -15,11 +15,11 @@ from arbiterd.config import load
 from arbiterd.errors import ArbiterError
 from arbiterd.model.settings import Settings
 from arbiterd.quantities import GIB, parse_duration, parse_size
-from arbiterd.sim.world.engine import Nature
-from arbiterd.sim.world.expect import Expect
-from arbiterd.sim.world.policies import Ours
-from arbiterd.sim.world.script import Script
-from arbiterd.sim.world.world import Host, Policy, World
+from tests.world.engine import Nature
+from tests.world.expect import Expect
+from tests.world.policies import Ours
+from tests.world.script import Script
+from tests.world.world import Host, Policy, World
 
 CONFIG = """\
 mode = "A"

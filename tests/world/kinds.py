@@ -10,9 +10,9 @@ from arbiterd.model.health import LoadedModel
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind
 from arbiterd.quantities import GIB, MIB
-from arbiterd.sim.world.engine import Engine
-from arbiterd.sim.world.growth import CHUNK, Growth
-from arbiterd.sim.world.hardware import Proc
+from tests.world.engine import Engine
+from tests.world.growth import CHUNK, Growth
+from tests.world.hardware import Proc
 
 _MIN_KV = 256 * MIB
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from arbiterd.quantities import MIB
-from arbiterd.sim.world.hardware import Proc
+from tests.world.hardware import Proc
 
 CHUNK = 2 * MIB  # the granularity of CUDA's virtual memory
 

@@ -9,7 +9,7 @@ from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadDone, LoadVerdict
 from arbiterd.quantities import MIB
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.world import World
+    from tests.world.world import World
 
 FACTOR, SPARE = 1.03, 256 * MIB  # a prediction is a little more than what comes of it
 

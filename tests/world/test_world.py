@@ -13,14 +13,14 @@ import pytest
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
 from arbiterd.quantities import GIB, MIB
-from arbiterd.sim.world.generate import overload, world
-from arbiterd.sim.world.policies import Ours
-from arbiterd.sim.world.rivals import Oracle, Plain, Threshold
-from arbiterd.sim.world.scenario import CONFIG, Scenario, play, read, settings_of
-from arbiterd.sim.world.script import Script
-from arbiterd.sim.world.world import World
+from tests.world.generate import overload, world
+from tests.world.policies import Ours
+from tests.world.rivals import Oracle, Plain, Threshold
+from tests.world.scenario import CONFIG, Scenario, play, read, settings_of
+from tests.world.script import Script
+from tests.world.world import World
 
-SCENARIOS = Path(__file__).parent / "scenarios"
+SCENARIOS = Path(__file__).parents[1] / "core" / "scenarios"
 TF_ALONE = """
 mode = "A"
 [backends]

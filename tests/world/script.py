@@ -16,10 +16,10 @@ from arbiterd.model.actions import Verb
 from arbiterd.model.devices import XidEvent
 from arbiterd.model.launch import Exit
 from arbiterd.quantities import parse_duration, parse_size
-from arbiterd.sim.world.engine import Engine
-from arbiterd.sim.world.growth import CHUNK, Growth
-from arbiterd.sim.world.hardware import Card, Proc
-from arbiterd.sim.world.world import World
+from tests.world.engine import Engine
+from tests.world.growth import CHUNK, Growth
+from tests.world.hardware import Card, Proc
+from tests.world.world import World
 
 FOR_EVER = "1000h"
 ALL_OF_IT = "1000000GiB"

@@ -14,9 +14,9 @@ from typing import Any
 
 from arbiterd.model.settings import Settings
 from arbiterd.quantities import GIB, MIB
-from arbiterd.sim.world.engine import Nature
-from arbiterd.sim.world.scenario import NATURES, Happening, Scenario, settings_of
-from arbiterd.sim.world.world import Host
+from tests.world.engine import Nature
+from tests.world.scenario import NATURES, Happening, Scenario, settings_of
+from tests.world.world import Host
 
 _LINES = {
     "tensorflow": 'command = ["tensorflow_model_server"], models = {{ resnet50 = "/srv/m" }}{more}',

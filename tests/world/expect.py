@@ -12,7 +12,7 @@ from arbiterd.model.gateway import Admit
 from arbiterd.quantities import parse_duration
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.world import World
+    from tests.world.world import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from arbiterd.model.reading import Known
 from arbiterd.model.settings import Settings
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.world import World
+    from tests.world.world import World
 
 RESTART_S = 1.0  # systemd's RestartSec=1
 LIMIT = 0.95  # of the card: what scripts of this kind use

@@ -29,8 +29,8 @@ from arbiterd.model.reading import Known
 from arbiterd.sense.nvml import BLIND_S
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.engine import Engine
-    from arbiterd.sim.world.world import World
+    from tests.world.engine import Engine
+    from tests.world.world import World
 
 DISRUPTIVE_MAX = 6  # per card and window (design, 5)
 WINDOW_S = 600.0

@@ -22,11 +22,11 @@ from arbiterd.model.actions import (
     WakeBackend,
 )
 from arbiterd.model.launch import Exit
-from arbiterd.sim.world.kinds import KINDS
+from tests.world.kinds import KINDS
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.engine import Engine
-    from arbiterd.sim.world.world import World
+    from tests.world.engine import Engine
+    from tests.world.world import World
 
 START_S = 0.05
 KILL_S = 0.02

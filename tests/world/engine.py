@@ -11,11 +11,11 @@ from arbiterd.model.health import LoadedModel
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
 from arbiterd.model.settings import BackendSettings
 from arbiterd.quantities import GIB, MIB
-from arbiterd.sim.world.growth import CHUNK, Growth
-from arbiterd.sim.world.hardware import Card, Proc
+from tests.world.growth import CHUNK, Growth
+from tests.world.hardware import Card, Proc
 
 if TYPE_CHECKING:
-    from arbiterd.sim.world.world import World
+    from tests.world.world import World
 
 CPU_BUSY = 0.9  # CPU seconds a second of a starting or working engine
 

@@ -22,14 +22,14 @@ from arbiterd.model.observation import HostFacts, Observation
 from arbiterd.model.settings import BackendSettings, Settings
 from arbiterd.quantities import GIB
 from arbiterd.sim.cards import PROFILES
-from arbiterd.sim.world.acting import Acts
-from arbiterd.sim.world.engine import Engine, Faults, Nature
-from arbiterd.sim.world.gateloads import Loads
-from arbiterd.sim.world.growth import Growth
-from arbiterd.sim.world.hardware import Card, Proc, release
-from arbiterd.sim.world.monitor import Monitor
-from arbiterd.sim.world.sensing import Nvml, Probes
-from arbiterd.sim.world.traffic import Flow
+from tests.world.acting import Acts
+from tests.world.engine import Engine, Faults, Nature
+from tests.world.gateloads import Loads
+from tests.world.growth import Growth
+from tests.world.hardware import Card, Proc, release
+from tests.world.monitor import Monitor
+from tests.world.sensing import Nvml, Probes
+from tests.world.traffic import Flow
 
 STEP_S = 0.025
 WALL_0 = 1.8e9
