@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd import bounded
+from arbiterd.files import bounded
 
 DEFAULT = Path("/etc/gpu-arbiter.toml")
 DEFAULT_RUNTIME_DIR = "/run/gpu-arbiter"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import bounded
 from arbiterd.aside import _Keeper, _Work
 from arbiterd.core.state import Carry
+from arbiterd.files import bounded
 from arbiterd.report.aside import Aside
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sim.gpu import SimGpu

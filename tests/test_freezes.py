@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import bounded
 from arbiterd.config import load
 from arbiterd.daemon.stalls import Stalls
 from arbiterd.errors import ConfigRefused
+from arbiterd.files import bounded
 from arbiterd.model.devices import Device, DeviceObservation, GpuProcess, GpuState, Memory
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known, Unknown

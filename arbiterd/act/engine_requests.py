@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import urllib3
 from urllib3 import exceptions
 
-from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
+from arbiterd.files import strict_json
 from arbiterd.model.health import HttpProbe
 
 _CONNECT_S = 2.0

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from arbiterd.act.port_unit import FILE, Applied
 from arbiterd.errors import LaunchError
+from arbiterd.files.placing import put_file
 from arbiterd.gateway.port_rules import engine_ports, text
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.published import PortGuard
 from arbiterd.model.settings import Settings
-from arbiterd.placing import put_file
 
 EVERY_S = 60.0
 AGAIN_S = 10.0  # after a failure: nftables may be installed meanwhile

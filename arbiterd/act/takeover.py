@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arbiterd import strict_json
 from arbiterd.act.files import replace_file
 from arbiterd.errors import ArbiterError
-from arbiterd.owned import read_owned, top
-from arbiterd.trust import environ, tool
-from arbiterd.typed import build
+from arbiterd.files import strict_json
+from arbiterd.files.owned import read_owned, top
+from arbiterd.files.trust import environ, tool
+from arbiterd.files.typed import build
 
 _TIMEOUT_S = 180.0  # longer than a unit's own stop timeout (90 s)
 ENABLED = ("enabled", "enabled-runtime")

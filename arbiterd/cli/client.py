@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
-from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
-from arbiterd.owned import connect
+from arbiterd.files import strict_json
+from arbiterd.files.owned import connect
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 

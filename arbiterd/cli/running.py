@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arbiterd import strict_json
 from arbiterd.cli.client import Client, Json, Unreachable
 from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
@@ -17,6 +16,7 @@ from arbiterd.core import diff
 from arbiterd.core.state import BackendState
 from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import ConfigRefused
+from arbiterd.files import strict_json
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from arbiterd import bounded
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.config.schema import BatchingTable, key_names
 from arbiterd.engines.batching import contradictions, parse
+from arbiterd.files import bounded
 from arbiterd.model.settings import Batching
 
 

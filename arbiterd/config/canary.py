@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from arbiterd import bounded, strict_json
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.tf_canary import MAX_BYTES
+from arbiterd.files import bounded, strict_json
 from arbiterd.model.settings import BackendSettings
 
 

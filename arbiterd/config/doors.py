@@ -5,10 +5,10 @@ from __future__ import annotations
 import ssl
 import stat
 
-from arbiterd import bounded
 from arbiterd.config.parse import Report
 from arbiterd.config.schema import FileSettings
-from arbiterd.env_text import keys_in
+from arbiterd.files import bounded
+from arbiterd.files.env_text import keys_in
 from arbiterd.secrets.token_file import read_token
 
 

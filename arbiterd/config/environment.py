@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from arbiterd import bounded, env_text
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.owned_env import owned
 from arbiterd.engines.shell_line import assignments
 from arbiterd.engines.vllm_rules import ENV_FILE
+from arbiterd.files import bounded, env_text
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.secrets.redact import LEAST
 from arbiterd.secrets.values import is_secret

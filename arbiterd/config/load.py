@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from arbiterd import bounded
 from arbiterd.config.backends import kind_of, read, read_any
 from arbiterd.config.check import check_backend, check_failover, check_file, check_ports
 from arbiterd.config.modes import check_mode, read_mode
@@ -18,6 +17,7 @@ from arbiterd.config.remote_paths import check_remote
 from arbiterd.config.salvage import salvage
 from arbiterd.config.schema import FileSettings
 from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.files import bounded
 from arbiterd.model.settings import (
     ArbiterSettings,
     BackendSettings,

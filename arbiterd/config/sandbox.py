@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.config.schema import FileSettings, SandboxTable, key_names
+from arbiterd.linux.sandbox import CAPABILITIES, names
 from arbiterd.model.sandbox import ALL, SandboxSettings
 from arbiterd.model.settings import BackendSettings
-from arbiterd.sandbox import CAPABILITIES, names
 
 _SYSCALL = re.compile(r"@?[a-z][a-z0-9_-]*")
 _FAMILY = re.compile(r"AF_[A-Z0-9]+")

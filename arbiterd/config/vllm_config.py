@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from arbiterd import bounded
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.image import volume
 from arbiterd.engines.vllm_command import full_name, model_of
@@ -18,6 +17,7 @@ from arbiterd.engines.vllm_command import read as command_of
 from arbiterd.engines.vllm_flags import BARE
 from arbiterd.engines.vllm_rules import lost_doors, owned_flags
 from arbiterd.errors import one_line
+from arbiterd.files import bounded
 from arbiterd.model.settings import BackendSettings, Kind
 
 

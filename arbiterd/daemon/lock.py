@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from arbiterd.errors import AlreadyRunning
+from arbiterd.files.owned import claim
 from arbiterd.linux import procfs
-from arbiterd.owned import claim
 
 FORK_S = 5.0
 

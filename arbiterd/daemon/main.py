@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from arbiterd import __version__, unwritten
+from arbiterd import __version__
 from arbiterd.act.executor import Executor
 from arbiterd.act.launch.base import Launcher
 from arbiterd.act.load_probe import LoadProbes
@@ -29,6 +29,7 @@ from arbiterd.daemon.loop import GatewayParts, Inbox, Loop, Parts
 from arbiterd.daemon.signals import Signals
 from arbiterd.daemon.waker import Waker
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.files import unwritten
 from arbiterd.linux import procfs
 from arbiterd.linux.heap import Trimmer
 from arbiterd.linux.init_system import use_systemd

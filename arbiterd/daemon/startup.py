@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import strict_json
 from arbiterd.act.gateway.reconciler import GatewayKeeper
 from arbiterd.act.gateway.services import DirectServices, Services, SystemdServices
 from arbiterd.act.launch.base import Launcher
@@ -21,13 +20,14 @@ from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
 from arbiterd.daemon.loop import GatewayParts
 from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.files import strict_json
+from arbiterd.files.owned import claim, read_owned
+from arbiterd.files.placing import make_folder
 from arbiterd.gateway.paths import GROUP, paths
 from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.init_system import use_systemd
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.settings import ArbiterSettings, Settings
-from arbiterd.owned import claim, read_owned
-from arbiterd.placing import make_folder
 from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.gateway_log import GatewayLog

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import floor
 
-from arbiterd import strict_json
 from arbiterd.engines import owned_env
 from arbiterd.engines.base import (
     UNREADABLE,
@@ -27,6 +26,7 @@ from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.serving_flags import unknown
 from arbiterd.engines.shell_line import shell_problem
 from arbiterd.engines.tf_canary import TensorflowTrials
+from arbiterd.files import strict_json
 from arbiterd.model.health import HttpProbe, HttpReply, Verdict
 from arbiterd.model.launch import Exit, FileSpec, LaunchSpec
 from arbiterd.model.settings import BackendSettings, Kind

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbiterd.errors import ArbiterError
+from arbiterd.files.owned import connect
 from arbiterd.linux import procfs
-from arbiterd.owned import connect
 
 TIMEOUT_S = 2.0
 _WORKER = re.compile(r"^(\d+)\s+worker\s")

@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd.files.owned import read_owned
 from arbiterd.linux import procfs
 from arbiterd.model.container import Client
-from arbiterd.owned import read_owned
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?P<backend>[A-Za-z0-9_-]+)\.(?P<client>docker|podman)\.cid")

@@ -10,10 +10,11 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from arbiterd import env_text, sandbox
+from arbiterd.files import env_text
+from arbiterd.linux import sandbox
+from arbiterd.linux.sandbox import READ_ONLY, SHARED_TMP, Place
 from arbiterd.model.launch import LaunchSpec
 from arbiterd.model.sandbox import ALL, SandboxSettings
-from arbiterd.sandbox import READ_ONLY, SHARED_TMP, Place
 
 TEGRA = "/dev/nvmap"  # of a board whose GPU is no PCI device and has no unified memory driver
 # Every kind of node that the driver makes: nvidia0, nvidiactl, -modeset, -uvm, -uvm-tools, -nvswitch*,

@@ -12,9 +12,9 @@ from typing import Any
 
 import aiohttp
 
-from arbiterd import strict_json
 from arbiterd.engines import ollama_names as names
 from arbiterd.engines.ollama_models import About, about, runner_of
+from arbiterd.files import strict_json
 from arbiterd.fit import from_ollama_api
 
 LISTED_S = 2.0  # how long a list of what it has is believed

@@ -14,12 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import bounded, env_text
 from arbiterd.engines import engine_of
 from arbiterd.engines.shell_line import assignments
-from arbiterd.env_text import keys_in
+from arbiterd.files import bounded, env_text
+from arbiterd.files.env_text import keys_in
+from arbiterd.files.owned import put_owned, read_owned
 from arbiterd.model.settings import BackendSettings
-from arbiterd.owned import put_owned, read_owned
 
 # what an HTTP header can carry; a line's end would also break the files of keys, one a line
 _SENT = re.compile(r"[ -~\u00a0-\u00ff]+")

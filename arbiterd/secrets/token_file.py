@@ -6,7 +6,7 @@ import os
 import re
 import stat
 
-from arbiterd import bounded
+from arbiterd.files import bounded
 
 _MOST = 4096
 LEAST = 16  # characters: at 400 tries a second it is not guessed

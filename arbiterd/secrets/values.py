@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from arbiterd import bounded, env_text
+from arbiterd.files import bounded, env_text
 from arbiterd.secrets.redact import Redactor
 
 # By the words of the name. What ends in FILE, PATH or SOCK names a file; tokenizers and numbers of

@@ -7,10 +7,10 @@ import stat
 
 from arbiterd.engines import engine_of
 from arbiterd.engines.tf_canary import MAX_BYTES, TRIAL_S, NoCanary
+from arbiterd.files.trust import weak
 from arbiterd.model.health import HttpReply
 from arbiterd.model.settings import BackendSettings
 from arbiterd.sense.http import Via, ask
-from arbiterd.trust import weak
 
 _SAID = 120  # characters of an answer that are told
 

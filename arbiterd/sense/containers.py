@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from arbiterd.files.trust import environ, tool
 from arbiterd.model.settings import BackendSettings
-from arbiterd.trust import environ, tool
 
 SOCKET = "/run/docker.sock"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

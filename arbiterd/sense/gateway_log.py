@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arbiterd import strict_json
+from arbiterd.files import strict_json
+from arbiterd.files.placing import hand_over
 from arbiterd.model.gateway import BUCKETS_S, Requests
-from arbiterd.placing import hand_over
 
 READ_PER_S = 2000
 HOSTS_MAX = 20  # a scanner's inventions are not worth more

@@ -17,8 +17,8 @@ from typing import Any
 import urllib3
 from urllib3 import exceptions
 
+from arbiterd.files.owned import connect
 from arbiterd.model.health import HttpProbe, HttpReply
-from arbiterd.owned import connect
 
 BODY_LIMIT = 2 * 1024 * 1024  # vLLM's metrics page is some 60 KB
 _CONNECT_S = 2.0

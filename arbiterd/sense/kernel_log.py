@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from arbiterd import strict_json
-from arbiterd.trust import tool
+from arbiterd.files import strict_json
+from arbiterd.files.trust import tool
 
 # -n 1: the newest line there is proves at once that the log can be read; it is history itself.
 _FOLLOW = ("-k", "-f", "-n", "1", "-o", "json", "--output-fields=MESSAGE")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from arbiterd import strict_json
+from arbiterd.files import strict_json
 
 _Index = Annotated[int, Field(ge=0)]
 _Size = Annotated[int, Field(ge=0)]

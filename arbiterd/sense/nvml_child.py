@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arbiterd.files.trust import own_environ
 from arbiterd.sense.nvml_answers import parsed
-from arbiterd.trust import own_environ
 
 _STARTING = -2  # as in nvml_worker.py, which is not imported: it would bring pynvml along
 

@@ -24,12 +24,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import sandbox
 from arbiterd.engines.image import image_version
-from arbiterd.linux import sandbox_host
+from arbiterd.files.trust import interpreter, tool
+from arbiterd.linux import sandbox, sandbox_host
 from arbiterd.model.sandbox import SandboxSettings
 from arbiterd.model.settings import BackendSettings, Kind
-from arbiterd.trust import interpreter, tool
 
 ASK_S = 5.0
 WAIT_S = 1.0  # a start goes on without the version: `ollama --version` takes 0.02 s (cold: more)

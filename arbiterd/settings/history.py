@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from arbiterd import bounded, strict_json
 from arbiterd.config import Loaded, load
 from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.files import bounded, strict_json
+from arbiterd.files.owned import NotTrusted, put_owned, read_owned, top
 from arbiterd.model.settings import Settings
-from arbiterd.owned import NotTrusted, put_owned, read_owned, top
 
 LAST_GOOD = "last-good.toml"
 PREVIOUS = "previous.toml"

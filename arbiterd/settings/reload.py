@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbiterd import bounded
 from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.errors import ConfigRefused, Problem
+from arbiterd.files import bounded
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Settings

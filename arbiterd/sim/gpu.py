@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Self
 
 from arbiterd.errors import ArbiterError
-from arbiterd.owned import trusted_uids
+from arbiterd.files.owned import trusted_uids
+from arbiterd.files.trust import weak
 from arbiterd.quantities import MIB
 from arbiterd.sim.cards import MIG_SIZES, PROFILES
-from arbiterd.trust import weak
 
 STATE_ENV = "GPU_SIM_STATE"
 LIB_ENV = "GPU_SIM_LIB"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from arbiterd.files.owned import put_aside, put_owned, read_owned, top
+from arbiterd.files.strict_json import strict_json
 from arbiterd.model.devices import Device
-from arbiterd.owned import put_aside, put_owned, read_owned, top
-from arbiterd.strict_json import strict_json
 
 _DEVICES = TypeAdapter(tuple[Device, ...])
 

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from arbiterd.aside import aside
 from arbiterd.core.state import DRAIN_SENTENCES, Carry
+from arbiterd.files.owned import put_aside, put_owned, read_owned, top
+from arbiterd.files.typed import build, left_out
 from arbiterd.linux import procfs
-from arbiterd.owned import put_aside, put_owned, read_owned, top
 from arbiterd.secrets.redact import Redactor
-from arbiterd.typed import build, left_out
 
 NAME = "carry.json"
 _BROKEN = (OSError, ValueError, TypeError, KeyError, ValidationError, RecursionError)

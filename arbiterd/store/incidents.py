@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from arbiterd.files.typed import left_out
 from arbiterd.model.events import Incident
 from arbiterd.report.api.common import LATEST
 from arbiterd.store.json_store import Kept
-from arbiterd.typed import left_out
 
 _INCIDENT = TypeAdapter(Incident)
 

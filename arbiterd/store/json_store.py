@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from arbiterd.aside import aside
-from arbiterd.owned import NotTrusted, put_owned, read_owned, top
+from arbiterd.files.owned import NotTrusted, put_owned, read_owned, top
+from arbiterd.files.strict_json import strict_json
 from arbiterd.secrets.redact import Redactor
-from arbiterd.strict_json import strict_json
 
 T = TypeVar("T")
 

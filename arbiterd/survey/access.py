@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbiterd.trust import own_environ
+from arbiterd.files.trust import own_environ
 
 _TIMEOUT_S = 20.0  # a folder on a network mount that hangs
 _WORDS = {"r": "read", "w": "write", "x": "enter", "?": "find"}

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arbiterd.files.trust import own_environ, tool
 from arbiterd.linux import procfs
 from arbiterd.model.devices import GpuProcess
 from arbiterd.model.events import EventName
@@ -24,7 +25,6 @@ from arbiterd.report.catalogue import message_id
 from arbiterd.sense.nvml import NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.survey.facts import UnitFacts
-from arbiterd.trust import own_environ, tool
 
 HAPROXY = "/usr/sbin/haproxy"
 NEEDRESTART = "/etc/needrestart"

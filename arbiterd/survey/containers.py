@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 
+from arbiterd.files.trust import environ, tool
 from arbiterd.survey.facts import Container, EngineName, Image
-from arbiterd.trust import environ, tool
 
 CLIENTS = ("docker", "podman")
 _TIMEOUT_S = 10.0

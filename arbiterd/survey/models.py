@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd import strict_json
+from arbiterd.files import strict_json
 from arbiterd.linux.procfs import user_name
 from arbiterd.survey.facts import CachedModel, OllamaModel, OllamaStore
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from jeepney import DBusAddress
 
-from arbiterd import env_text
 from arbiterd.config.vllm_config import config_of
 from arbiterd.errors import LaunchError
+from arbiterd.files import env_text
 from arbiterd.linux.systemd_bus import NAME, PATH, SERVICE, UNIT, Bus
 from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.survey import unit_line

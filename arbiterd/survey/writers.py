@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd.files.trust import Weak, interpreter, weak
 from arbiterd.model.settings import BackendSettings, Kind, Settings
 from arbiterd.sense.versions import DEFAULT_USER, PATH
 from arbiterd.survey.models import hub_folder
-from arbiterd.trust import Weak, interpreter, weak
 
 # Where an engine's own user may write: it keeps models and caches there.
 _ENGINES_OWN = frozenset({"env", "models", "volumes", "home", "sandbox"})

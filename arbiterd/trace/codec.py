@@ -16,16 +16,17 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, Never, TypeAlias, TypeVar
 
-from arbiterd import __version__, strict_json
+from arbiterd import __version__
 from arbiterd.core.decide import decide
 from arbiterd.core.intent import intent
 from arbiterd.core.state import State
 from arbiterd.errors import ArbiterError
+from arbiterd.files import strict_json
+from arbiterd.files.typed import checked
 from arbiterd.model.decision import Decision
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
 from arbiterd.secrets.redact import Redactor
-from arbiterd.typed import checked
 
 FORMAT = 1
 _MODULES = (

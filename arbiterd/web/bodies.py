@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from arbiterd.strict_json import strict_json
+from arbiterd.files.strict_json import strict_json
 from arbiterd.web.replies import BadBody
 
 MOST = 64 * 1024

@@ -21,9 +21,9 @@ from typing import Any
 from aiohttp import web
 
 from arbiterd.errors import ArbiterError
+from arbiterd.files.placing import hand_over
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
 from arbiterd.linux.hostnames import HostNames
-from arbiterd.placing import hand_over
 from arbiterd.secrets.redact import Redactor
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.admin import GROUP, Admin

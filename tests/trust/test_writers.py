@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd import trust
 from arbiterd.config import load
 from arbiterd.engines.tf_canary import NoCanary
+from arbiterd.files import trust
+from arbiterd.files.trust import only_root_writes, tool, weak
 from arbiterd.sense import canaries
 from arbiterd.sense.http import session
 from arbiterd.survey.writers import writable
-from arbiterd.trust import only_root_writes, tool, weak
 from tests.core.world import only
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

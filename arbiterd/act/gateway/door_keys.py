@@ -6,8 +6,8 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbiterd import bounded
 from arbiterd.act.gateway.files import put
+from arbiterd.files import bounded
 from arbiterd.gateway import keys
 from arbiterd.gateway.paths import Paths
 from arbiterd.model.settings import Kind, Settings

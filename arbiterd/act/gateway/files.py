@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from arbiterd.files.placing import OWN_FILE, put_file
 from arbiterd.gateway.paths import GROUP
-from arbiterd.placing import OWN_FILE, put_file
 
 _CHECK_S = 10.0
 

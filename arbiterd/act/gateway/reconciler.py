@@ -23,6 +23,8 @@ from arbiterd.act.gateway.services import GATE, GATEWAY, Services
 from arbiterd.act.gateway.silence import Silence, door_answers
 from arbiterd.act.gateway.workers import family, open_doors
 from arbiterd.errors import LaunchError
+from arbiterd.files.owned import NotTrusted
+from arbiterd.files.placing import make_folder
 from arbiterd.gateway import live_map, render, runtime
 from arbiterd.gateway.layout import FILES, Door, Layout, doors_of, layout
 from arbiterd.gateway.paths import GROUP, Paths
@@ -35,8 +37,6 @@ from arbiterd.model.gateway import GatewayObservation, GatewayWish, Traffic
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.model.settings import Settings
 from arbiterd.model.strangers import masked
-from arbiterd.owned import NotTrusted
-from arbiterd.placing import make_folder
 from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.redact import Redactor
 

@@ -15,14 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from arbiterd import strict_json, unwritten
 from arbiterd.act.launch.base import BASE_PATH, signal_exactly
 from arbiterd.errors import LaunchError
+from arbiterd.files import strict_json, unwritten
+from arbiterd.files.owned import open_log, put_owned, read_owned
 from arbiterd.gateway.paths import Paths
 from arbiterd.linux import procfs
 from arbiterd.linux.systemd_bus import Bus, BusError
 from arbiterd.model.devices import ProcessRef
-from arbiterd.owned import open_log, put_owned, read_owned
 
 GATEWAY, GATE = "gateway", "gate"
 _STOP_S = 10.0

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
-from arbiterd import bounded, env_text, unwritten
 from arbiterd.errors import LaunchError
+from arbiterd.files import bounded, env_text, unwritten
+from arbiterd.files.placing import EVERYONE_FILE, OWN_FILE, make_folder, put_file
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
-from arbiterd.placing import EVERYONE_FILE, OWN_FILE, make_folder, put_file
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from arbiterd.act.launch.base import BASE_PATH, secrets_of, signal_exactly
 from arbiterd.errors import LaunchError
+from arbiterd.files.trust import environ, tool
 from arbiterd.linux import container_ids, procfs
 from arbiterd.linux.cgroups import cpu_s_of, pids_of
 from arbiterd.linux.container_ids import Container
 from arbiterd.model.container import LABEL, Client, ContainerSpec, clients_own
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
-from arbiterd.trust import environ, tool
 
 SLICE = "gpu-arbiter.slice"
 _ASK_S = 15.0

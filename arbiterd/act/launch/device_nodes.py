@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd import owned
 from arbiterd.errors import LaunchError
+from arbiterd.files import owned
+from arbiterd.linux.sandbox import CAPABILITIES
 from arbiterd.linux.systemd_bus import Bus, BusError, Property
-from arbiterd.sandbox import CAPABILITIES
 
 MODPROBE = "/usr/bin/nvidia-modprobe"
 NODES_UNIT = "gpu-arbiter-nodes.service"

@@ -35,10 +35,10 @@ from arbiterd.act.launch.output import files_tail
 from arbiterd.act.launch.process_owner import TAG_BACKEND, TAG_INSTANCE, Kin, Roots
 from arbiterd.act.launch.wardens import begin, exit_told, running
 from arbiterd.errors import LaunchError
+from arbiterd.files.placing import make_folder
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit, LaunchSpec, UnitObservation, UnitState
-from arbiterd.placing import make_folder
 
 _DIE_S = 15.0  # after SIGKILL: only a process in the D state is still there then
 _POLL_S = 0.02

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from arbiterd.act.launch import records
 from arbiterd.act.launch.process_owner import Roots
+from arbiterd.files.owned import put_aside
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
-from arbiterd.owned import put_aside
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from arbiterd.aside import aside
+from arbiterd.files.trust import tool
 from arbiterd.linux import procfs
-from arbiterd.trust import tool
 
 _MEASURE_S = 1.0
 _JOURNAL_S = 10.0

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
 from arbiterd.errors import LaunchError
+from arbiterd.files.trust import tool
 from arbiterd.linux.cgroups import folder_of, frozen_of
 from arbiterd.linux.systemd_bus import SERVICE, UNIT, Bus, BusError, Property
-from arbiterd.trust import tool
 
 PREFIX, SUFFIX = "gpu-arbiter-backend-", ".service"
 THAW_PREFIX = "gpu-arbiter-thaw-"

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from arbiterd.trust import tool
+from arbiterd.files.trust import tool
 
 _INVOCATION = "_SYSTEMD_INVOCATION_ID"
 MOST = 256 * 1024  # bytes looked at of a file

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from arbiterd import strict_json
-from arbiterd.owned import read_owned
-from arbiterd.typed import build
+from arbiterd.files import strict_json
+from arbiterd.files.owned import read_owned
+from arbiterd.files.typed import build
 
 
 class Named(Protocol):

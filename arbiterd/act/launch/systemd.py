@@ -36,14 +36,14 @@ from arbiterd.act.launch.systemd_stop import UnitEnd
 from arbiterd.act.launch.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
 from arbiterd.aside import aside
 from arbiterd.errors import LaunchError
+from arbiterd.files.owned import put_aside
+from arbiterd.files.placing import make_folder
+from arbiterd.files.trust import only_root_writes
 from arbiterd.linux import procfs
 from arbiterd.linux.cgroups import cpu_s_of, frozen_of, oom_kills_of, pids_of
 from arbiterd.linux.systemd_bus import SERVICE, UNIT, Bus, BusError, Signals
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import LaunchSpec, UnitObservation
-from arbiterd.owned import put_aside
-from arbiterd.placing import make_folder
-from arbiterd.trust import only_root_writes
 
 DEFAULT_USER = "gpu-engines"
 _PATH_PREFIX = "/org/freedesktop/systemd1/unit/gpu_2darbiter_2dbackend_2d"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arbiterd import sandbox
 from arbiterd.act.launch.base import BASE_PATH
 from arbiterd.act.launch.containers import SLICE, removal
+from arbiterd.linux import sandbox
 from arbiterd.linux.sandbox_host import sandbox_of
 from arbiterd.linux.systemd_bus import Property
 from arbiterd.model.devices import ProcessRef

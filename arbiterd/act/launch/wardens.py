@@ -17,10 +17,10 @@ from typing import IO
 from arbiterd.act.launch import warden
 from arbiterd.act.launch.base import BASE_PATH
 from arbiterd.errors import LaunchError
+from arbiterd.files.owned import read_owned
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
-from arbiterd.owned import read_owned
 
 _SCRIPT = str(Path(warden.__file__).resolve())
 _STARTED_S = 60.0  # a fork and an exec, on a machine that is busy

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from arbiterd import strict_json
 from arbiterd.errors import ArbiterError
+from arbiterd.files import strict_json
 
 JSON_MAX = 16 * 1024**2  # bytes; the largest published index has 9 MB
 ENTRIES_MAX = 10_000  # names looked at in one folder

@@ -8,11 +8,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from arbiterd import env_text
 from arbiterd.config import load
 from arbiterd.config.load import Loaded
 from arbiterd.config.vllm_config import read as read_vllm_config
 from arbiterd.errors import ConfigRefused
+from arbiterd.files import env_text
 from arbiterd.gateway import render
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.paths import paths

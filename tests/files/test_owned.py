@@ -19,11 +19,7 @@ from arbiterd.core.state import Carry
 from arbiterd.daemon.lock import Lock
 from arbiterd.daemon.startup import engines_alive
 from arbiterd.errors import ArbiterError, LaunchError
-from arbiterd.gateway.runtime import GatewayGone, ask
-from arbiterd.linux import procfs
-from arbiterd.linux.container_ids import recorded
-from arbiterd.model.launch import FileSpec
-from arbiterd.owned import (
+from arbiterd.files.owned import (
     FolderRefused,
     NotTrusted,
     claim,
@@ -32,7 +28,11 @@ from arbiterd.owned import (
     read_owned,
     top,
 )
-from arbiterd.placing import make_folder, put_file
+from arbiterd.files.placing import make_folder, put_file
+from arbiterd.gateway.runtime import GatewayGone, ask
+from arbiterd.linux import procfs
+from arbiterd.linux.container_ids import recorded
+from arbiterd.model.launch import FileSpec
 from arbiterd.settings.history import Layouts
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore

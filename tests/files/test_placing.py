@@ -17,8 +17,8 @@ from arbiterd.act.launch.base import write_files, write_record
 from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.systemd_unit import properties
 from arbiterd.daemon.lock import Lock
+from arbiterd.files.placing import make_folder, put_file
 from arbiterd.model.launch import FileSpec, LaunchSpec
-from arbiterd.placing import make_folder, put_file
 from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.web.server import _unix
 

@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd.owned import NotTrusted, open_folder, put_owned, why_not
+from arbiterd.files.owned import NotTrusted, open_folder, put_owned, why_not
 
 # Every user's: engines run as gpu-engines or as the operator's choice, container images as their own.
 EVERYONE_FOLDER, EVERYONE_FILE = 0o755, 0o644

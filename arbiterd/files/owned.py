@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from arbiterd import unwritten
 from arbiterd.errors import ArbiterError
+from arbiterd.files import unwritten
 
 MAX_BYTES = 32 * 1024 * 1024  # a thousand times what any of these files has had
 _WRITERS = 0o022
