@@ -9,7 +9,7 @@ from pathlib import Path
 
 SCRIPT = """
 import os, resource, sys
-from arbiterd import procfs
+from arbiterd.linux import procfs
 from arbiterd.model.health import HttpProbe
 from arbiterd.sense.http import NO_DESCRIPTOR, ask, session
 me = procfs.ref(os.getpid())
@@ -41,15 +41,15 @@ HELD = """
 import errno, os, resource, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
-from arbiterd import procfs
-from arbiterd.act import cgroups
-from arbiterd.act.cgroups import pids_of
-from arbiterd.act.gate_keeper import GateKeeper
-from arbiterd.act.gateway_services import DirectServices
-from arbiterd.act.launcher import signal_exactly
+from arbiterd.linux import procfs
+from arbiterd.linux import cgroups
+from arbiterd.linux.cgroups import pids_of
+from arbiterd.act.gateway.gate_keeper import GateKeeper
+from arbiterd.act.gateway.services import DirectServices
+from arbiterd.act.launch.base import signal_exactly
 from arbiterd.gateway import runtime
 from arbiterd.gateway.paths import Paths
-from arbiterd.loop import Loop
+from arbiterd.daemon.loop import Loop
 from arbiterd.model.devices import ProcessRef
 
 def sleeper():

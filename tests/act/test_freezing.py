@@ -50,7 +50,7 @@ while True:
 FREEZES = """
 import sys
 from pathlib import Path
-from arbiterd.act.launch_systemd import SystemdLauncher
+from arbiterd.act.launch.systemd import SystemdLauncher
 launcher = SystemdLauncher(Path(sys.argv[1]), lambda: None)
 launcher.adopt()
 launcher.freeze('probe', float(sys.argv[2]))

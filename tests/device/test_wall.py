@@ -33,8 +33,8 @@ print("figure:", torch.cuda.device_count(), float((held * 2).sum()), flush=True)
 START = """
 import json, sys, time
 from pathlib import Path
-from arbiterd.act.launch_systemd import SystemdLauncher
-from arbiterd.act.tails import journal_tail
+from arbiterd.act.launch.systemd import SystemdLauncher
+from arbiterd.act.launch.output import journal_tail
 from arbiterd.model.launch import LaunchSpec, UnitState
 given = json.loads(sys.argv[1])
 launcher = SystemdLauncher(Path("/run/wall"), lambda: None)

@@ -12,7 +12,7 @@ from arbiterd.linux import heap
 
 _COUNT = """
 import ctypes, sys, threading
-from arbiterd import heap
+from arbiterd.linux import heap
 if sys.argv[1] == "bound":
     assert heap.bound()
 libc = ctypes.CDLL(None)
