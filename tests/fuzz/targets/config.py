@@ -16,8 +16,8 @@ from arbiterd.files import env_text
 from arbiterd.gateway import render
 from arbiterd.gateway.layout import layout
 from arbiterd.gateway.paths import paths
-from arbiterd.secret_values import found_in
 from arbiterd.quantities import format_duration, format_size, parse_duration, parse_size
+from arbiterd.secrets.values import found_in
 from tests.fuzz import shapes
 from tests.fuzz.files import file, folder
 from tests.fuzz.target import Target
