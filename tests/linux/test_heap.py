@@ -51,7 +51,7 @@ def test_threads_share_two_arenas() -> None:
 
 _HOLES = """
 import ctypes
-from arbiterd import heap
+from arbiterd.linux import heap
 heap.bound()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
