@@ -11,7 +11,7 @@ Messages read "cannot X: why; what would be right" and carry the values.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 EX_REFUSED = 1
 EX_USAGE = 2
@@ -45,6 +45,25 @@ def one_line(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+class Flaw(NamedTuple):
+    """What is wrong, and what would be right ("" when nothing is known)."""
+
+    wrong: str
+    right: str = ""
+
+    def __str__(self) -> str:
+        """Both in one sentence."""
+        return f"{self.wrong}; {self.right}" if self.right else self.wrong
+
+
+class InvalidValue(ValueError):
+    """A value that cannot be used, with its ``flaw``."""
+
+    def __init__(self, wrong: str, right: str = "") -> None:
+        self.flaw = Flaw(wrong, right)
+        super().__init__(str(self.flaw))
 
 
 class ArbiterError(Exception):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from arbiterd.errors import InvalidValue
+
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
@@ -29,7 +31,7 @@ def parse_size(text: str) -> int:
     """Read '512MiB' as bytes.
 
     Raises:
-        ValueError: no unit, an unknown unit, no number, over SIZE_MAX; the message says what is right.
+        InvalidValue: no unit, an unknown unit, no number, over SIZE_MAX.
 
     """
     match = _NUMBER.fullmatch(text)
@@ -37,12 +39,12 @@ def parse_size(text: str) -> int:
         near = _NEAR.get(match[2][:1].upper(), "") if match else ""
         example = f"{match[1]}{near}" if match and near else "512MiB"
         units = ", ".join(_SIZES)
-        msg = f"{text!r} is no size; write a number and one of {units}, like '{example}'"
-        raise ValueError(msg)
+        raise InvalidValue(
+            f"{text!r} is no size", f"write a number and one of {units}, like '{example}'"
+        )
     size = float(match[1]) * _SIZES[match[2]]
     if size > SIZE_MAX:
-        msg = f"{text!r} is too large; write at most {SIZE_MAX // GIB}GiB"
-        raise ValueError(msg)
+        raise InvalidValue(f"{text!r} is too large", f"write at most {SIZE_MAX // GIB}GiB")
     return round(size)
 
 
@@ -50,18 +52,18 @@ def parse_duration(text: str) -> float:
     """Read '250ms', '10m', '1h30m' or '2h 30min' as seconds. ``m`` and ``min`` are minutes.
 
     Raises:
-        ValueError: no unit, an unknown unit, no number, over 100 years; the message says what is right.
+        InvalidValue: no unit, an unknown unit, no number, over 100 years.
 
     """
     parts = _NUMBER.findall(text) if _PARTS.fullmatch(text) else []
     if not parts or any(unit not in _DURATIONS for _, unit in parts):
         units = ", ".join(_DURATIONS)
-        msg = f"{text!r} is no duration; write numbers with one of {units}, like '10s' or '1h30m'"
-        raise ValueError(msg)
+        raise InvalidValue(
+            f"{text!r} is no duration", f"write numbers with one of {units}, like '10s' or '1h30m'"
+        )
     seconds = sum(float(number) * _DURATIONS[unit] for number, unit in parts)
     if seconds > DURATION_MAX_S:
-        msg = f"{text!r} is too long; write at most 36500d"
-        raise ValueError(msg)
+        raise InvalidValue(f"{text!r} is too long", "write at most 36500d")
     return seconds
 
 

@@ -93,6 +93,12 @@ def test_the_hooks_are_what_make_check_calls() -> None:
     assert all(f"$(VENV)/bin/{tool} " in check.replace("\n", " ") for tool in tools), tools
 
 
+def test_no_sentence_is_cut_into_what_is_wrong_and_what_is_right() -> None:
+    """Both are fields (errors.Flaw, errors.Problem); the sentence is made where it is printed."""
+    for path in sorted((ROOT / "arbiterd").rglob("*.py")):
+        assert not re.search(r"\w*(partition|split)\(\"; \"\)", path.read_text()), path
+
+
 # Data of others, compared as it comes: names of cards and addresses, keys of our own settings and fields.
 LITERALS = {
     "'gpu' not in rest",

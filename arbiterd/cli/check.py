@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from arbiterd.config.parse import Report
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.daemon.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
-from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Problem
+from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Flaw, Problem
 from arbiterd.fit.check import ModelFit, check_fit
 from arbiterd.fit.types import Verdict
 from arbiterd.gateway.layout import owners
@@ -32,12 +31,10 @@ from arbiterd.linux.container_ids import any_alive
 from arbiterd.linux.init_system import use_systemd
 from arbiterd.linux.sandbox_host import shut_amd
 from arbiterd.model.settings import Settings
-from arbiterd.sense.containers import image_problem, proxied_port
-from arbiterd.sense.host import HostFactsSource
+from arbiterd.sense.containers import client_of, image_problem, proxied_port
+from arbiterd.sense.host import missing
 from arbiterd.survey.listeners import look, mend, who
 from arbiterd.survey.writers import writable
-
-HOST_WAIT_S = 8.0
 
 
 def check(
@@ -136,28 +133,20 @@ def _host(loaded: Loaded, daemon: Client) -> tuple[tuple[Problem, ...], tuple[Mo
 def _facts(loaded: Loaded, daemon: Client, report: Report) -> None:
     """Images, commands and ports, each at the line of its key."""
     settings = loaded.settings
-    source = HostFactsSource(_ours, units=use_systemd(settings))
-    try:
-        source.refresh(settings)
-        deadline = time.monotonic() + HOST_WAIT_S
-        while not source.fresh and time.monotonic() < deadline:
-            time.sleep(0.02)
-        facts = source.latest()
-    finally:
-        source.close()
     backends = settings.active.backends
-    for name, client in facts.containers.items():
-        text = image_problem(client, backends[name].image)
-        if text:
-            _warn(report, settings.mode, name, "image", text)
-    for name, text in facts.missing_commands.items():
-        _warn(report, settings.mode, name, "image" if backends[name].image else "command", text)
+    clients = {name: client_of(one) for name, one in backends.items() if one.image}
+    for name, client in clients.items():
+        unloaded = image_problem(client.client, backends[name].image) if client.client else None
+        if unloaded:
+            _warn(report, settings.mode, name, "image", unloaded)
+    for name, flaw in missing(settings, clients).items():
+        _warn(report, settings.mode, name, "image" if backends[name].image else "command", flaw)
     for found in writable(loaded.text, settings, direct=not use_systemd(settings)):
         key = found.watched.key
         if not report.broken(*key):
             report.add(key, found.words, found.mend, "warning")
     for name, backend in backends.items():
-        shut = "" if backend.image else shut_amd(backend.sandbox)
+        shut = None if backend.image else shut_amd(backend.sandbox)
         if shut:
             _warn(report, settings.mode, name, "sandbox", shut)
     _ports(settings, daemon, report)
@@ -180,13 +169,12 @@ def _guard(settings: Settings, daemon: Client, report: Report) -> None:
         report.add(("backends", name, "sleep"), *sleepless(seen.problem), "warning")
 
 
-def _warn(report: Report, mode: str, backend: str, key: str, text: str) -> None:
+def _warn(report: Report, mode: str, backend: str, key: str, flaw: Flaw) -> None:
     """At the mode's own value, else at the backend's."""
-    wrong, _, right = text.partition("; ")
     at = ("modes", mode, backend, key)
     path = at if report.lines.has(at) else ("backends", backend, key)
     if not report.broken(*at):
-        report.add(path, wrong, right, "warning")
+        report.add(path, *flaw, "warning")
 
 
 def _own_ports(daemon: Client) -> frozenset[str]:
@@ -233,7 +221,7 @@ def _ports(settings: Settings, daemon: Client, report: Report) -> None:
         if table in ("arbiter", "gateway"):
             report.add((table, key), wrong, right, "warning")
         else:
-            _warn(report, settings.mode, table, key, f"{wrong}; {right}")
+            _warn(report, settings.mode, table, key, Flaw(wrong, right))
 
 
 def _ours(pid: int) -> tuple[str, str] | None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+from arbiterd.errors import Flaw
 from arbiterd.gateway.layout import owners
 from arbiterd.model.settings import Settings
 from arbiterd.secrets.keyring import KEPT, Keyring
 
-Warn = Callable[[str, str, str], None]  # (backend, key of the file, "wrong; right")
+Warn = Callable[[str, str, Flaw], None]  # (backend, key of the file, what)
 
 
 def check_keys(settings: Settings, warn: Warn) -> None:
@@ -25,15 +26,15 @@ def check_keys(settings: Settings, warn: Warn) -> None:
                 "every client of its door gets 401" if asked else "no substitute answers for it"
             )
             wrong = f"it has answered 401, and its key is not known here: {clients}"
-            warn(
-                name, "env_file", f"{wrong}; write its key into env_file, for vLLM as VLLM_API_KEY"
-            )
+            right = "write its key into env_file, for vLLM as VLLM_API_KEY"
+            warn(name, "env_file", Flaw(wrong, right))
     if asked:
         return  # the doors send each engine its own
     for one, other, why in _together(settings):
         if one in keys and other in keys and keys[one] != keys[other]:
             wrong = f"{one} and {other} take different keys, and {why}: a client's key opens one of them"
-            warn(other, "env_file", f"{wrong}; give both the same key, or write [gateway] key_file")
+            right = "give both the same key, or write [gateway] key_file"
+            warn(other, "env_file", Flaw(wrong, right))
 
 
 def _together(settings: Settings) -> list[tuple[str, str, str]]:

@@ -20,9 +20,9 @@ from arbiterd.errors import EX_REFUSED, ConfigRefused, LaunchError
 from arbiterd.linux import procfs
 from arbiterd.linux.init_system import use_systemd
 from arbiterd.model.settings import ArbiterSettings, Kind, Settings
-from arbiterd.sense.host import look
+from arbiterd.sense.host import missing
 from arbiterd.survey import access, engine_check
-from arbiterd.survey.checkup import checkup, owner_of
+from arbiterd.survey.checkup import checkup
 from arbiterd.survey.diagnosis import of_host, of_problems
 from arbiterd.survey.facts import Finding, Survey, UnitFacts
 from arbiterd.survey.findings import findings
@@ -169,16 +169,14 @@ def _engines(settings: Settings, seen: Survey, client: Client) -> tuple[list[Fin
     found: list[Finding] = []
     unseen: list[str] = []
     config = settings.source.path
-    facts = look(settings, owner_of, units=use_systemd(settings))
-    for name, text in facts.missing_commands.items():
+    for name, flaw in missing(settings).items():
         program = settings.active.backends[name].command[0]
         if _hidden(program):
             unseen.append(f"{name}: {program} lies where only root may look")
             continue
-        wrong, _, right = text.partition("; ")
-        mend = right if right.startswith("chmod") else f"sudoedit {config}"
-        why = right or "the backend waits until it is there"
-        found.append(Finding("command", "blocks", f"{name}: {wrong}", why, mend))
+        mend = flaw.right if flaw.right.startswith("chmod") else f"sudoedit {config}"
+        why = flaw.right or "the backend waits until it is there"
+        found.append(Finding("command", "blocks", f"{name}: {flaw.wrong}", why, mend))
     if settings.arbiter.launcher == "direct" or not os.path.isdir("/run/systemd/system"):
         return found, unseen  # engines run as the daemon's own user there
     seen_ports = ports.guard(settings, client)

@@ -32,12 +32,12 @@ def check_environment(backend: BackendSettings, at: KeyPath, report: Report) -> 
             short = (
                 ""
                 if len(text) >= LEAST
-                else f"; with fewer than {LEAST} characters it is not hidden"
+                else f", with fewer than {LEAST} characters it is not hidden"
             )
             right = (
                 f'write {name}=THE VALUE into {ENV_FILE} (mode 0600), and env_file = "{ENV_FILE}"'
             )
-            report.add(path, wrong + short.replace("; ", ", "), right, "warning")
+            report.add(path, wrong + short, right, "warning")
     _check_command(backend, at, report)
     for name, text in assignments(backend.command).items():
         if name in decided and not report.broken(*at, "command"):
@@ -77,8 +77,8 @@ def _check_file(backend: BackendSettings, path: KeyPath, report: Report) -> None
         )
         return
     except OSError as error:
-        wrong = f"{name} cannot be read: {error.strerror}; {backend.name} will not start"
-        report.add(path, wrong.replace("; ", ", "), "write it, or take the key out", "warning")
+        wrong = f"{name} cannot be read: {error.strerror}, {backend.name} will not start"
+        report.add(path, wrong, "write it, or take the key out", "warning")
         return
     except UnicodeDecodeError:
         report.add(path, f"{name} cannot be read: it is not UTF-8", "write it in UTF-8", "warning")

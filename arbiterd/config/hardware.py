@@ -55,9 +55,9 @@ def _check(
     headroom = settings.arbiter.headroom_bytes
     placements = place(mode, devices, headroom)
     for name, placement in placements.items():
-        if placement.problem:
-            wrong, _, right = placement.problem.partition("; ")
-            report.add(("modes", mode.name, name, "gpu"), wrong, right, severity)
+        if placement.wrong:
+            at = ("modes", mode.name, name, "gpu")
+            report.add(at, placement.wrong, placement.right, severity)
     for device in devices:
         here = {n: p.cap_bytes for n, p in placements.items() if device.uuid in p.devices}
         reserve = headroom_bytes(headroom, device)

@@ -10,6 +10,7 @@ from arbiterd.config.backends import read, read_any
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.engines.vllm_command import parallel, sized
 from arbiterd.engines.vllm_rules import spoken
+from arbiterd.errors import InvalidValue
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share
 from arbiterd.quantities import parse_size
 
@@ -127,9 +128,9 @@ def _memory(given: object, path: KeyPath, report: Report) -> tuple[float | None,
         return None, None
     try:
         size = parse_size(given)
-    except ValueError as error:
-        wrong, _, right = str(error).partition("; ")
-        report.bad(path, wrong.replace("no size", "neither percentage nor size"), right)
+    except InvalidValue as error:
+        wrong = error.flaw.wrong.replace("no size", "neither percentage nor size")
+        report.bad(path, wrong, error.flaw.right)
         return None, None
     if size == 0:
         report.bad(path, "0 bytes hold no engine", "leave the backend out of the mode to stop it")

@@ -21,7 +21,7 @@ from pydantic_settings import (
 
 from arbiterd.config.lines import Lines, flatten
 from arbiterd.config.schema import FileSettings, key_names
-from arbiterd.errors import ConfigRefused, Problem, one_line
+from arbiterd.errors import ConfigRefused, InvalidValue, Problem, one_line
 
 PREFIX = "GPU_ARBITER_"
 _OURS = ("config",)  # GPU_ARBITER_CONFIG names the file, it is no key
@@ -114,8 +114,8 @@ class Report:
         if kind == "missing":
             self.add(path, "is missing", _EXAMPLES.get(path[-1], ""))
         elif kind == "value_error":
-            wrong, _, right = str(detail["ctx"]["error"]).partition("; ")
-            self.add(path, wrong, right)
+            found = detail["ctx"]["error"]
+            self.add(path, *(found.flaw if isinstance(found, InvalidValue) else (str(found),)))
         elif kind.startswith("bool"):
             self.add(path, f"{_short(given)} is not accepted", "write true or false")
         elif kind == "string_type":

@@ -1,6 +1,6 @@
 """The shape of the file, for pydantic: types, defaults, ranges. What needs two keys is in check.py.
 
-A validator's message reads "what is wrong; what would be right".
+A validator raises InvalidValue: what is wrong, and what would be right.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from arbiterd.errors import InvalidValue
 from arbiterd.model.settings import FOR_EVER_S
 from arbiterd.quantities import parse_duration, parse_size
 
@@ -25,8 +26,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 def _unit_value(value: object, example: str, what: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str):
-        msg = f"{value!r} has no unit; write a {what} in quotes, like {example}"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors only
+        raise InvalidValue(f"{value!r} has no unit", f"write a {what} in quotes, like {example}")
     return value
 
 
@@ -49,15 +49,15 @@ def _keep_alive(value: object) -> float:
         parse_duration(text[1:])
         return FOR_EVER_S
     if not text:
-        msg = f'{value!r} is no duration; write "10m", seconds like 600, or -1 for ever'
-        raise ValueError(msg)
+        raise InvalidValue(
+            f"{value!r} is no duration", 'write "10m", seconds like 600, or -1 for ever'
+        )
     return parse_duration(text)
 
 
 def _whole(value: object) -> object:
     if isinstance(value, bool) or (isinstance(value, str) and not value.strip().isdigit()):
-        msg = f"{value!r} is no whole number; write one, like 8"
-        raise ValueError(msg)
+        raise InvalidValue(f"{value!r} is no whole number", "write one, like 8")
     return value
 
 
@@ -65,8 +65,7 @@ def _json(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        msg = f'{text[:60]!r} is no list in JSON; write ["NAME"]'
-        raise ValueError(msg) from None
+        raise InvalidValue(f"{text[:60]!r} is no list in JSON", 'write ["NAME"]') from None
 
 
 def _words(value: object) -> object:
@@ -74,8 +73,7 @@ def _words(value: object) -> object:
     if isinstance(value, str):
         if value.startswith("["):
             return _json(value)
-        msg = f'{value!r} is no list; write ["{value}"]'
-        raise ValueError(msg)
+        raise InvalidValue(f"{value!r} is no list", f'write ["{value}"]')
     return value
 
 
@@ -88,16 +86,15 @@ def _listen(value: object) -> str:
     host, _, port = text.rpartition(":")
     if isinstance(value, str) and host and port.isdigit() and 0 < int(port) < 65536:
         return text
-    msg = f'{value!r} is no address; write "HOST:PORT", like "127.0.0.1:9480"'
-    raise ValueError(msg)
+    raise InvalidValue(f"{value!r} is no address", 'write "HOST:PORT", like "127.0.0.1:9480"')
 
 
 def _address(value: object) -> str:
     try:
         return str(ipaddress.ip_address(str(value)))
     except ValueError:
-        msg = f'{value!r} is no IP address; write "127.0.0.1", or "0.0.0.0" for every network'
-        raise ValueError(msg) from None
+        right = 'write "127.0.0.1", or "0.0.0.0" for every network'
+        raise InvalidValue(f"{value!r} is no IP address", right) from None
 
 
 def _host_name(value: str) -> str:
@@ -112,16 +109,15 @@ def _host_name(value: str) -> str:
             return wild + text
     bare = re.sub(r"^[a-z]+://|[:/].*$", "", value.strip())
     like = bare if _DNS_NAME.fullmatch(bare.lower()) else "llm.example.com"
-    msg = f'{value!r} is no host name; write the name alone, like "{like}"'
-    raise ValueError(msg)
+    raise InvalidValue(f"{value!r} is no host name", f'write the name alone, like "{like}"')
 
 
 def _network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text.strip(), strict=False))
     except ValueError:
-        msg = f'invalid address or network {text!r}; write one like "192.0.2.10" or "10.0.0.0/24"'
-        raise ValueError(msg) from None
+        right = 'write one like "192.0.2.10" or "10.0.0.0/24"'
+        raise InvalidValue(f"invalid address or network {text!r}", right) from None
 
 
 def _is_address(text: str) -> bool:
@@ -139,15 +135,13 @@ def _origin(value: str) -> str:
         return text
     bare = re.sub(r"^[a-z]+://|/.*$", "", text)
     like = bare if _ORIGIN.fullmatch(f"https://{bare}") else "app.example.com"
-    msg = f'{value!r} is no origin; write scheme and name, like "https://{like}"'
-    raise ValueError(msg)
+    raise InvalidValue(f"{value!r} is no origin", f'write scheme and name, like "https://{like}"')
 
 
 def _absolute(value: object) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
-    msg = f"{value!r} is no absolute path; write one that begins with /"
-    raise ValueError(msg)
+    raise InvalidValue(f"{value!r} is no absolute path", "write one that begins with /")
 
 
 def _absolute_or_none(value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from arbiterd.core.limits import HEADROOM_FRACTION, HEADROOM_MAX_BYTES, HEADROOM_MIN_BYTES
+from arbiterd.errors import Flaw
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import GpuRef, Mode, Share
@@ -28,27 +29,27 @@ def place(
 ) -> dict[str, Placement]:
     """Resolve every share of a mode against the inventory.
 
-    What cannot be placed gets a Placement with ``problem`` set, no devices and no cap: the others
+    What cannot be placed gets a Placement with ``wrong`` set, no devices and no cap: the others
     are not held up by it.
     """
     found = {name: _devices(share, devices) for name, share in mode.shares.items()}
     holders: dict[str, int] = {}
     for one in found.values():
-        for device in one if not isinstance(one, str) else ():
+        for device in one if not isinstance(one, Flaw) else ():
             holders[device.uuid] = holders.get(device.uuid, 0) + 1
     out: dict[str, Placement] = {}
     for name, share in mode.shares.items():
         where = found[name]
-        if isinstance(where, str):
-            out[name] = Placement(name, (), 0, where)
+        if isinstance(where, Flaw):
+            out[name] = Placement(name, (), 0, *where)
         elif not where:
             out[name] = Placement(name, (), 0)
         else:
             alone = all(holders[device.uuid] == 1 for device in where)
             cap = _cap(share, where, headroom_setting, alone=alone)
-            problem = cap if isinstance(cap, str) else ""
             uuids = tuple(device.uuid for device in where)
-            out[name] = Placement(name, uuids, 0 if isinstance(cap, str) else cap, problem)
+            told = cap if isinstance(cap, Flaw) else ()
+            out[name] = Placement(name, uuids, 0 if isinstance(cap, Flaw) else cap, *told)
     return out
 
 
@@ -59,7 +60,7 @@ def sharing(mode: Mode, placements: Mapping[str, Placement]) -> Literal["shared"
     return "shared" if len(sets) <= 1 and len(gpus) <= 1 else "partitioned"
 
 
-def _devices(share: Share, devices: Sequence[Device]) -> tuple[Device, ...] | str:
+def _devices(share: Share, devices: Sequence[Device]) -> tuple[Device, ...] | Flaw:
     """The devices of a share, or why they cannot be had."""
     if share.cpu:
         return ()
@@ -68,29 +69,30 @@ def _devices(share: Share, devices: Sequence[Device]) -> tuple[Device, ...] | st
         if len(gpus) == 1 and not gpus[0].mig_enabled:
             return (gpus[0],)
         count = f"this host has {len(gpus)} GPUs" if len(gpus) != 1 else "its GPU is in MIG mode"
-        return f"no gpu is named and {count}; write gpu = one of {_names(devices)}"
+        return Flaw(f"no gpu is named and {count}", f"write gpu = one of {_names(devices)}")
     out: list[Device] = []
     for ref in share.gpus:
         device = _find(ref, devices)
-        if isinstance(device, str):
+        if isinstance(device, Flaw):
             return device
         out.append(device)
     if len(out) > 1 and any(device.parent_uuid for device in out):
-        return "a process can use one MIG slice only; name one slice, or whole GPUs"
+        return Flaw("a process can use one MIG slice only", "name one slice, or whole GPUs")
     return tuple(out)
 
 
-def _find(ref: GpuRef, devices: Sequence[Device]) -> Device | str:
+def _find(ref: GpuRef, devices: Sequence[Device]) -> Device | Flaw:
     if ref.kind == "index":
         match = next((d for d in devices if not d.parent_uuid and d.index == int(ref.value)), None)
     else:
         match = next((d for d in devices if d.uuid == ref.value), None)
     if match is None:
-        return f"there is no GPU {ref.value} on this host; there is {_names(devices)}"
+        return Flaw(f"there is no GPU {ref.value} on this host", f"there is {_names(devices)}")
     if match.mig_enabled:
         own = [_label(d) for d in devices if d.parent_uuid == match.uuid]
         slices = ", ".join(own) or "none yet; docs/walls.md says how to make them"
-        return f"GPU {ref.value} is in MIG mode and takes no backend itself; its slices: {slices}"
+        wrong = f"GPU {ref.value} is in MIG mode and takes no backend itself"
+        return Flaw(wrong, f"its slices: {slices}")
     return match
 
 
@@ -107,7 +109,7 @@ def _label(device: Device) -> str:
 
 def _cap(
     share: Share, devices: Sequence[Device], headroom_setting: int | None, *, alone: bool
-) -> int | str:
+) -> int | Flaw:
     """The cap per device: the smallest, when a list of unequal cards is named."""
     smallest = min(devices, key=lambda device: device.capacity_bytes)
     if share.fraction is not None:
@@ -115,5 +117,5 @@ def _cap(
     if share.size_bytes is not None:
         return share.size_bytes
     if not alone:
-        return "it shares its GPU but has no memory; write memory = a size or a percentage"
+        return Flaw("it shares its GPU but has no memory", "write memory = a size or a percentage")
     return smallest.capacity_bytes - headroom_bytes(headroom_setting, smallest)

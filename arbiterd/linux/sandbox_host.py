@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
+from arbiterd.errors import Flaw
 from arbiterd.files import env_text
 from arbiterd.linux import sandbox
 from arbiterd.linux.sandbox import READ_ONLY, SHARED_TMP, Place
@@ -169,16 +170,14 @@ def driver_here() -> bool:
     return False
 
 
-def shut_amd(sandbox_: SandboxSettings) -> str:
-    """Why an engine on an AMD GPU would run on the CPU, "" elsewhere: its node is opened by key."""
+def shut_amd(sandbox_: SandboxSettings) -> Flaw | None:
+    """Why an engine on an AMD GPU would run on the CPU, None elsewhere: its node is opened by key."""
     left_out = {"DevicePolicy", ALL} & set(sandbox_.without)
     opened = any(one.startswith((AMD, "char-kfd")) for one in sandbox_.devices)
     if left_out or opened or not os.path.exists(AMD) or driver_here():
-        return ""
-    return (
-        f"an AMD GPU is there ({AMD}), and the sandbox keeps engines from it; "
-        f'to use it write sandbox = {{ devices = ["{AMD}", "/dev/dri"] }}'
-    )
+        return None
+    wrong = f"an AMD GPU is there ({AMD}), and the sandbox keeps engines from it"
+    return Flaw(wrong, f'to use it write sandbox = {{ devices = ["{AMD}", "/dev/dri"] }}')
 
 
 def gpu_nodes() -> frozenset[str]:

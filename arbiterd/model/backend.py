@@ -29,13 +29,20 @@ class Placement:
     """Where a backend lives and how much it may hold.
 
     ``devices``: uuids ((): CPU only). ``cap_bytes``: per device, context and spikes included; 0 on
-    the CPU. ``problem``: why it cannot be placed now (a GPU that is not there), else "".
+    the CPU. ``wrong``: why it cannot be placed now (a GPU that is not there), else ""; ``right``: what
+    would mend it.
     """
 
     backend: str
     devices: tuple[str, ...]
     cap_bytes: int
-    problem: str = ""
+    wrong: str = ""
+    right: str = ""
+
+    @property
+    def problem(self) -> str:
+        """Both in one sentence."""
+        return f"{self.wrong}; {self.right}" if self.right else self.wrong
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from arbiterd.errors import Flaw
 from arbiterd.files.trust import environ, tool
 from arbiterd.model.settings import BackendSettings
 
@@ -22,7 +23,7 @@ class Found(NamedTuple):
     """The client, "" for none; ``problem`` says what is missing and what would mend it."""
 
     client: str
-    problem: str = ""
+    problem: Flaw | None = None
 
 
 def client_of(backend: BackendSettings, path: str = _PATH, docker_socket: str = SOCKET) -> Found:
@@ -38,25 +39,26 @@ def client_of(backend: BackendSettings, path: str = _PATH, docker_socket: str = 
         return Found("docker", _silent(docker_socket))
     return Found(
         "",
-        f"neither docker nor podman is there to run image {backend.image}; apt-get install podman",
+        Flaw(
+            f"neither docker nor podman is there to run image {backend.image}",
+            "apt-get install podman",
+        ),
     )
 
 
-def _trouble(backend: BackendSettings, path: str, docker_socket: str) -> str:
+def _trouble(backend: BackendSettings, path: str, docker_socket: str) -> Flaw | None:
     name = backend.container
     if tool(name, path) is None:
         other = "podman" if name == "docker" else "docker"
-        return (
-            f"{name} is not there to run image {backend.image}; apt-get install {_PACKAGES[name]}, "
-            f'or write container = "{other}"'
-        )
+        right = f'apt-get install {_PACKAGES[name]}, or write container = "{other}"'
+        return Flaw(f"{name} is not there to run image {backend.image}", right)
     if name == "docker" and not docker_answers(docker_socket):
         return _silent(docker_socket)
-    return ""
+    return None
 
 
-def _silent(docker_socket: str) -> str:
-    return f"docker's daemon does not answer on {docker_socket}; systemctl start docker"
+def _silent(docker_socket: str) -> Flaw:
+    return Flaw(f"docker's daemon does not answer on {docker_socket}", "systemctl start docker")
 
 
 def docker_answers(docker_socket: str = SOCKET) -> bool:
@@ -71,13 +73,13 @@ def docker_answers(docker_socket: str = SOCKET) -> bool:
         return False
 
 
-def image_problem(client: str, image: str) -> str:
-    """Why this image cannot be run from here, "" when it is there. Takes up to seconds: for people
+def image_problem(client: str, image: str) -> Flaw | None:
+    """Why this image cannot be run from here, None when it is there. Takes up to seconds: for people
     who ask, not for the daemon (podman wants to write its locks, which our sandbox forbids).
     """
     program = tool(client, _PATH)
     if program is None:
-        return ""
+        return None
     try:
         done = subprocess.run(
             [program, "image", "inspect", "--format={{.Id}}", image],
@@ -88,11 +90,11 @@ def image_problem(client: str, image: str) -> str:
             env=environ(),
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
+        return None
     absent = ("No such image", "image not known")
     if done.returncode and any(one in done.stderr for one in absent):
-        return f"{client} does not have image {image}; {client} pull {image}"
-    return ""
+        return Flaw(f"{client} does not have image {image}", f"{client} pull {image}")
+    return None
 
 
 def proxied_port(pid: int) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import psutil
 
 from arbiterd.core.nodes import CONTROL, UVM
 from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.errors import Flaw
 from arbiterd.linux import container_ids, sandbox_host
 from arbiterd.linux.ports import describe, holders, listening
 from arbiterd.model.observation import HostFacts
@@ -111,11 +112,10 @@ def _look(settings: Settings, holders: _Holders, known: Versions) -> HostFacts:
     backends = settings.active.backends
     versions = known.of(backends.values())
     clients = {name: client_of(one) for name, one in backends.items() if one.image}
-    found = {name: _missing(one, clients.get(name)) for name, one in backends.items()}
     return HostFacts(
         versions=versions,
         containers={name: client.client for name, client in clients.items() if client.client},
-        missing_commands={name: text for name, text in found.items() if text},
+        missing_commands={name: str(flaw) for name, flaw in missing(settings, clients).items()},
         taken_ports=holders.taken(settings),
         ram_free_bytes=psutil.virtual_memory().available,
     )
@@ -159,19 +159,30 @@ class _Holders:
         return out
 
 
-def _missing(backend: BackendSettings, client: Found | None) -> str:
+def missing(settings: Settings, clients: Mapping[str, Found] | None = None) -> dict[str, Flaw]:
+    """By backend, what of its command is not there. ``clients``: of images, as far as known."""
+    found = {
+        name: _missing(one, (clients or {}).get(name) or (client_of(one) if one.image else None))
+        for name, one in settings.active.backends.items()
+    }
+    return {name: flaw for name, flaw in found.items() if flaw}
+
+
+def _missing(backend: BackendSettings, client: Found | None) -> Flaw | None:
     if client is not None:
         return client.problem
     if not backend.command:
-        return ""
+        return None
     program = backend.command[0]
     if shutil.which(program, path=PATH):
-        return ""
+        return None
     try:
         if "/" in program and os.stat(program):
-            return f"{program} is not executable; chmod +x {program}"
+            return Flaw(f"{program} is not executable", f"chmod +x {program}")
     except PermissionError:  # a home of mode 0700: the daemon is root without capabilities
-        return f"the arbiter may not enter a folder above {program}; arbiterctl doctor names it"
+        wrong = f"the arbiter may not enter a folder above {program}"
+        return Flaw(wrong, "arbiterctl doctor names it")
     except OSError:
         pass
-    return f"{program} is not there; install it or write its full path in backends.{backend.name}.command"
+    right = f"install it or write its full path in backends.{backend.name}.command"
+    return Flaw(f"{program} is not there", right)

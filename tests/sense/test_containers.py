@@ -76,7 +76,8 @@ def test_the_client_is_found_out_or_what_is_missing_is_said(
     else:
         found = client_of(given, where, str(path))
     assert found.client == client
-    assert (problem in found.problem) if problem else not found.problem
+    assert problem in str(found.problem or "")
+    assert bool(problem) == bool(found.problem)
 
 
 def test_a_socket_that_refuses_is_no_answer(tmp_path: Path) -> None:
