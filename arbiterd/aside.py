@@ -1,4 +1,4 @@
-"""Work beside the loop, each in a thread of its own.
+"""Threads beside the loop: each has a name, and work that is done once has a thread of its own.
 
 Where the system refuses a thread (pids used up: TasksMax, a fork bomb), the work is begun as soon as there
 is room again. Callers are in the middle of a tick: it is nothing that they could do better, and nothing
@@ -10,10 +10,25 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 AGAIN_S = 0.5
+NAME_MAX = 15  # what the kernel keeps of a thread's name
+
+
+def thread(run: Callable[..., object], *args: object, name: str) -> threading.Thread:
+    """A daemon thread, not begun yet. The kernel knows its name as well: ``ps -L``, ``top -H``
+    (docs/threads.md lists them).
+    """
+
+    def told() -> None:
+        with suppress(OSError), open("/proc/thread-self/comm", "w", encoding="utf-8") as comm:
+            comm.write(name[:NAME_MAX])
+        run(*args)
+
+    return threading.Thread(target=told, name=name, daemon=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +39,8 @@ class _Work:
 
     def begin(self) -> bool:
         """Whether its thread runs."""
-        thread = threading.Thread(target=self.run, args=self.args, name=self.name, daemon=True)
         try:
-            thread.start()
+            thread(self.run, *self.args, name=self.name).start()
         except RuntimeError:  # "can't start new thread": clone(2) says EAGAIN
             return False
         return True
@@ -66,6 +80,6 @@ class _Keeper:
 _keeper = _Keeper()
 
 
-def aside(run: Callable[..., object], *args: object, name: str = "") -> None:
+def aside(run: Callable[..., object], *args: object, name: str) -> None:
     """Run this in a daemon thread, now or as soon as the system allows one; never raises."""
     _keeper.begin(_Work(run, args, name))

@@ -38,7 +38,7 @@ class LastWords:
             self._asked |= missing
             known = dict(self._words)
         for name in sorted(missing):
-            aside(self._fetch, name)
+            aside(self._fetch, name, name="exit-log")
         return known
 
     def _fetch(self, name: str) -> None:

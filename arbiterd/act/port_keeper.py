@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from arbiterd import aside
 from arbiterd.act.port_unit import FILE, Applied
 from arbiterd.errors import LaunchError
 from arbiterd.files.placing import put_file
@@ -71,7 +72,7 @@ class PortKeeper:
         self._first = threading.Event()
         self._events: list[Event] = []
         self._latest = PortGuard(problem=why)
-        self._thread = threading.Thread(target=self._run, name="ports", daemon=True)
+        self._thread = aside.thread(self._run, name="ports")
 
     def first(self, settings: Settings) -> PortGuard:
         """Begin, and wait shortly for the first outcome: what is started depends on it."""

@@ -366,7 +366,7 @@ class Daemon:
     def _learn(self, nvml: NvmlSource) -> None:
         snapshot = nvml.latest(time.monotonic())
         if self._inventory.learn(seen.device for seen in snapshot.devices.values()):
-            aside(self._inventory.save)
+            aside(self._inventory.save, name="gpus")
         for event in (*nvml.said(), *self._ports.said()):
             self._events.put(event)
 

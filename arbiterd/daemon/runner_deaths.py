@@ -81,7 +81,7 @@ class RunnerDeaths:
         if one.due and now >= one.due[0] and not one.reading:
             one.due = [at for at in one.due if at > now]
             one.reading = True
-            aside(self._read, key[0], one)
+            aside(self._read, key[0], one, name="runner-deaths")
 
     def _read(self, name: str, one: _Followed) -> None:
         lines: tuple[str, ...] = ()

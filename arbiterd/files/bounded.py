@@ -17,6 +17,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Generic, TypeVar
 
+from arbiterd.aside import thread as named_thread
+
 WAIT_S = 2.0
 FILE_BYTES = 1024**2  # a file that the configuration names
 CONFIG_BYTES = 4 * 1024**2  # a configuration of 1,000 backends is some 200 KB
@@ -58,7 +60,7 @@ def aside(what: str, work: Callable[[], T], timeout_s: float = WAIT_S) -> T:
         if before is not None and before.is_alive():
             raise _late(what, timeout_s)
         job = _Job(work)
-        thread = threading.Thread(target=job.run, name="bounded", daemon=True)
+        thread = named_thread(job.run, name="bounded")
         _stuck.pop(what, None)
     try:
         thread.start()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
 from contextlib import suppress
+
+from arbiterd import aside
 
 _PATIENCE_S = 0.5  # for the first to ask; whoever asks later gets what is known by then
 
@@ -14,7 +15,7 @@ class HostNames:
 
     def __init__(self) -> None:
         self._found: tuple[str, ...] = (socket.gethostname(),)
-        self._thread = threading.Thread(target=self._look, name="hostnames", daemon=True)
+        self._thread = aside.thread(self._look, name="hostnames")
         self._first = True
 
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jeepney.bus_messages import MatchRule, message_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import HeaderFields, Message
 
+from arbiterd import aside
 from arbiterd.errors import LaunchError
 
 NAME = "org.freedesktop.systemd1"
@@ -158,7 +159,7 @@ class Signals:
         self._on_signal = on_signal
         self._on_connect = on_connect
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="systemd", daemon=True)
+        self._thread = aside.thread(self._run, name="systemd")
         self._thread.start()
 
     def close(self) -> None:

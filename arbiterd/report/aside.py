@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from arbiterd import aside
+
 MOST_LINES, MOST_BYTES = 4096, 8 * 1024**2
 CLOSE_S = 2.0  # how long an end waits for the last lines
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class Aside(Generic[T]):
             self._entries.append((entry, size))
             self._bytes += size
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="log", daemon=True)
+                thread = aside.thread(self._run, name="log")
                 with suppress(RuntimeError):  # pids are used up: begun with a later entry
                     thread.start()
                     self._thread = thread

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arbiterd import aside
 from arbiterd.files import strict_json
 from arbiterd.files.placing import hand_over
 from arbiterd.model.gateway import BUCKETS_S, Requests
@@ -67,7 +68,7 @@ class GatewayLog:
         self._socket.bind(str(path))
         self._closed = False
         hand_over(path, 0o660, group)
-        self._thread = threading.Thread(target=self._run, name="gateway-log", daemon=True)
+        self._thread = aside.thread(self._run, name="gateway-log")
         self._thread.start()
 
     def latest(self) -> dict[str, Requests]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from arbiterd import aside
 from arbiterd.core.nodes import CONTROL, UVM
 from arbiterd.core.planning import engine_grpc_port, engine_port
 from arbiterd.errors import Flaw
@@ -56,7 +57,7 @@ class HostFactsSource:
         self.fresh = False
         self._wake.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="host", daemon=True)
+            self._thread = aside.thread(self._run, name="host")
             self._thread.start()
 
     def latest(self, running: frozenset[str] | None = None) -> HostFacts:

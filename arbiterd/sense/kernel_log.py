@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from arbiterd import aside
 from arbiterd.files import strict_json
 from arbiterd.files.trust import tool
 
@@ -49,7 +50,7 @@ class KernelLog:
         self._began_wall_us = int(time.time() * 1e6)
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="kernel-log", daemon=True)
+        self._thread = aside.thread(self._run, name="kernel-log")
         self._thread.start()
 
     def close(self) -> None:

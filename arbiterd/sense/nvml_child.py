@@ -9,12 +9,12 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arbiterd import aside
 from arbiterd.files.trust import own_environ
 from arbiterd.sense.nvml_answers import parsed
 
@@ -91,7 +91,7 @@ class Child:
             raise
         self._on_line = on_line
         self._on_end = on_end
-        self.reader = threading.Thread(target=self._read, name="nvml", daemon=True)
+        self.reader = aside.thread(self._read, name="nvml")
         try:
             self.reader.start()
         except RuntimeError as error:  # no thread to be had: as little use as no process

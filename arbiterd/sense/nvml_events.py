@@ -15,6 +15,8 @@ from typing import Any
 
 import pynvml as nv
 
+from arbiterd import aside
+
 WAIT_MS = 2000
 LOST_PAUSE_S = 5.0  # while a registered GPU is lost the wait returns at once: do not spin
 _EARLY_S = 0.05  # a time-out may come early (facts/nvml.md): then pause as well
@@ -40,7 +42,7 @@ class EventWatch:
         self._wanted = handles
         self._changed.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+            self._thread = aside.thread(self._run, name="events")
             self._thread.start()
 
     def _run(self) -> None:

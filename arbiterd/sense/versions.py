@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiterd import aside
 from arbiterd.engines.image import image_version
 from arbiterd.files.trust import interpreter, tool
 from arbiterd.linux import sandbox, sandbox_host
@@ -103,7 +104,7 @@ class Versions:
                 time.monotonic(),
             )
 
-        thread = threading.Thread(target=ask, name="version", daemon=True)
+        thread = aside.thread(ask, name="version")
         with suppress(RuntimeError):  # pids are used up: asked at the next look
             thread.start()
             self._asking[program] = thread

@@ -20,6 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
+from arbiterd import aside
 from arbiterd.errors import ArbiterError
 from arbiterd.files.placing import hand_over
 from arbiterd.gateway.paths import GROUP as GATE_GROUP
@@ -76,7 +77,7 @@ class WebServer:
             ArbiterError: an address cannot be had; what could be opened stays open.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+            self._thread = aside.thread(self._run, name="http")
             self._thread.start()
         if not self._unix:
             self._call(self._open_unix, f"unix socket {self._path}")

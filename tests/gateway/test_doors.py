@@ -7,6 +7,7 @@ import json
 import pytest
 import requests
 
+from tests.support import threads
 from tests.support.host import MODEL, Host
 
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -122,3 +123,14 @@ def test_traffic_is_counted_at_the_doors(shared_host: Host) -> None:
 
     shared_host.wait(counted, "metrics of the door")
     assert shared_host.status()["gateway"]["problem"] == ""
+
+
+def test_every_thread_of_the_daemon_is_in_the_table(shared_host: Host) -> None:
+    """docs/threads.md: none unlisted, none missing of those that doors and a direct launcher have."""
+    assert shared_host.process is not None
+    found = threads.of(shared_host.process.pid)
+    rows = threads.table()
+    assert [name for name in found if not any(row.fits(name) for row in rows)] == []
+    here = [row for row in rows if row.there in ("always", "doors", "direct", "engines")]
+    assert [row.name for row in here if not any(row.fits(name) for name in found)] == []
+    assert found.count("main") == 1

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from arbiterd import aside
 from arbiterd.gateway.runtime import GatewayGone, ask
 
 LIMIT_S = 1.5  # it answers within milliseconds: no body blocks its loop (loadgate/incoming.py)
@@ -31,7 +32,7 @@ class GateQuestion:
     def asked(self) -> str | GatewayGone | None:
         """Its answer, asked for now unless a question is under way; None while there is none yet."""
         if self._thread is None:
-            thread = threading.Thread(target=self._ask, name="gate-question", daemon=True)
+            thread = aside.thread(self._ask, name="gate-question")
             try:
                 thread.start()
             except RuntimeError:  # pids are used up: asked in a later turn

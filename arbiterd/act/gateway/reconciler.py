@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from arbiterd import aside
 from arbiterd.act.gateway.door_keys import DoorKeys
 from arbiterd.act.gateway.files import check, holds, put
 from arbiterd.act.gateway.gate_keeper import GateKeeper, replaced
@@ -105,7 +106,7 @@ class GatewayKeeper:
         self._names = HostNames()
         self._gate = GateKeeper(where.gate, services)
         self._haproxy_silence = Silence(runtime.TIMEOUT_S + _DOOR_S)
-        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self._thread = aside.thread(self._run, name="gateway")
 
     def start(self) -> None:
         """Begin."""

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from arbiterd import aside
 from arbiterd.act.launch.base import (
     BASE_PATH,
     resolve_command,
@@ -72,7 +73,7 @@ class DirectLauncher:
         self._epoll.register(self._wake_r, select.EPOLLIN)
         self._by_fd: dict[int, str] = {}
         self._closed = False
-        self._watcher = threading.Thread(target=self._watch, name="exits", daemon=True)
+        self._watcher = aside.thread(self._watch, name="exits")
         self._watcher.start()
         self.problems: list[str] = []
 

@@ -62,7 +62,7 @@ class Efforts:
             return 0
         if now - seen.asked_at >= _JOURNAL_S and not seen.asking:
             seen.asked_at, seen.asking = now, True
-            aside(_ask, seen, invocation)
+            aside(_ask, seen, invocation, name="efforts")
         return seen.last_entry
 
 

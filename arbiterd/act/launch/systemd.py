@@ -184,7 +184,7 @@ class SystemdLauncher:
         """From what the signals told; /proc and the cgroup are read here."""
         if now - self._refreshed_at >= _REFRESH_S:
             self._refreshed_at = now
-            aside(self._refresh_quietly)
+            aside(self._refresh_quietly, name="units")
         with self._lock:
             units = dict(self._units)
         out = {name: self._observe_one(unit, now) for name, unit in units.items()}
