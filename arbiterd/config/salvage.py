@@ -17,7 +17,6 @@ from arbiterd.config.schema import (
 )
 
 T = TypeVar("T", bound=BaseModel)
-_UNKNOWN: Mapping[str, Any] = {"from": "", "to": "", "model": "", "advice": ""}
 
 
 def salvage(raw: Mapping[str, object]) -> FileSettings:
@@ -50,15 +49,17 @@ def _rules(table: type[T], given: object) -> list[T]:
 
 
 def _table(table: type[T], given: object) -> T:
-    """The table without what cannot be read."""
+    """The table without what cannot be read: a key that it needs is empty, any other one is not there."""
     values = dict(given) if isinstance(given, dict) else {}
+    needed = {
+        field.alias or key for key, field in table.model_fields.items() if field.is_required()
+    }
     while True:
         try:
             return table.model_validate(values)
         except ValidationError as error:
-            for detail in error.errors():
-                key = str(detail["loc"][0])
-                if detail["type"] == "missing" or key in _UNKNOWN:
-                    values[key] = [] if table is DegradeTable and key == "to" else _UNKNOWN[key]
+            for key in {str(detail["loc"][0]) for detail in error.errors()}:
+                if key in needed:
+                    values[key] = [] if table is DegradeTable and key == "to" else ""
                 else:
                     del values[key]
