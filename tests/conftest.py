@@ -28,6 +28,7 @@ NOT_FAST = (
     "report/test_alerts.py",
     "report/test_dashboard.py",
     "fit/test_finding.py",
+    "store/test_atomic.py",
 )
 SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
 # Read when gRPC's library starts: else it would go on in each forked child (tests/support/forks.py).

@@ -84,7 +84,7 @@ def test_state_is_kept_and_files_are_read_as_soon_as_there_is_room(
     refusing = Refusing(monkeypatch)
     incidents, carry = IncidentStore(tmp_path), CarryStore(tmp_path)
     notes: list[str] = []
-    incidents.save([INCIDENT])
+    incidents.save((INCIDENT,))
     carry.save(Carry())
     aside: Aside[str] = Aside(notes.append, str)
     aside.put("a", 1)

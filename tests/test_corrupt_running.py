@@ -102,10 +102,10 @@ def _adopted(folder: Path) -> list[str]:
 
 
 def _unit_record(folder: Path) -> list[str]:
-    try:
-        found = records.read_record(UnitRecord, folder / "backends" / "vllm.json")
-    except (OSError, ValueError) as error:  # what the launcher puts aside
-        return [str(error)]
+    problems: list[str] = []
+    found = records.read_record(UnitRecord, folder / "backends" / "vllm.json", problems)
+    if found is None:
+        return problems
     assert isinstance(found.pid, int)
     assert isinstance(found.invocation, str)
     assert found.started_wall == found.started_wall

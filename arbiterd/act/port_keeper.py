@@ -13,11 +13,11 @@ from typing import Protocol
 from arbiterd import aside
 from arbiterd.act.port_unit import FILE, Applied
 from arbiterd.errors import LaunchError
-from arbiterd.files.placing import put_file
 from arbiterd.gateway.port_rules import engine_ports, text
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.published import PortGuard
 from arbiterd.model.settings import Settings
+from arbiterd.store import atomic
 
 EVERY_S = 60.0
 AGAIN_S = 10.0  # after a failure: nftables may be installed meanwhile
@@ -148,7 +148,7 @@ class PortKeeper:
         if unit is None or not ports:
             return self._off(unit)
         try:
-            put_file(self._file, text(ports, unit.users()), 0o600)
+            atomic.write(self._file, text(ports, unit.users()).encode(), mode=0o600)
             if str(self._file) != FILE:
                 done = Applied(f"its unit loads {FILE}, and runtime_dir is {self._file.parent}")
             else:

@@ -6,11 +6,9 @@ cut left half done. The configuration goes first: a unit is disabled only once i
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from typing import Any
 from arbiterd.act.files import replace_file
 from arbiterd.errors import ArbiterError
 from arbiterd.files import strict_json
-from arbiterd.files.owned import read_owned, top
+from arbiterd.files.owned import top
 from arbiterd.files.trust import environ, tool
 from arbiterd.files.typed import build
+from arbiterd.store.json_store import JsonStore
 
 _TIMEOUT_S = 180.0  # longer than a unit's own stop timeout (90 s)
 ENABLED = ("enabled", "enabled-runtime")
@@ -55,6 +54,18 @@ def record_path(state_dir: str) -> Path:
     return top(Path(state_dir)) / "takeover-ollama.json"
 
 
+def _store(path: Path) -> JsonStore[Record | None]:
+    return JsonStore(
+        path,
+        lambda row: build(Record, row),
+        lambda one: asdict(one) if one else None,
+        absent=None,
+        loads=strict_json.loads,
+        mode=0o600,
+        sync=True,
+    )
+
+
 def read_record(path: Path) -> Record | None:
     """The record, None when nothing was taken over.
 
@@ -62,13 +73,11 @@ def read_record(path: Path) -> Record | None:
         ArbiterError: it is there and cannot be read.
 
     """
-    try:
-        return build(Record, strict_json.loads(read_owned(path)))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        msg = f"cannot read {path}: {error}; it tells how to undo, so nothing is done without it"
-        raise ArbiterError(msg) from None
+    record, problem = _store(path).look()
+    if problem:
+        msg = f"{problem}; it tells how to undo, so nothing is done without it"
+        raise ArbiterError(msg)
+    return record
 
 
 def commands(record: Record, *, undo: bool = False) -> list[str]:
@@ -142,9 +151,11 @@ def _put_back(record: Record, path: Path) -> str:
 
 
 def _save(path: Path, record: Record) -> None:
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(asdict(record), indent=1).encode(), 0o600)
+    try:
+        _store(path).put(record)
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror}; be root, or name another file"
+        raise ArbiterError(msg) from None
 
 
 def _mode(config: str) -> int:

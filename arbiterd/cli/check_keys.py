@@ -9,14 +9,15 @@ from pathlib import Path
 from arbiterd.errors import Flaw
 from arbiterd.gateway.layout import owners
 from arbiterd.model.settings import Settings
-from arbiterd.secrets.keyring import KEPT, Keyring
+from arbiterd.secrets.keyring import Keyring
+from arbiterd.store.state_files import keyed
 
 Warn = Callable[[str, str, Flaw], None]  # (backend, key of the file, what)
 
 
 def check_keys(settings: Settings, warn: Warn) -> None:
     """``warn`` is told at the line of a key; no key itself is ever told."""
-    ring = Keyring(Path(settings.arbiter.state_dir) / KEPT)
+    ring = Keyring(keyed(Path(settings.arbiter.state_dir)).look()[0])
     backends = settings.active.backends
     keys = {name: ring.engine(one) for name, one in backends.items()}
     guarded, asked = ring.refusing & backends.keys(), bool(settings.gateway.key_file)

@@ -110,7 +110,7 @@ def polite() -> Iterator[None]:
 def inventory(state_dir: Path) -> tuple[tuple[Device, ...], str]:
     """(devices, "") as NVML lists them now; else those of the daemon's last run, and why so."""
     from arbiterd.sense.nvml import NvmlSource  # noqa: PLC0415
-    from arbiterd.store.gpu_inventory import Inventory  # noqa: PLC0415 - most commands list no device
+    from arbiterd.store.gpu_inventory import shown  # noqa: PLC0415 - most commands list no device
 
     source = NvmlSource()
     source.start()
@@ -128,7 +128,7 @@ def inventory(state_dir: Path) -> tuple[tuple[Device, ...], str]:
     if snapshot.devices:
         return tuple(seen.device for seen in snapshot.devices.values()), ""
     why = f"the GPUs cannot be read: {snapshot.nvml or 'NVML does not answer'}"
-    known = Inventory(state_dir).known()
+    known = shown(state_dir)
     if known:
         return known, f"{why}; shown with those of the daemon's last run"
     return (), why

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import tomllib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from arbiterd.errors import ArbiterError
+from arbiterd.store import atomic
 
 
 class NoRight(ArbiterError):
@@ -84,67 +82,11 @@ def put_back(edit: Edit) -> bool:
 
 
 def _write(path: Path, text: bytes) -> None:
-    """A temporary file beside it, flushed, renamed over it; owner, permissions and attributes kept."""
-    info = path.stat()
-    folder = path.parent
-    if os.geteuid() != 0 and (
-        info.st_uid != os.geteuid() or not os.access(folder, os.W_OK | os.X_OK)
-    ):
-        msg = f"you may not write {path}"
-        raise NoRight(msg)
-    temporary = folder / f".{path.name}.{os.getpid()}.new"
     try:
-        with open(temporary, "xb", opener=_private) as file:
-            file.write(text)
-            file.flush()
-            if (info.st_uid, info.st_gid) != (os.geteuid(), os.getegid()):
-                os.fchown(file.fileno(), info.st_uid, info.st_gid)
-            os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
-            _copy_attributes(path, temporary)
-            os.fsync(file.fileno())
-        _replace(temporary, path, text)
-        _flush(folder)
+        atomic.rewrite(path, text)
     except PermissionError as error:
         msg = f"you may not write {path}: {error.strerror}"
         raise NoRight(msg) from None
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror}; nothing was changed"
         raise ArbiterError(msg) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _replace(temporary: Path, path: Path, text: bytes) -> None:
-    try:
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        # the file itself is a mount point (a container): there it can be written in place only
-        with path.open("r+b") as file:
-            file.write(text)
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _copy_attributes(path: Path, to: Path) -> None:
-    """Access lists and labels, where the file system has them and lets us."""
-    with suppress(OSError):
-        for name in os.listxattr(path):
-            with suppress(OSError):
-                os.setxattr(to, name, os.getxattr(path, name))
-
-
-def _flush(folder: Path) -> None:
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

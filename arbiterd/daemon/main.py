@@ -40,7 +40,7 @@ from arbiterd.model.published import Published
 from arbiterd.report.journal import Journal, catch_all, resolve_mode
 from arbiterd.report.notify import Notifier
 from arbiterd.report.status_line import status_line
-from arbiterd.secrets.keyring import KEPT, Keyring
+from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.values import Secrets
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
@@ -49,7 +49,6 @@ from arbiterd.sense.nvml import NvmlSource
 from arbiterd.settings.history import Layouts, rolled_back_problem
 from arbiterd.settings.queue import Ending, drained
 from arbiterd.settings.reload import Reloader
-from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.state_files import Stores
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.admin import Admin
@@ -91,7 +90,6 @@ class Daemon:
         unit = use_systemd(settings) and bool(environ.get("NOTIFY_SOCKET"))
         self._signals = Signals(self.waker.wake, unit=unit)
         self._status_at = 0.0
-        self._inventory = Inventory(Path(self._arbiter.state_dir))
         self._stores = Stores(self._arbiter, self._hide)
         self._layouts = Layouts(Path(self._arbiter.runtime_dir))
         self._distrusted = [self._lock.problem, *startup.distrusted(self._arbiter, self._layouts)]
@@ -118,13 +116,13 @@ class Daemon:
         launcher = startup.make_launcher(settings, self.waker.wake)
         nvml = NvmlSource(
             on_change=self.waker.wake,
-            known=self._inventory.known(),
+            known=self._stores.gpus.known(),
             kernel_log=kernel_log_command(),
         )
         nvml.start()
         host = HostFactsSource(launcher.owner_of, units=launcher.name == "systemd")
         host.refresh(settings)
-        keys = Keyring(Path(self._arbiter.state_dir) / KEPT)
+        keys = Keyring(self._stores.keyed.load(), self._stores.keyed.save)
         self._gateway = startup.make_gateway(settings, self.waker.wake, keys, self._hide)
         door = self._gateway.paths.probe if self._gateway else None
         prober = Prober(self.waker.wake, door, keys, self._hide)
@@ -268,7 +266,7 @@ class Daemon:
         if not snapshot.devices or snapshot.nvml:
             return
         self._learn(nvml)
-        problems = check_devices(self._start.loaded, self._inventory.known())
+        problems = check_devices(self._start.loaded, self._stores.gpus.known())
         errors = tuple(one for one in problems if one.severity == "error")
         if not errors:
             return
@@ -296,7 +294,7 @@ class Daemon:
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
-        found = [*self._distrusted, *self._inventory.problems, *self._stores.problems]
+        found = [*self._distrusted, *self._stores.problems]
         found += getattr(launcher, "problems", [])
         for text in filter(None, found):
             self._events.put(Event(EventName.STATE_UNREADABLE, Severity.WARNING, text))
@@ -361,12 +359,11 @@ class Daemon:
         )
 
     def _all_devices(self) -> Sequence[Device]:
-        return self._inventory.known()
+        return self._stores.gpus.known()
 
     def _learn(self, nvml: NvmlSource) -> None:
         snapshot = nvml.latest(time.monotonic())
-        if self._inventory.learn(seen.device for seen in snapshot.devices.values()):
-            aside(self._inventory.save, name="gpus")
+        self._stores.gpus.learn(seen.device for seen in snapshot.devices.values())
         for event in (*nvml.said(), *self._ports.said()):
             self._events.put(event)
 

@@ -1,5 +1,5 @@
-"""Files that the daemon acts on: read and written without following a link, and believed only when
-nobody but root (or the daemon's own user) could have written them.
+"""Files that the daemon acts on: read without following a link, and believed only when nobody but root
+(or the daemon's own user) could have written them.
 
 What lies in state_dir and runtime_dir decides what is adopted, signalled and stopped. A file that
 another user could have put or changed there is refused and told; it is never obeyed.
@@ -13,12 +13,10 @@ import pwd
 import shlex
 import socket
 import stat
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from arbiterd.errors import ArbiterError
-from arbiterd.files import unwritten
 
 MAX_BYTES = 32 * 1024 * 1024  # a thousand times what any of these files has had
 _WRITERS = 0o022
@@ -105,64 +103,6 @@ def open_folder(path: Path) -> int:
         raise
 
 
-def put_owned(
-    path: Path, data: bytes, mode: int = 0o640, gid: int = -1, *, sync: bool = False
-) -> None:
-    """Write a file whole: under a temporary name that nobody else can read, then renamed. A link of
-    that name is replaced, never written through. ``gid``: its group, -1 for the process's own, where
-    the process may give it. ``sync``: flushed to the disk before the rename.
-
-    Raises:
-        NotTrusted: its folder is a link.
-        OSError: it cannot be written; the old file is untouched, and it is tried again (unwritten.py).
-
-    """
-    try:
-        _put(path, data, mode, gid, sync=sync)
-    except NotTrusted:
-        raise
-    except OSError as error:
-        unwritten.failed(path, error, partial(put_owned, path, data, mode, gid, sync=sync))
-        raise
-    unwritten.written(path)
-
-
-def _put(path: Path, data: bytes, mode: int, gid: int, *, sync: bool) -> None:
-    folder = open_folder(path.parent)
-    name = f".{path.name}.new"
-    try:
-        _unlink(name, folder)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=folder)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                if gid >= 0:
-                    _give(fd, gid)
-                os.fchmod(fd, mode)
-                if sync:
-                    os.fsync(fd)
-            os.rename(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError:
-            _unlink(name, folder)
-            raise
-    finally:
-        os.close(folder)
-
-
-def put_aside(path: Path, error: Exception) -> str:
-    """Rename a file that cannot be used to NAME.broken; returns what is told of it."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    told = text if isinstance(error, NotTrusted) else f"cannot read {path}: {text}"
-    aside = path.with_suffix(".broken")
-    try:
-        path.replace(aside)
-    except OSError as failed:
-        return f"{told}; it could not be put aside: {failed.strerror}"
-    return f"{told}; kept as {aside.name}"
-
-
 def open_log(path: Path) -> BinaryIO:
     """A file that output is appended to, made when it is missing.
 
@@ -177,21 +117,6 @@ def open_log(path: Path) -> BinaryIO:
         return os.fdopen(os.open(path.name, flags, 0o640, dir_fd=folder), "ab")
     finally:
         os.close(folder)
-
-
-def _unlink(name: str, folder: int) -> None:
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return
-
-
-def _give(fd: int, gid: int) -> None:
-    """Without CAP_CHOWN only a group of our own can be given: the file keeps the one it has."""
-    try:
-        os.fchown(fd, -1, gid)
-    except PermissionError:
-        return
 
 
 def top(path: Path) -> Path:

@@ -1,5 +1,5 @@
-"""Files and folders that the daemon makes for another process, with the mode and group that their
-reader needs.
+"""Folders and sockets that the daemon makes for another process, with the mode and group that their
+reader needs (files: store/atomic.py).
 
 The mode is set on the file itself: the umask of a unit (or of a shell that runs the daemon) decides
 nothing, and no other thread's change of it does. Without CAP_CHOWN, root may hand a file to a group of
@@ -13,12 +13,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from arbiterd.files.owned import NotTrusted, open_folder, put_owned, why_not
+from arbiterd.files.owned import NotTrusted, open_folder, why_not
 
 # Every user's: engines run as gpu-engines or as the operator's choice, container images as their own.
 EVERYONE_FOLDER, EVERYONE_FILE = 0o755, 0o644
-# The daemon's alone, and operators may read it.
-OWN_FILE = 0o640
 
 
 def make_folder(path: Path, mode: int = EVERYONE_FOLDER, group: str = "") -> None:
@@ -49,21 +47,6 @@ def make_folder(path: Path, mode: int = EVERYONE_FOLDER, group: str = "") -> Non
             raise NotTrusted(msg)
     finally:
         os.close(fd)
-
-
-def put_file(path: Path, text: str, mode: int, group: str = "") -> None:
-    """Write ``text`` under a temporary name that nobody else can read, hand it over, rename.
-
-    Raises:
-        NotTrusted: its folder is a symbolic link.
-        OSError: it cannot be written.
-
-    """
-    gid = -1
-    if group:
-        with suppress(KeyError):
-            gid = grp.getgrnam(group).gr_gid
-    put_owned(path, text.encode(), mode, gid)
 
 
 def hand_over(path: Path, mode: int, group: str = "") -> None:

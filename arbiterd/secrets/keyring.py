@@ -6,24 +6,19 @@ recorded. Who needs one asks here, by the backend's settings.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from arbiterd.engines import engine_of
 from arbiterd.engines.shell_line import assignments
 from arbiterd.files import bounded, env_text
 from arbiterd.files.env_text import keys_in
-from arbiterd.files.owned import put_owned, read_owned
 from arbiterd.model.settings import BackendSettings
 
 # what an HTTP header can carry; a line's end would also break the files of keys, one a line
 _SENT = re.compile(r"[ -~\u00a0-\u00ff]+")
-KEPT = "keyed.json"  # in state_dir
 _MAX_BYTES = 1024 * 1024  # a file of keys; /dev/zero by mistake must not fill the memory
 
 
@@ -37,15 +32,18 @@ class Keyring:
     """Reads each file again when it has changed. Every method may be called by any thread.
 
     ``refusing``: backends whose last answer to the arbiter was 401, with the key it knows or without one.
-    Their names are kept (``kept``) over restarts: an engine that is down when the daemon starts cannot say
-    again that it demands a key, and its substitute must not open what that guards.
+    ``keep`` is told them when they change, for the next daemon: an engine that is down when the daemon
+    starts cannot say again that it demands a key, and its substitute must not open what that guards.
     """
 
-    def __init__(self, kept: Path | None = None) -> None:
+    def __init__(
+        self,
+        refusing: frozenset[str] = frozenset(),
+        keep: Callable[[frozenset[str]], None] = lambda _: None,
+    ) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, _Read] = {}
-        self._kept = kept
-        self.refusing: frozenset[str] = _names(kept) if kept else frozenset()
+        self.refusing, self._keep = refusing, keep
 
     def engine(self, backend: BackendSettings) -> tuple[str, ...]:
         """The keys that this engine takes, the first one to send; () when it demands none, or none
@@ -72,9 +70,8 @@ class Keyring:
                 self.refusing |= {name}
             elif status == 200:
                 self.refusing -= {name}
-            if self._kept is not None and self.refusing != before:
-                with suppress(OSError):  # written as soon as it can be
-                    put_owned(self._kept, json.dumps(sorted(self.refusing)).encode())
+            if self.refusing != before:
+                self._keep(self.refusing)
 
     def bearer(self, backend: BackendSettings) -> dict[str, str]:
         """The header that opens this engine, {} when no key is known."""
@@ -100,16 +97,3 @@ class Keyring:
         with self._lock:
             self._files[path] = _Read(stamp, text)
         return text
-
-
-def _names(path: Path) -> frozenset[str]:
-    """Those kept by an earlier daemon; a file that cannot be used is as none."""
-    try:
-        found = json.loads(read_owned(path))
-    except (OSError, ValueError, RecursionError):
-        return frozenset()
-    return (
-        frozenset(one for one in found if isinstance(one, str))
-        if isinstance(found, list)
-        else frozenset()
-    )

@@ -9,22 +9,31 @@ rolled-back.json   the digest of a file whose layout did not come up, and why: a
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from arbiterd.config import Loaded, load
 from arbiterd.errors import ConfigRefused, Problem
-from arbiterd.files import bounded, strict_json
-from arbiterd.files.owned import NotTrusted, put_owned, read_owned, top
+from arbiterd.files import bounded
+from arbiterd.files.owned import NotTrusted, read_owned, top
+from arbiterd.files.typed import build
 from arbiterd.model.settings import Settings
+from arbiterd.store import atomic
+from arbiterd.store.json_store import JsonStore
 
 LAST_GOOD = "last-good.toml"
 PREVIOUS = "previous.toml"
 ROLLED_BACK = "rolled-back.json"
+PRIVATE = 0o600  # a configuration may hold `env` of a backend
+
+
+@dataclass(frozen=True, slots=True)
+class _RolledBack:
+    sha256: str
+    reason: str
 
 
 class Layouts:
@@ -34,7 +43,13 @@ class Layouts:
         runtime_dir = top(runtime_dir)
         self._good = runtime_dir / LAST_GOOD
         self._previous = runtime_dir / PREVIOUS
-        self._rolled_back = runtime_dir / ROLLED_BACK
+        self._rolled_back: JsonStore[_RolledBack | None] = JsonStore(
+            runtime_dir / ROLLED_BACK,
+            lambda row: build(_RolledBack, row),
+            lambda one: asdict(one) if one else None,
+            absent=None,
+            mode=PRIVATE,
+        )
         self._texts: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
@@ -50,15 +65,15 @@ class Layouts:
         with self._lock, suppress(OSError):
             self._keep_previous()
             self._put_good(text)
-            self._rolled_back.unlink(missing_ok=True)
+            self._rolled_back.path.unlink(missing_ok=True)
 
     def rolled_back(self, failed_sha: str, reason: str) -> None:
         """The layout before comes back. ``reason``: why the newer one, of this digest, did not come up."""
         with self._lock, suppress(OSError):
             if _digest(self._good) != failed_sha:  # a newer one was accepted in this very moment
                 return
-            row = {"sha256": failed_sha, "reason": reason}
-            _put(self._rolled_back, json.dumps(row).encode())
+            with suppress(OSError):
+                self._rolled_back.put(_RolledBack(failed_sha, reason))
             _put(self._good, read_owned(self._previous))
 
     def settled(self, sha: str) -> None:
@@ -81,13 +96,10 @@ class Layouts:
 
     def refused(self, path: Path) -> str:
         """Why the file at ``path`` is not to be tried again by a start, "" when it may be."""
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            row = strict_json.loads(read_owned(self._rolled_back))
-            if (
-                row["sha256"]
-                == hashlib.sha256(bounded.read(path, bounded.CONFIG_BYTES)).hexdigest()
-            ):
-                return str(row["reason"])
+        one, _ = self._rolled_back.look()
+        with suppress(OSError):
+            if one is not None and one.sha256 == _sha(bounded.read(path, bounded.CONFIG_BYTES)):
+                return one.reason
         return ""
 
     def last_good(self, path: Path, environ: Mapping[str, str]) -> Loaded | None:
@@ -95,9 +107,10 @@ class Layouts:
         return _load(self._good, path, environ)
 
     def distrusted(self) -> list[str]:
-        """Which of the files are there and not believed, as sentences."""
-        out = []
-        for path in (self._good, self._previous, self._rolled_back):
+        """Which of the files are there and not believed, or unreadable, as sentences."""
+        self._rolled_back.load()
+        out = [*self._rolled_back.problems]
+        for path in (self._good, self._previous):
             try:
                 read_owned(path)
             except NotTrusted as error:
@@ -132,9 +145,8 @@ def _load(kept: Path, path: Path, environ: Mapping[str, str]) -> Loaded | None:
 
 
 def _put(path: Path, text: bytes) -> None:
-    """As private as a configuration may have to be: `env` of a backend is in it."""
     with suppress(OSError):
-        put_owned(path, text, 0o600)
+        atomic.write(path, text, mode=PRIVATE)
 
 
 def _sha(text: bytes) -> str:

@@ -6,46 +6,34 @@ typing error; one that was seen before is lost, and the host goes on without it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from arbiterd.files.owned import put_aside, put_owned, read_owned, top
-from arbiterd.files.strict_json import strict_json
 from arbiterd.model.devices import Device
+from arbiterd.store.json_store import JsonStore
 
 _DEVICES = TypeAdapter(tuple[Device, ...])
 
 
 class Inventory:
-    """Read at start, written when a new GPU shows up. ``problems`` tells of an unreadable file."""
+    """Read at start, written when a new GPU shows up. ``store.problems`` tells of an unreadable file."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = top(state_dir) / "gpus.json"
-        self.problems: list[str] = []
-        self._known: dict[str, Device] = {}
-        try:
-            rows = _DEVICES.validate_python(strict_json(read_owned(self._path)))
-            self._known = {row.uuid: _plausible(row) for row in rows}
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            self.problems.append(put_aside(self._path, error))
+        self.store = _store(state_dir)
+        self._known = {row.uuid: row for row in self.store.load()}
 
     def known(self) -> tuple[Device, ...]:
         """Every GPU and slice ever seen."""
         return tuple(self._known.values())
 
-    def learn(self, devices: Iterable[Device]) -> bool:
-        """Remember these; returns whether anything was new (the caller may save then).
+    def learn(self, devices: Iterable[Device]) -> None:
+        """Remember these.
 
         A GPU that has taken over another's number, sitting in its slot, replaces it.
         """
-        changed = False
         for seen in devices:
             device = replace(seen, cuda_index=-1)  # true of this moment only
             if self._known.get(device.uuid) == device:
@@ -55,16 +43,22 @@ class Inventory:
                 if same and device.uuid not in (old.uuid, old.parent_uuid):
                     del self._known[old.uuid]
             self._known[device.uuid] = device
-            changed = True
-        return changed
+        self.store.save(self.known())
 
-    def save(self) -> None:
-        """Write the file (temporary name, then rename); a full disk is no reason to stop."""
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            put_owned(
-                self._path, json.dumps([asdict(one) for one in self._known.values()]).encode()
-            )
+
+def shown(state_dir: Path) -> tuple[Device, ...]:
+    """Those of the daemon's last run, for arbiterctl: changes nothing."""
+    return _store(state_dir).look()[0]
+
+
+def _store(state_dir: Path) -> JsonStore[tuple[Device, ...]]:
+    return JsonStore(
+        state_dir / "gpus.json",
+        lambda rows: tuple(map(_plausible, _DEVICES.validate_python(rows))),
+        lambda devices: [asdict(one) for one in devices],
+        absent=(),
+        sync=True,
+    )
 
 
 def _plausible(row: Device) -> Device:

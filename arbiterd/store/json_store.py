@@ -1,7 +1,7 @@
-"""A list kept as JSON in state_dir over restarts and reboots, written off the tick.
+"""One value kept as JSON in a file: validated when it is read, written whole, off the tick.
 
-Unreadable content is put aside under another name and becomes a problem to be told, never an error:
-what is kept here helps people, the daemon does its work without it.
+Whatever is wrong with the file, the daemon starts without it: the file is put in quarantine as
+NAME.broken and becomes a problem to be told.
 """
 
 from __future__ import annotations
@@ -9,109 +9,129 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from arbiterd.aside import aside
-from arbiterd.files.owned import NotTrusted, put_owned, read_owned, top
+from arbiterd.files.owned import NotTrusted, read_owned, top
 from arbiterd.files.strict_json import strict_json
 from arbiterd.secrets.redact import Redactor
+from arbiterd.store import atomic
 
 T = TypeVar("T")
+_CLOSE_S = 5.0
 
 
-class Kept(Generic[T]):
-    """``save`` never waits for the disk: a thread writes the newest list, whole and atomically."""
+class JsonStore(Generic[T]):
+    """``parse`` makes the value of the JSON and raises whatever it likes; ``render`` is its reverse.
+    ``absent``: the value where there is no file. ``loads``: how the text is read. ``mode``, ``sync``: as
+    in store/atomic.py. ``problems``: what was wrong with the file, for people.
+    """
 
-    name: str
-
-    def __init__(self, state_dir: Path, redactor: Redactor | None = None) -> None:
-        self._path = top(state_dir) / self.name
-        self._redactor = redactor or Redactor()
+    def __init__(
+        self,
+        path: Path,
+        parse: Callable[[Any], T],
+        render: Callable[[T], object],
+        *,
+        absent: T,
+        loads: Callable[[bytes], Any] = strict_json,
+        mode: int = atomic.OWN_FILE,
+        sync: bool = False,
+        redactor: Redactor | None = None,
+    ) -> None:
+        self.path = top(path.parent) / path.name
         self.problems: list[str] = []
-        self._last: tuple[T, ...] = ()
-        self._queue: queue.SimpleQueue[tuple[T, ...] | None] = queue.SimpleQueue()
+        self._parse, self._render, self._loads = parse, render, loads
+        self._absent = self._last = absent
+        self._mode, self._sync = mode, sync
+        self._redactor = redactor or Redactor()
+        self._queue: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
         self._begun = False
         self._ended = threading.Event()
 
-    @abstractmethod
-    def encode(self, one: T) -> object:
-        """One entry as JSON."""
-
-    @abstractmethod
-    def decode(self, row: Any) -> T:
-        """One entry from JSON.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is none.
-
-        """
-
-    def read(self) -> tuple[tuple[T, ...], str]:
-        """(what is kept, "") or ((), why it cannot be read). Changes nothing."""
+    def look(self) -> tuple[T, str]:
+        """(the value, ""), or (``absent``, why the file cannot be used). Changes nothing."""
         try:
-            rows = strict_json(read_owned(self._path))
-            return tuple(self.decode(row) for row in rows), ""
-        except FileNotFoundError:
-            return (), ""
-        except NotTrusted as error:
-            return (), str(error)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            return (), f"cannot read {self._path}: {type(error).__name__}: {error}"
+            return self._read(), ""
+        except Exception as error:  # noqa: BLE001 - of a file, anything may be wrong
+            return self._absent, _told(self.path, error)
 
-    def load_all(self) -> tuple[T, ...]:
-        """What was kept; an unreadable file is put aside and said in ``problems``."""
-        self._last, problem = self.read()
-        if problem:
-            aside = self._path.with_suffix(".broken")
-            try:
-                self._path.replace(aside)
-                self.problems.append(f"{problem}; kept as {aside.name}")
-            except OSError as error:
-                self.problems.append(f"{problem}; it could not be put aside: {error.strerror}")
+    def load(self) -> T:
+        """The value; a file that cannot be used is put in quarantine and told in ``problems``."""
+        try:
+            self._last = self._read()
+        except Exception as error:  # noqa: BLE001 - of a file, anything may be wrong
+            self.problems.append(quarantine(self.path, error))
         return self._last
 
-    def save_all(self, entries: Sequence[T]) -> None:
-        """Keep these from now on. Cheap when nothing has changed."""
-        newest = tuple(entries)
-        if newest == self._last:
+    def _read(self) -> T:
+        try:
+            raw = read_owned(self.path)
+        except FileNotFoundError:
+            return self._absent
+        return self._parse(self._loads(raw))
+
+    def save(self, value: T) -> None:
+        """Keep this from now on. Never waits for the disk; cheap when nothing has changed. A file that
+        cannot be written costs what it is for, nothing else.
+        """
+        if value == self._last:
             return
-        self._last = newest
+        self._last = value
         if not self._begun:
             self._begun = True
-            aside(self._run, name=self.name)
-        self._queue.put(newest)
+            aside(self._run, name=self.path.name)
+        self._queue.put((value,))
+
+    def put(self, value: T) -> None:
+        """Write it now.
+
+        Raises:
+            OSError: it cannot be written; it is tried again.
+
+        """
+        self._last = value
+        self._write(value)
 
     def close(self) -> None:
         """Write what is left."""
         if self._begun:
             self._queue.put(None)
-            self._ended.wait(5)
+            self._ended.wait(_CLOSE_S)
 
     def _run(self) -> None:
-        self._follow()
+        while (newest := self._queue.get()) is not None:
+            ended = False
+            while not ended and not self._queue.empty():
+                following = self._queue.get()
+                ended, newest = following is None, following or newest
+            with suppress(OSError):
+                self._write(newest[0])
+            if ended:
+                break
         self._ended.set()
 
-    def _follow(self) -> None:
-        while True:
-            newest = self._queue.get()
-            while not self._queue.empty() and newest is not None:
-                following = self._queue.get()
-                if following is None:
-                    self._write(newest)
-                newest = following
-            if newest is None:
-                return
-            self._write(newest)
+    def _write(self, value: T) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self._redactor.document(self._render(value)))
+        atomic.write(self.path, text.encode(), mode=self._mode, sync=self._sync)
 
-    def _write(self, entries: tuple[T, ...]) -> None:
-        """A full disk costs what was to be kept, nothing else. Synced: a power cut must not leave an
-        empty file under the name.
-        """
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            rows = self._redactor.document([self.encode(one) for one in entries])
-            put_owned(self._path, json.dumps(rows).encode(), sync=True)
+
+def quarantine(path: Path, error: Exception) -> str:
+    """Rename a file that cannot be used to NAME.broken, in place of an older one. Returns what is told."""
+    told, broken = _told(path, error), path.with_suffix(".broken")
+    try:
+        path.replace(broken)
+    except OSError as failed:
+        return f"{told}; it could not be put aside: {failed.strerror}"
+    return f"{told}; kept as {broken.name}"
+
+
+def _told(path: Path, error: Exception) -> str:
+    if isinstance(error, NotTrusted):
+        return str(error)
+    text = (str(error).splitlines() or [""])[0]
+    return f"cannot read {path}: {text or type(error).__name__}"

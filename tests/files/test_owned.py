@@ -24,16 +24,16 @@ from arbiterd.files.owned import (
     NotTrusted,
     claim,
     open_log,
-    put_owned,
     read_owned,
     top,
 )
-from arbiterd.files.placing import make_folder, put_file
+from arbiterd.files.placing import make_folder
 from arbiterd.gateway.runtime import GatewayGone, ask
 from arbiterd.linux import procfs
 from arbiterd.linux.container_ids import recorded
 from arbiterd.model.launch import FileSpec
 from arbiterd.settings.history import Layouts
+from arbiterd.store.atomic import write
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
 from arbiterd.store.incidents import IncidentStore
@@ -87,7 +87,7 @@ def test_a_file_that_others_could_have_written_is_not_read(
 ) -> None:
     """Owner, mode, links of both kinds, and what is no file at all; the reason names the path."""
     path = tmp_path / "state.json"
-    put_owned(path, b"[]")
+    write(path, b"[]")
     assert read_owned(path) == b"[]"
     spoil(path)
     with pytest.raises(NotTrusted, match=why) as refused:
@@ -109,14 +109,14 @@ def test_state_that_is_not_trusted_is_put_aside_and_told(
     for name, text in texts.items():
         folder = tmp_path / name
         folder.mkdir()
-        put_owned(folder / name, text.encode())
+        write(folder / name, text.encode())
         spoil(folder / name)
     incidents = IncidentStore(tmp_path / "incidents.json")
     learned = LearnedStore(tmp_path / "learned.json")
     carry = CarryStore(tmp_path / "carry.json")
     assert (incidents.load(), learned.load(), carry.load()) == ((), {}, None)
     gpus = Inventory(tmp_path / "gpus.json")
-    problems = (incidents.problems, learned.problems, gpus.problems, carry.problems)
+    problems = (incidents.problems, learned.problems, gpus.store.problems, carry.problems)
     for found, name in zip(problems, texts, strict=True):
         [said] = found
         assert why in said, said
@@ -142,7 +142,7 @@ def test_a_record_that_others_could_have_written_adopts_nothing(
         "intent": "b",
         "started_wall": 0.0,
     }
-    put_owned(runtime / "backends" / "vllm.json", json.dumps(row).encode())
+    write(runtime / "backends" / "vllm.json", json.dumps(row).encode())
     assert engines_alive(runtime)
     spoil(runtime / "backends" / "vllm.json")
     try:
@@ -161,7 +161,7 @@ def test_a_layout_that_others_could_have_written_is_not_started(
 ) -> None:
     """last-good.toml names commands and their users; so do the others that a restart knows of."""
     good = tmp_path / "last-good.toml"
-    put_owned(good, b'mode = "A"\n', 0o600)
+    write(good, b'mode = "A"\n', mode=0o600)
     layouts = Layouts(tmp_path)
     assert layouts.distrusted() == []
     spoil(good)
@@ -172,7 +172,7 @@ def test_a_layout_that_others_could_have_written_is_not_started(
     row = {"sha256": hashlib.sha256(b"x").hexdigest(), "reason": "it did not come up"}
     for name in ("real", "other-name"):
         (tmp_path / name).unlink(missing_ok=True)
-    put_owned(tmp_path / "rolled-back.json", json.dumps(row).encode())
+    write(tmp_path / "rolled-back.json", json.dumps(row).encode())
     assert layouts.refused(file) == "it did not come up"
     spoil(tmp_path / "rolled-back.json")
     assert layouts.refused(file) == ""
@@ -184,13 +184,13 @@ def test_container_ids_and_takeover_records_are_held_to_the_same(
 ) -> None:
     """An id file says whose processes are stopped; the takeover's record, which units are enabled."""
     cid = tmp_path / "vllm.docker.cid"
-    put_owned(cid, b"a" * 64)
+    write(cid, b"a" * 64)
     assert recorded(tmp_path)["vllm"].id == "a" * 64
     spoil(cid)
     assert recorded(tmp_path) == {}
     for name in ("real", "other-name"):
         (tmp_path / name).unlink(missing_ok=True)
-    put_owned(record_path(str(tmp_path)), b"{}")
+    write(record_path(str(tmp_path)), b"{}")
     spoil(record_path(str(tmp_path)))
     with pytest.raises(ArbiterError, match=why):
         read_record(record_path(str(tmp_path)))
@@ -199,13 +199,13 @@ def test_container_ids_and_takeover_records_are_held_to_the_same(
 def test_deeply_nested_json_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     """The parser gives up with an error of its own kind."""
     deep = b"[" * 200_000
-    put_owned(tmp_path / "carry.json", deep)
-    put_owned(tmp_path / "gpus.json", deep)
-    put_owned(tmp_path / "incidents.json", deep)
-    put_owned(tmp_path / "rolled-back.json", deep)
+    write(tmp_path / "carry.json", deep)
+    write(tmp_path / "gpus.json", deep)
+    write(tmp_path / "incidents.json", deep)
+    write(tmp_path / "rolled-back.json", deep)
     carry, incidents = CarryStore(tmp_path), IncidentStore(tmp_path)
     assert (carry.load(), incidents.load()) == (None, ())
-    assert all(len(one.problems) == 1 for one in (carry, incidents, Inventory(tmp_path)))
+    assert all(len(one.problems) == 1 for one in (carry, incidents, Inventory(tmp_path).store))
     assert Layouts(tmp_path).refused(tmp_path / "gpus.broken") == ""
 
 
@@ -217,7 +217,7 @@ def test_a_writer_replaces_a_link_and_never_writes_through_it(tmp_path: Path) ->
     folder.mkdir()
     (folder / "a.json").symlink_to(victim)
     (folder / ".a.json.new").symlink_to(victim)
-    put_owned(folder / "a.json", b"[]")
+    write(folder / "a.json", b"[]")
     assert (victim.read_text(), read_owned(folder / "a.json")) == ("mine", b"[]")
     carry = CarryStore(folder)
     (folder / "carry.json").symlink_to(victim)
@@ -226,15 +226,15 @@ def test_a_writer_replaces_a_link_and_never_writes_through_it(tmp_path: Path) ->
     assert victim.read_text() == "mine"
     assert not (folder / "carry.json").is_symlink()
     (tmp_path / "link").symlink_to(folder)
-    for write in (
-        lambda: put_owned(tmp_path / "link" / "b", b""),
-        lambda: put_file(tmp_path / "link" / "b", "", 0o644),
+    for writes in (
+        lambda: write(tmp_path / "link" / "b", b""),
+        lambda: write(tmp_path / "link" / "b", b"", sync=True),
         lambda: make_folder(tmp_path / "link"),
         lambda: write_files(tmp_path / "link", [FileSpec("models.config", "x")]),
         lambda: open_log(tmp_path / "link" / "b"),
     ):
         with pytest.raises((NotTrusted, LaunchError), match="symbolic link"):
-            write()
+            writes()
     assert not (folder / "b").exists()
     (folder / "vllm.log").symlink_to(victim)
     with pytest.raises(OSError, match="symbolic link"):
@@ -265,7 +265,7 @@ def test_folders_of_state_are_closed_for_others_at_the_start(tmp_path: Path) -> 
     (tmp_path / "link").symlink_to(run)
     assert claim(tmp_path / "link") == ""
     store = IncidentStore(tmp_path / "link")
-    put_owned(run / "incidents.json", b"[]")
+    write(run / "incidents.json", b"[]")
     assert (store.load(), store.problems, top(tmp_path / "link")) == ((), [], run)
 
 

@@ -17,9 +17,10 @@ from arbiterd.act.launch.base import write_files, write_record
 from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.systemd_unit import properties
 from arbiterd.daemon.lock import Lock
-from arbiterd.files.placing import make_folder, put_file
+from arbiterd.files.placing import make_folder
 from arbiterd.model.launch import FileSpec, LaunchSpec
 from arbiterd.sense.gateway_log import GatewayLog
+from arbiterd.store.atomic import write
 from arbiterd.web.server import _unix
 
 
@@ -94,9 +95,9 @@ def test_the_doors_files_are_for_haproxy_and_the_gate_only(umask: int, tmp_path:
 def test_a_file_goes_to_a_group_of_ours(umask: int, tmp_path: Path) -> None:
     """The group by name; one that does not exist changes nothing."""
     mine = grp.getgrgid(os.getgroups()[0] if os.getgroups() else os.getgid())
-    put_file(tmp_path / "a", "x", 0o640, mine.gr_name)
+    write(tmp_path / "a", b"x", group=mine.gr_name)
     assert (tmp_path / "a").stat().st_gid == mine.gr_gid
-    put_file(tmp_path / "b", "x", 0o640, "no-such-group")
+    write(tmp_path / "b", b"x", group="no-such-group")
     assert _mode(tmp_path / "b") == 0o640
 
 

@@ -18,6 +18,7 @@ import requests
 from arbiterd.model.gateway import Admit
 from arbiterd.model.settings import Settings
 from arbiterd.secrets.keyring import Keyring
+from arbiterd.store import state_files
 from tests.core.world import VLLM, backend
 from tests.support.doors import OLLAMA_ANSWERS, OLLAMA_MODEL, VLLM_MODEL, Doors, doors, made
 
@@ -244,14 +245,19 @@ def test_where_an_engines_key_is_known_from(tmp_path: Path) -> None:
 def test_who_has_answered_401_is_known_to_a_later_daemon(tmp_path: Path) -> None:
     """By name only; an engine that is down cannot say it again, and its substitute must not answer all."""
     kept = tmp_path / "keyed.json"
-    Keyring(kept).heard("vllm", 401)
-    later = Keyring(kept)
+    first = state_files.keyed(tmp_path)
+    Keyring(first.load(), first.save).heard("vllm", 401)
+    first.close()
+    second = state_files.keyed(tmp_path)
+    later = Keyring(second.load(), second.save)
     assert later.refusing == {"vllm"}
     assert kept.stat().st_mode & 0o077 == 0o040
     later.heard("vllm", 200)
-    assert Keyring(kept).refusing == frozenset()
+    second.close()
+    assert state_files.keyed(tmp_path).load() == frozenset()
     kept.write_text("{not json")
-    assert Keyring(kept).refusing == frozenset()
+    third = state_files.keyed(tmp_path)
+    assert (third.load(), len(third.problems), kept.exists()) == (frozenset(), 1, False)
 
 
 # -- TLS -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -77,11 +77,11 @@ def test_the_last_one_forgotten_leaves_an_empty_list(tmp_path: Path) -> None:
         "{}{}",
         "[1]",
         '[{"mode": "A"}]',
-        json.dumps([{**LearnedStore(Path()).encode(CAP), "lowered_bytes": "much"}]),  # type: ignore[dict-item]
-        json.dumps([{**LearnedStore(Path()).encode(CAP), "lowered_bytes": -1}]),  # type: ignore[dict-item]
-        json.dumps([{**LearnedStore(Path()).encode(CAP), "on_cpu": 1}]),  # type: ignore[dict-item]
-        json.dumps([{**LearnedStore(Path()).encode(CAP), "backend": None}]),  # type: ignore[dict-item]
-        json.dumps([{**LearnedStore(Path()).encode(CAP), "more": 1}]),  # type: ignore[dict-item]
+        json.dumps([{**asdict(CAP), "lowered_bytes": "much"}]),
+        json.dumps([{**asdict(CAP), "lowered_bytes": -1}]),
+        json.dumps([{**asdict(CAP), "on_cpu": 1}]),
+        json.dumps([{**asdict(CAP), "backend": None}]),
+        json.dumps([{**asdict(CAP), "more": 1}]),
     ],
 )
 def test_an_unreadable_file_is_kept_aside_and_said(tmp_path: Path, content: str) -> None:

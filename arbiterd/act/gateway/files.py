@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from arbiterd.files.placing import OWN_FILE, put_file
 from arbiterd.gateway.paths import GROUP
+from arbiterd.store import atomic
 
 _CHECK_S = 10.0
 
 
 def put(path: Path, text: str, *, shared: bool) -> None:
     """Write it whole. ``shared``: for the common group of HAProxy and the gate."""
-    put_file(path, text, OWN_FILE, GROUP if shared else "")
+    atomic.write(path, text.encode(), group=GROUP if shared else "")
 
 
 def check(config: Path) -> str:

@@ -18,11 +18,12 @@ from typing import Protocol
 from arbiterd.act.launch.base import BASE_PATH, signal_exactly
 from arbiterd.errors import LaunchError
 from arbiterd.files import strict_json, unwritten
-from arbiterd.files.owned import open_log, put_owned, read_owned
+from arbiterd.files.owned import open_log, read_owned
 from arbiterd.gateway.paths import Paths
 from arbiterd.linux import procfs
 from arbiterd.linux.systemd_bus import Bus, BusError
 from arbiterd.model.devices import ProcessRef
+from arbiterd.store import atomic
 
 GATEWAY, GATE = "gateway", "gate"
 _STOP_S = 10.0
@@ -142,7 +143,7 @@ class DirectServices:
         record = {"pid": child.pid, "start_time": found.start_time if found else 0}
         self._started[name] = ProcessRef(record["pid"], record["start_time"])
         with suppress(OSError):  # a full disk: written later
-            put_owned(self._record(name), json.dumps(record).encode())
+            atomic.write(self._record(name), json.dumps(record).encode())
 
     def _record(self, name: str) -> Path:
         return self._paths.files / f"{name}.pid.json"

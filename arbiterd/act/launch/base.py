@@ -16,10 +16,11 @@ from typing import Literal, Protocol
 
 from arbiterd.errors import LaunchError
 from arbiterd.files import bounded, env_text, unwritten
-from arbiterd.files.placing import EVERYONE_FILE, OWN_FILE, make_folder, put_file
+from arbiterd.files.placing import EVERYONE_FILE, make_folder
 from arbiterd.linux import procfs
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import FileSpec, LaunchSpec, UnitObservation
+from arbiterd.store import atomic
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -165,7 +166,7 @@ def write_files(folder: Path, files: Sequence[FileSpec]) -> None:
         make_folder(folder)
         for spec in files:
             path = folder / spec.name
-            put_file(path, spec.content, EVERYONE_FILE)
+            atomic.write(path, spec.content.encode(), mode=EVERYONE_FILE)
     except OSError as error:
         raise _cannot_start(folder.name, path, error) from None
 
@@ -185,7 +186,7 @@ def put_files(folder: Path, spec: LaunchSpec) -> str:
     write_files(folder / spec.backend, spec.files)
     path = folder / f"{spec.backend}.env"
     try:
-        put_file(path, env_text.render(spec.env), 0o600)
+        atomic.write(path, env_text.render(spec.env).encode(), mode=0o600)
     except OSError as error:
         raise _cannot_start(spec.backend, path, error) from None
     return str(path)
@@ -202,7 +203,7 @@ def write_record(path: Path, record: Mapping[str, object]) -> None:
     may write it.
     """
     with suppress(OSError):
-        put_file(path, json.dumps(record), OWN_FILE)
+        atomic.write(path, json.dumps(record).encode())
 
 
 def forget_record(path: Path) -> None:

@@ -30,10 +30,11 @@ from arbiterd.act.launch.base import (
     write_record,
 )
 from arbiterd.act.launch.containers import Containers, exit_of, with_secrets
-from arbiterd.act.launch.direct_record import Record, Running, read_record
+from arbiterd.act.launch.direct_record import Record, Running
 from arbiterd.act.launch.efforts import Efforts
 from arbiterd.act.launch.output import files_tail
 from arbiterd.act.launch.process_owner import TAG_BACKEND, TAG_INSTANCE, Kin, Roots
+from arbiterd.act.launch.records import read_record
 from arbiterd.act.launch.wardens import begin, exit_told, running
 from arbiterd.errors import LaunchError
 from arbiterd.files.placing import make_folder
@@ -81,7 +82,7 @@ class DirectLauncher:
     def adopt(self) -> None:
         """Take over what the records name, and leftovers that only their tag still names."""
         for path in sorted(self._dir.glob("*.json")):
-            record = read_record(path, self.problems)
+            record = read_record(Record, path, self.problems)
             if record is None:
                 continue
             main = ProcessRef(record.pid, record.start_time)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
-from arbiterd.act.launch import records
 from arbiterd.act.launch.process_owner import Roots
-from arbiterd.files.owned import put_aside
 from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
 
@@ -47,12 +44,3 @@ class Running:
     stopping: bool = False
     members: tuple[ProcessRef, ...] = ()
     scanned: float = 0.0
-
-
-def read_record(path: Path, problems: list[str]) -> Record | None:
-    """A record of an earlier daemon; an unreadable one is put aside and said in ``problems``."""
-    try:
-        return records.read_record(Record, path)
-    except (OSError, ValueError) as error:
-        problems.append(put_aside(path, error))
-        return None

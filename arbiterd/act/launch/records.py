@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from arbiterd.files import strict_json
-from arbiterd.files.owned import read_owned
 from arbiterd.files.typed import build
+from arbiterd.store.json_store import JsonStore
 
 
 class Named(Protocol):
@@ -21,16 +21,20 @@ class Named(Protocol):
 R = TypeVar("R", bound=Named)
 
 
-def read_record(kind: type[R], path: Path) -> R:
-    """The record in this file.
-
-    Raises:
-        OSError: it cannot be read, or another user could have written it.
-        ValueError: it is none, or another backend's.
-
+def read_record(kind: type[R], path: Path, problems: list[str]) -> R | None:
+    """The record in this file, None when there is none. One that cannot be used, another backend's among
+    them, is put in quarantine and told in ``problems``.
     """
-    found = build(kind, strict_json.loads(read_owned(path)))
-    if found.backend != path.stem:
-        msg = f"it names the backend {found.backend!r}"
-        raise ValueError(msg)
+
+    def parse(row: object) -> R:
+        found = build(kind, row)
+        if found.backend != path.stem:
+            msg = f"it names the backend {found.backend!r}"
+            raise ValueError(msg)
+        return found
+
+    loads = strict_json.loads
+    store: JsonStore[R | None] = JsonStore(path, parse, str, absent=None, loads=loads)
+    found = store.load()
+    problems += store.problems
     return found

@@ -36,7 +36,6 @@ from arbiterd.act.launch.systemd_stop import UnitEnd
 from arbiterd.act.launch.systemd_unit import Record, Unit, exit_of, properties, state_of, why_failed
 from arbiterd.aside import aside
 from arbiterd.errors import LaunchError
-from arbiterd.files.owned import put_aside
 from arbiterd.files.placing import make_folder
 from arbiterd.files.trust import only_root_writes
 from arbiterd.linux import procfs
@@ -169,12 +168,9 @@ class SystemdLauncher:
         """
         self.problems += thaw_all()
         for path in sorted(self._dir.glob("*.json")):
-            try:
-                record = read_record(Record, path)
-            except (OSError, ValueError) as error:
-                self.problems.append(put_aside(path, error))
-                continue
-            self._records[record.backend] = record
+            record = read_record(Record, path, self.problems)
+            if record is not None:
+                self._records[record.backend] = record
         with suppress(LaunchError):
             self._refresh_all()
         for name in set(self._records) - self._units.keys():

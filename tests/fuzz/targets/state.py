@@ -71,7 +71,7 @@ def read_inventory(data: bytes) -> None:
         assert device.total_bytes >= 0
         f"{device.total_bytes / 2**30:.1f}"
     one.learn([DEVICE])
-    one.save()
+    one.store.close()
     assert DEVICE.uuid in {device.uuid for device in Inventory(where).known()}
 
 
