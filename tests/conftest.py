@@ -5,8 +5,10 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -33,6 +35,13 @@ NOT_FAST = (
 SHARED_ENV = "GPU_ARBITER_TEST_SHARED"
 # Read when gRPC's library starts: else it would go on in each forked child (tests/support/forks.py).
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+# `make test &` in a script starts with SIGINT ignored, nohup with SIGHUP, and what is started here would
+# inherit that. A handler is not inherited.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 # How long an example takes tells how busy the machine is, nothing of the code.
 hypothesis_settings.register_profile(

@@ -13,6 +13,7 @@ import pytest
 from arbiterd import __version__
 from arbiterd.sim.gpu import SimGpu
 from tests.config.test_good_files import FIFTEEN
+from tests.support import PATIENCE_S
 from tests.support.forks import arbiterctl
 
 
@@ -31,7 +32,7 @@ def _real(*argv: str) -> subprocess.CompletedProcess[str]:
         env=_env(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -195,7 +196,7 @@ def test_version_is_instant_and_plain(module: str) -> None:
         [sys.executable, "-m", module, "--version"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0

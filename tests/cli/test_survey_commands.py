@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from arbiterd.sim.gpu import SimGpu
+from tests.support import PATIENCE_S
 from tests.support.forks import arbiterctl
 
 
@@ -126,7 +127,7 @@ def test_shell_completion_knows_the_commands(sim_env: dict[str, str]) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert "takeover" in done.stdout.split()

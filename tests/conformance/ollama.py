@@ -21,7 +21,7 @@ from tests.conformance import gguf
 from tests.conformance.cases import FOLDER
 from tests.conformance.engine import Server, Worker, argv_of, children
 from tests.conformance.wire import Answer, Exchange
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 
 MODELS = FOLDER / "models/ollama.json"
 _PATH = "/usr/bin:/bin"
@@ -183,7 +183,7 @@ class Real(_Ollama):
         url = f"http://127.0.0.1:{port}/api/blobs/sha256:{digest}"
         with requests.Session() as session:
             session.trust_env = False
-            reply = session.post(url, data=raw, timeout=60)
+            reply = session.post(url, data=raw, timeout=PATIENCE_S)
         assert reply.status_code in {200, 201}, reply.text
         return digest
 

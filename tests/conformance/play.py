@@ -252,7 +252,7 @@ class Player:
         stays = "still running" in str(step["expect"].get("exit"))
         command = self.engine.cli(tuple(step["argv"]))
         words = step["expect"].get("stderr")
-        due = len(words) if isinstance(words, list) else 0
+        due = len(words) if isinstance(words, list) else int("last_words" in step["expect"])
         said, told = self.home / "cli.stdout", self.home / "cli.stderr"
         with said.open("w") as out_to, told.open("w") as err_to:
             process = subprocess.Popen(command, env=env, stdout=out_to, stderr=err_to)

@@ -14,7 +14,7 @@ import requests
 
 from tests.conformance.engine import Server, Worker
 from tests.conformance.half_plus_two import write
-from tests.support import free_port
+from tests.support import PATIENCE_S, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("TENSORFLOW_MODEL_SERVER") or shutil.which("tensorflow_model_server") or ""
@@ -102,7 +102,7 @@ class TensorflowServing:
             session.trust_env = False
             try:
                 url = f"http://127.0.0.1:{port}/v1/models"
-                return session.get(url, timeout=5).status_code == 400
+                return session.get(url, timeout=PATIENCE_S).status_code == 400
             except requests.RequestException:
                 return False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import requests
 
 from tests.conformance.engine import Server, Worker, argv_of, children
+from tests.support import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / ".venv-vllm" / "bin" / "python"
@@ -79,7 +80,7 @@ class Vllm:
             session.trust_env = False
             try:
                 url = f"http://127.0.0.1:{port}/health"
-                return session.get(url, timeout=5).status_code == 200
+                return session.get(url, timeout=PATIENCE_S).status_code == 200
             except requests.RequestException:
                 return False
 

@@ -14,6 +14,7 @@ import pytest
 
 from arbiterd.gateway import runtime
 from tests.gateway.client import Answer, crowd, one, session
+from tests.support import PATIENCE_S
 from tests.support.host import MODEL, Host
 
 PREDICT = "/v1/models/resnet50:predict"
@@ -116,9 +117,9 @@ def test_drain_sheds_at_once_and_cuts_no_stream(host: Host) -> None:
     assert stream.body.rstrip().endswith(b"data: [DONE]")
     assert refused.status == 503
     assert "drained" in refused.body.decode()
-    again = host.session.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=5)
+    again = host.session.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=PATIENCE_S)
     assert again.headers["X-Arbiter-Advice"] == "llm-only: vllm, ollama"
-    health = host.session.get(host.door("tensorflow", "/v1/models"), timeout=5)
+    health = host.session.get(host.door("tensorflow", "/v1/models"), timeout=PATIENCE_S)
     assert health.status_code == 503
     assert int(health.headers["Retry-After"]) >= 1
     assert host.ctl("resume", "tensorflow").returncode == 0
@@ -259,6 +260,6 @@ def test_a_taken_port_leaves_out_that_door_only(sim_lib: Path) -> None:
             assert "its door stays shut" in host.backend("vllm")["reason"]
             holder.close()
             host.wait_ready()
-            reply = host.session.get(host.door("vllm", "/health"), timeout=5)
+            reply = host.session.get(host.door("vllm", "/health"), timeout=PATIENCE_S)
             assert reply.status_code == 200
     shutil.rmtree(host.home, ignore_errors=True)

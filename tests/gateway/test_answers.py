@@ -18,7 +18,7 @@ from arbiterd.engines.tensorflow_serving import METRICS_PATH
 from arbiterd.model.gateway import Admit
 from arbiterd.model.settings import Failover, Kind, Settings
 from tests.core.world import backend
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 from tests.support.doors import OLLAMA_ANSWERS, OLLAMA_MODEL, VLLM_MODEL, Doors, doors, made
 
 CHAT = "/v1/chat/completions"
@@ -272,7 +272,7 @@ def test_a_models_slash_may_be_hidden_in_its_list_only(open_doors: Doors) -> Non
 
 def upgrade(one: Doors, door: str, path: str) -> tuple[int, socket.socket]:
     """A websocket's handshake."""
-    sock = socket.create_connection(("127.0.0.1", one.ports[door]), timeout=20)
+    sock = socket.create_connection(("127.0.0.1", one.ports[door]), timeout=PATIENCE_S)
     sock.sendall(
         f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()

@@ -11,6 +11,7 @@ import openai
 import pytest
 from ovmsclient import make_grpc_client
 
+from tests.support import PATIENCE_S
 from tests.support.host import MODEL, Host
 
 GRPC = True  # the hosts of these tests serve it
@@ -37,7 +38,9 @@ def test_openai_retries_when_retry_after_says_so(host: Host) -> None:
     assert host.ctl("drain", "vllm").returncode == 0
     host.wait_phase("vllm", "draining")
     refused = host.session.post(
-        host.door("vllm", "/v1/completions"), json={"model": MODEL, "prompt": "x"}, timeout=5
+        host.door("vllm", "/v1/completions"),
+        json={"model": MODEL, "prompt": "x"},
+        timeout=PATIENCE_S,
     )
     promised = int(refused.headers["Retry-After"])
     client = openai.OpenAI(base_url=host.door("vllm", "/v1"), api_key="none", max_retries=1)
@@ -73,7 +76,7 @@ def test_ollamas_own_client_streams(shared_host: Host) -> None:
 def predict(host: Host) -> Any:
     """One predict by gRPC."""
     client = make_grpc_client(f"127.0.0.1:{host.ports['grpc']}")
-    return client.predict(inputs=ROWS, model_name="resnet50", model_version=1, timeout=5)
+    return client.predict(inputs=ROWS, model_name="resnet50", model_version=1, timeout=PATIENCE_S)
 
 
 def test_grpc_predict_goes_through_the_door(shared_host: Host) -> None:
@@ -91,10 +94,10 @@ def test_a_shed_backend_is_unavailable_by_grpc_with_its_reason(host: Host) -> No
     channel = grpc.insecure_channel(f"127.0.0.1:{host.ports['grpc']}")
     call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     with pytest.raises(grpc.RpcError) as refused:
-        call(b"", timeout=5)
+        call(b"", timeout=PATIENCE_S)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
     with pytest.raises(grpc.RpcError) as denied:
-        reload(b"", timeout=5)
+        reload(b"", timeout=PATIENCE_S)
     assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
     channel.close()

@@ -7,7 +7,7 @@ import json
 import pytest
 import requests
 
-from tests.support import threads
+from tests.support import PATIENCE_S, threads
 from tests.support.host import MODEL, Host
 
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -15,7 +15,7 @@ CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
 def post(host: Host, door: str, path: str, body: object) -> requests.Response:
     """POST through a door."""
-    return host.session.post(host.door(door, path), json=body, timeout=30)
+    return host.session.post(host.door(door, path), json=body, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,9 @@ def post(host: Host, door: str, path: str, body: object) -> requests.Response:
 )  # fmt: skip
 def test_documented_health_urls_answer_200(shared_host: Host, door: str, path: str) -> None:
     """They are the operators' own, answered from the arbiter's state."""
-    assert shared_host.session.get(shared_host.door(door, path), timeout=5).status_code == 200
+    assert (
+        shared_host.session.get(shared_host.door(door, path), timeout=PATIENCE_S).status_code == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_a_route_off_the_allow_list_is_403(
         session.trust_env = False
         request = requests.Request(method, url, json={}).prepare()
         request.url = url + path  # as it stands: requests would tidy it up
-        reply = session.send(request, timeout=5)
+        reply = session.send(request, timeout=PATIENCE_S)
     assert reply.status_code == 403, reply.text
     assert "error" in reply.json()
 
@@ -72,7 +74,9 @@ def test_the_unified_port_routes_by_the_model_in_the_body(shared_host: Host) -> 
     assert post(shared_host, "llm", "/v1/chat/completions", CHAT).status_code == 400
     unknown = post(shared_host, "llm", "/v1/chat/completions", {"model": "x", **CHAT})
     assert unknown.status_code == 404
-    listed = shared_host.session.get(shared_host.door("llm", "/v1/models"), timeout=5).json()
+    listed = shared_host.session.get(
+        shared_host.door("llm", "/v1/models"), timeout=PATIENCE_S
+    ).json()
     assert {row["id"] for row in listed["data"]} == {MODEL, "qwen2.5:3b"}
 
 
@@ -89,7 +93,7 @@ def test_bodies_beyond_the_buffer_are_routed_too(shared_host: Host, model: str, 
             shared_host.door(door, "/v1/chat/completions"),
             data=body,
             headers={"Content-Type": "application/json"},
-            timeout=60,
+            timeout=PATIENCE_S,
         )
         assert reply.status_code == 200, (door, reply.text[:300])
         assert reply.json()["model"] == model
@@ -97,7 +101,9 @@ def test_bodies_beyond_the_buffer_are_routed_too(shared_host: Host, model: str, 
 
 def test_lists_of_models_show_the_allow_list_only(shared_host: Host) -> None:
     """What lies on Ollama's disk beyond it cannot be used, so it is not shown."""
-    tags = shared_host.session.get(shared_host.door("ollama", "/api/tags"), timeout=5).json()
+    tags = shared_host.session.get(
+        shared_host.door("ollama", "/api/tags"), timeout=PATIENCE_S
+    ).json()
     assert {row["name"] for row in tags["models"]} <= {"qwen2.5:3b", f"{MODEL}:latest"}
     assert {row["name"] for row in tags["models"]} >= {"qwen2.5:3b"}
 

@@ -14,7 +14,7 @@ import requests
 
 from tests.gateway.client import crowd
 from tests.gateway.conftest import make, write
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import MODEL, Host, running, settle
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -55,7 +55,7 @@ def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(fresh: H
     host.wait_event("failover", "vllm")
     route = host.get(f"/v1/route?model={MODEL}").json()
     assert (route["backend"], route["advice"]) == ("ollama", "failover")
-    health = host.session.get(host.door("vllm", "/health"), timeout=5)
+    health = host.session.get(host.door("vllm", "/health"), timeout=PATIENCE_S)
     assert health.status_code == 503, "it speaks of its own backend"
     other = {**CHAT, "model": "somebody/else"}
     answer = crowd(host.door("vllm", "/v1/chat/completions"), other, 1)[0]
@@ -63,7 +63,7 @@ def test_the_very_first_request_after_vllms_death_is_answered_by_ollama(fresh: H
     assert answer.retry_after
     # Ollama loses the name that it was given (`ollama rm`, another store): it is given again
     engine = f"http://127.0.0.1:{host.ports['ollama'] + 10000}"
-    gone = host.session.delete(f"{engine}/api/delete", json={"model": MODEL}, timeout=5)
+    gone = host.session.delete(f"{engine}/api/delete", json={"model": MODEL}, timeout=PATIENCE_S)
     assert gone.status_code == 200
     chats = host.door("vllm", "/v1/chat/completions")
     host.wait(lambda: crowd(chats, CHAT, 1)[0].status == 200, "the substitute's name to be back")
@@ -115,12 +115,12 @@ def test_only_requests_in_a_killed_engine_go_without_an_answer(host: Host) -> No
     new connection has its answer.
     """
     url, rows = host.door("tensorflow", "/v1/models/resnet50:predict"), {"instances": [1]}
-    assert host.session.post(url, json=rows, timeout=10).status_code == 200
+    assert host.session.post(url, json=rows, timeout=PATIENCE_S).status_code == 200
     kill(host, "tensorflow")
     silent = 0
     for _ in range(30):
         try:
-            reply = host.session.post(url, json=rows, timeout=10)
+            reply = host.session.post(url, json=rows, timeout=PATIENCE_S)
         except requests.ConnectionError:
             silent += 1
             continue
@@ -274,7 +274,7 @@ def test_a_load_is_held_while_vllm_starts_and_uses_no_slot(host: Host) -> None:
     engine = f"http://127.0.0.1:{host.ports['ollama'] + 10000}/api/ps"
 
     def resident() -> bool:
-        found = host.session.get(engine, timeout=30).json()["models"]
+        found = host.session.get(engine, timeout=PATIENCE_S).json()["models"]
         return "qwen2.5:3b" in {one["name"] for one in found}
 
     host.wait(resident, "the warm load of the restarted Ollama")

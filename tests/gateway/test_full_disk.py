@@ -14,7 +14,7 @@ import pytest
 from arbiterd.gateway import runtime
 from arbiterd.linux import procfs
 from tests.gateway.conftest import make, write
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import Host
 from tests.support.lending import Lender
 
@@ -72,7 +72,9 @@ def _takes(file: RawIOBase) -> bool:
 def predict(host: Host) -> int:
     """Status of a request at TensorFlow's door."""
     body = {"instances": [[1.0]]}
-    return host.session.post(host.door("tensorflow", URL), json=body, timeout=30).status_code
+    return host.session.post(
+        host.door("tensorflow", URL), json=body, timeout=PATIENCE_S
+    ).status_code
 
 
 def worker(host: Host) -> int:

@@ -20,6 +20,7 @@ from arbiterd.model.settings import Settings
 from arbiterd.secrets.keyring import Keyring
 from arbiterd.store import state_files
 from tests.core.world import VLLM, backend
+from tests.support import PATIENCE_S
 from tests.support.doors import OLLAMA_ANSWERS, OLLAMA_MODEL, VLLM_MODEL, Doors, doors, made
 
 CHAT = "/v1/chat/completions"
@@ -285,13 +286,13 @@ def test_with_a_certificate_every_door_speaks_tls(pem: Path) -> None:
             session.verify = str(pem)
             for door, path in HEALTH.items():
                 url = f"https://localhost:{one.ports[door]}{path}"
-                assert session.get(url, timeout=30).status_code == 200
+                assert session.get(url, timeout=PATIENCE_S).status_code == 200
             url = f"https://localhost:{one.ports['vllm']}{CHAT}"
-            assert session.post(url, json=BODY, timeout=30).json()["engine"] == "vllm"
+            assert session.post(url, json=BODY, timeout=PATIENCE_S).json()["engine"] == "vllm"
         context = ssl.create_default_context(cafile=str(pem))
         context.set_alpn_protocols(["h2", "http/1.1"])
         with (
-            socket.create_connection(("127.0.0.1", one.ports["vllm"]), timeout=30) as raw,
+            socket.create_connection(("127.0.0.1", one.ports["vllm"]), timeout=PATIENCE_S) as raw,
             context.wrap_socket(raw, server_hostname="localhost") as spoken,
         ):
             assert spoken.selected_alpn_protocol() == "h2"

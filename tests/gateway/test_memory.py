@@ -19,6 +19,7 @@ import pytest
 from arbiterd.loadgate.body_memory import FREE_BYTES
 from arbiterd.loadgate.incoming import Unpacker
 from arbiterd.loadgate.ollama_body import BadBody
+from tests.support import PATIENCE_S
 from tests.support.doors import (
     OLLAMA_ANSWERS,
     OLLAMA_MODEL,
@@ -160,7 +161,7 @@ def test_bodies_that_stop_coming_leave_the_gate_to_others(wire: Doors) -> None:
         clients = []
         for _ in range(1000):
             client = stack.enter_context(
-                socket.create_connection(("127.0.0.1", wire.ports["ollama"]), timeout=60)
+                socket.create_connection(("127.0.0.1", wire.ports["ollama"]), timeout=PATIENCE_S)
             )
             with suppress(OSError):
                 client.sendall(head + b"x" * 150_000)

@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from tests.gateway.conftest import make, write
+from tests.support import PATIENCE_S
 from tests.support.host import Host, running
 
 WARM, OTHER = "qwen2.5:3b", "llama3.2:1b"
@@ -40,9 +41,9 @@ def engine(host: Host, path: str, body: dict[str, Any] | None = None) -> dict[st
     """Ollama itself, past every door."""
     url = f"http://127.0.0.1:{host.ports['ollama'] + 10000}{path}"
     if body is None:
-        found = host.session.get(url, timeout=10).json()
+        found = host.session.get(url, timeout=PATIENCE_S).json()
     else:
-        found = host.session.post(url, json=body, timeout=60).json()
+        found = host.session.post(url, json=body, timeout=PATIENCE_S).json()
     assert isinstance(found, dict)
     return found
 
@@ -80,7 +81,7 @@ def leases(host: Host) -> int:
 
 def post(host: Host, path: str, body: dict[str, Any]) -> Any:
     """One POST at Ollama's door."""
-    return host.session.post(host.door("ollama", path), json=body, timeout=60)
+    return host.session.post(host.door("ollama", path), json=body, timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_a_model_that_is_busy_beyond_its_time_is_resident(doors: Host) -> None:
     try:
         slow = {**asked, "options": {"num_predict": 60}}
         with doors.session.post(
-            doors.door("ollama", "/api/generate"), json=slow, stream=True, timeout=60
+            doors.door("ollama", "/api/generate"), json=slow, stream=True, timeout=PATIENCE_S
         ) as stream:
             parts = stream.iter_lines()
             next(parts)
@@ -213,7 +214,7 @@ def test_no_tokens_have_an_end(warm: Host) -> None:
         ("/v1/completions", {"prompt": "x", "max_tokens": 0, "stream": True}),
     ):
         with warm.session.post(
-            warm.door("ollama", path), json={"model": WARM, **body}, stream=True, timeout=60
+            warm.door("ollama", path), json={"model": WARM, **body}, stream=True, timeout=PATIENCE_S
         ) as stream:
             assert stream.status_code == 200
             assert next(stream.iter_lines())

@@ -21,7 +21,7 @@ from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Failover, Kind, Settings
 from tests.core.world import backend, settings
 from tests.gateway.conftest import FAILOVER, make, write
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 from tests.support.doors import made as on_free_ports
 from tests.support.host import MODEL, Host
 
@@ -188,7 +188,7 @@ def test_an_edge_node_routes_by_the_arbiters_word(sim_lib: Path) -> None:
 
             def status() -> int:
                 try:
-                    return host.session.post(url, json=body, timeout=10).status_code
+                    return host.session.post(url, json=body, timeout=PATIENCE_S).status_code
                 except OSError:
                     return 0
 
@@ -197,7 +197,7 @@ def test_an_edge_node_routes_by_the_arbiters_word(sim_lib: Path) -> None:
             predict = f"http://127.0.0.1:{edge['tensorflow']}/v1/models/resnet50:predict"
             wait_until(lambda: status() == 503, 10, "no host")
             rows = {"instances": [1]}
-            assert host.session.post(predict, json=rows, timeout=10).status_code == 200
+            assert host.session.post(predict, json=rows, timeout=PATIENCE_S).status_code == 200
             assert host.ctl("resume", "vllm").returncode == 0
             wait_until(lambda: status() == 200, 15, "the host again")
         finally:

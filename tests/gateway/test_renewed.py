@@ -15,6 +15,7 @@ import requests
 
 from arbiterd.gateway import runtime
 from tests.gateway.conftest import make, write
+from tests.support import PATIENCE_S
 from tests.support.host import MODEL, NAMES, Host, running
 
 pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
@@ -65,7 +66,7 @@ def ask(host: Host, door: str, path: str, body: object = None, **kw: object) -> 
 
 def shown(host: Host, door: str) -> str:
     """The certificate that a new client sees."""
-    return ssl.get_server_certificate(("127.0.0.1", host.ports[door]), timeout=60).strip()
+    return ssl.get_server_certificate(("127.0.0.1", host.ports[door]), timeout=PATIENCE_S).strip()
 
 
 def test_a_renewed_certificate_is_shown_and_cuts_no_stream(lan: Host) -> None:

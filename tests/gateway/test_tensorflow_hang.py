@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.gateway.conftest import make
+from tests.support import PATIENCE_S
 from tests.support.host import Host, settle
 from tests.support.lending import Lender
 
@@ -53,7 +54,7 @@ def ask(host: Host) -> threading.Thread:
 
     def post() -> None:
         with suppress(requests.RequestException):
-            requests.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=60)
+            requests.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=PATIENCE_S)
 
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
@@ -64,7 +65,7 @@ def finished(host: Host) -> float:
     """The engine's own counter of REST requests."""
     port = host.ports["tensorflow"] + 10000
     url = f"http://127.0.0.1:{port}/monitoring/prometheus/metrics"
-    rows = host.session.get(url, timeout=5).text.splitlines()
+    rows = host.session.get(url, timeout=PATIENCE_S).text.splitlines()
     return next(float(row.split()[-1]) for row in rows if row.startswith(":tensorflow"))
 
 
@@ -88,7 +89,7 @@ def test_a_hung_session_is_found_though_status_answers_and_moves_its_counter(hos
     host.wait_ready()
     assert host.backend("tensorflow")["pids"][0] != pid
     client.join(30)
-    reply = requests.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=10)
+    reply = requests.post(host.door("tensorflow", PREDICT), json=ROWS, timeout=PATIENCE_S)
     assert reply.status_code == 200
 
 
@@ -111,7 +112,7 @@ def test_a_slow_model_is_not_restarted(host: Host) -> None:
 
     def post() -> None:
         url = host.door("tensorflow", PREDICT)
-        told.append(requests.post(url, json=ROWS, timeout=60).status_code)
+        told.append(requests.post(url, json=ROWS, timeout=PATIENCE_S).status_code)
 
     client = threading.Thread(target=post)
     client.start()

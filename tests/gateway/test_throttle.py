@@ -24,7 +24,7 @@ from arbiterd.gateway import runtime
 from arbiterd.gateway.paths import paths
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.reading import Known
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 from tests.support.host import settle
 
 CONFIG = """
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "10")
         self.end_headers()
         self.wfile.write(b"begin")
-        server.leave.acquire(timeout=30)
+        server.leave.acquire(timeout=PATIENCE_S)
         with server.lock:
             server.inside -= 1
         self.wfile.write(b"-end.")
@@ -132,7 +132,7 @@ class Doors:
             with requests.Session() as session:
                 session.trust_env = False
                 url = f"http://127.0.0.1:{self.port}/v1/completions"
-                reply = session.post(url, json={"model": "M", "prompt": "x"}, timeout=40)
+                reply = session.post(url, json={"model": "M", "prompt": "x"}, timeout=PATIENCE_S)
                 replies.append(f"{reply.status_code} {reply.text}")
 
         thread = threading.Thread(target=run)

@@ -23,7 +23,7 @@ from arbiterd.model.reading import Known
 from arbiterd.sense.health import Prober
 from tests.core.world import only
 from tests.gateway.client import one, session
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 from tests.support.host import MODEL, NAMES, Host, settle
 
 
@@ -72,7 +72,9 @@ def test_a_hung_gate_is_found_and_replaced(host: Host) -> None:
         host.door("ollama", "/api/generate"),
         {"model": "qwen2.5:3b", "prompt": "x", "stream": False},
     )
-    host.wait(lambda: host.session.post(url, json=body, timeout=20).status_code == 200, "Ollama")
+    host.wait(
+        lambda: host.session.post(url, json=body, timeout=PATIENCE_S).status_code == 200, "Ollama"
+    )
     assert same()
 
 
@@ -90,7 +92,9 @@ def test_a_gate_that_is_gone_is_started(host: Host) -> None:
     host.wait(lambda: pid_of(host, "gate") != gate, "another gate")
     host.wait_ready()
     door = host.door("ollama", "/api/tags")
-    host.wait(lambda: host.session.get(door, timeout=60).status_code == 200, "Ollama's door")
+    host.wait(
+        lambda: host.session.get(door, timeout=PATIENCE_S).status_code == 200, "Ollama's door"
+    )
     assert pid_of(host, "gate") != gate
 
 
@@ -106,7 +110,9 @@ def test_haproxy_that_hangs_is_found_and_restarted(host: Host) -> None:
     host.wait_ready()
     body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
     url = host.door("vllm", "/v1/completions")
-    host.wait(lambda: host.session.post(url, json=body, timeout=20).status_code == 200, "the door")
+    host.wait(
+        lambda: host.session.post(url, json=body, timeout=PATIENCE_S).status_code == 200, "the door"
+    )
     assert same()
 
 
@@ -134,10 +140,10 @@ def test_an_engine_that_closes_its_port_and_lives_is_out_everywhere(host: Host, 
 
     def out() -> list[bool]:
         """At the door, at its health URL, at /ready and at /v1/route."""
-        reply = host.session.post(host.door(name, path), json=body, timeout=20)
+        reply = host.session.post(host.door(name, path), json=body, timeout=PATIENCE_S)
         gone = reply.status_code == 503 or reply.headers.get("X-Arbiter-Served-By") != name
         url = host.door(name, health)
-        well = host.session.get(url, timeout=20).status_code == 200
+        well = host.session.get(url, timeout=PATIENCE_S).status_code == 200
         routed = host.get(f"/v1/route?backend={name}").json().get("backend") == name
         return [gone, not well, refused(host, name), not routed]
 
@@ -241,7 +247,7 @@ def test_a_shed_door_is_still_probed(host: Host) -> None:
     live = host.home / "run/gateway/live.map"
     host.wait(lambda: "st:tensorflow shed" in live.read_text(), "the door to be shut")
     url = host.door("tensorflow", "/v1/models/resnet50:predict")
-    reply = host.session.post(url, json={"instances": [[0.0]]}, timeout=5)
+    reply = host.session.post(url, json={"instances": [[0.0]]}, timeout=PATIENCE_S)
     assert reply.status_code == 503
     before = answered(host, "probe-tensorflow")
     host.wait(lambda: answered(host, "probe-tensorflow") >= before + 3, "three more good answers")
@@ -263,7 +269,7 @@ def test_no_client_can_ask_by_the_probes_header(shared_host: Host) -> None:
     marked = {"X-Arbiter-Probe": "vllm"}
     vllm = served(shared_host, "probe-vllm")
     url = shared_host.door("ollama", "/api/generate")
-    reply = shared_host.session.post(url, json=body, headers=marked, timeout=30)
+    reply = shared_host.session.post(url, json=body, headers=marked, timeout=PATIENCE_S)
     assert reply.status_code == 200
     assert reply.json()["done"] is True, "answered as any request of Ollama's"
     assert served(shared_host, "probe-vllm") - vllm <= time.monotonic() - began + 2

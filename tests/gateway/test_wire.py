@@ -14,6 +14,7 @@ import requests
 from arbiterd.loadgate import ollama_body
 from arbiterd.loadgate.incoming import form_model
 from arbiterd.model.gateway import Admit
+from tests.support import PATIENCE_S
 from tests.support.doors import (
     OLLAMA_ANSWERS,
     OLLAMA_MODEL,
@@ -167,7 +168,9 @@ def test_a_body_over_max_body_is_413_in_the_apis_shape(wire: Doors, door: str) -
         ("/v1/audio/transcriptions", *form(OLLAMA_MODEL, MAX)),
         ("/v1/audio/transcriptions", *form(OLLAMA_MODEL, 20_000_000)),
     ):
-        reply = requests.post(wire_url(wire, door, path), data=body, headers=headers, timeout=30)
+        reply = requests.post(
+            wire_url(wire, door, path), data=body, headers=headers, timeout=PATIENCE_S
+        )
         assert reply.status_code == 413, (path, len(body))
         assert "max_body" in reply.json()["error"]["message"]
     fits = wire.ask(door, CHAT, method="POST", body=body_of(OLLAMA_MODEL, MAX - 1000))

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from arbiterd.web.lines import MOST_GATE, MOST_TCP, MOST_UNIX
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import SHARED, Host
 
 CONNECTIONS, VIEWERS = 10_000, 50
@@ -59,7 +59,7 @@ def _lateness(host: Host) -> Lateness:
             waited += int((task / "schedstat").read_text().split()[1])
     with requests.Session() as session:
         session.trust_env = False
-        loop = session.get(host.url("/v1/status"), timeout=60).json()["loop"]
+        loop = session.get(host.url("/v1/status"), timeout=PATIENCE_S).json()["loop"]
     return Lateness(loop["tick"], loop["late_s"], loop["missed"], waited / 1e9)
 
 
@@ -106,7 +106,7 @@ def _answers(host: Host) -> bool:
     """A new client is served, in its turn."""
     with suppress(requests.RequestException), requests.Session() as session:
         session.trust_env = False
-        return session.get(host.url("/v1/caps"), timeout=30).status_code == 200
+        return session.get(host.url("/v1/caps"), timeout=PATIENCE_S).status_code == 200
     return False
 
 
@@ -130,7 +130,9 @@ def test_ten_thousand_connections_and_fifty_viewers(host: Host) -> None:
             while not stop.is_set():
                 with suppress(requests.RequestException):
                     for path in ("/v1/status", "/v1/incidents?limit=12", "/v1/caps"):
-                        served[number] += session.get(host.url(path), timeout=30).status_code == 200
+                        served[number] += (
+                            session.get(host.url(path), timeout=PATIENCE_S).status_code == 200
+                        )
                 stop.wait(1.0)
 
     viewers = [threading.Thread(target=view, args=(number,)) for number in range(VIEWERS)]

@@ -13,7 +13,7 @@ from functools import partial
 import requests
 
 from arbiterd.linux import procfs
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import MODEL, Host, settle
 
 VLLM_ONLY = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }\n'
@@ -66,7 +66,7 @@ def test_a_hung_engine_stops_accepting_and_is_restarted(up: Host) -> None:
     with requests.Session() as session:
         session.trust_env = False
         url = f"http://127.0.0.1:{up.ports['vllm']}/health"
-        assert session.get(url, timeout=60).status_code == 200
+        assert session.get(url, timeout=PATIENCE_S).status_code == 200
     up.wait_event("stuck", "vllm")
     assert not up.backend("vllm")["accepting"]
     assert up.incidents("vllm")[0]["event"] == "stuck"
@@ -86,7 +86,7 @@ def test_requests_that_stand_still_are_noticed_by_the_counters(up: Host) -> None
             session.trust_env = False
             try:
                 url = f"http://127.0.0.1:{up.ports['vllm']}/v1/completions"
-                session.post(url, json=body, timeout=30)
+                session.post(url, json=body, timeout=PATIENCE_S)
             except requests.RequestException:
                 return
 

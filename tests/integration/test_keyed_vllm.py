@@ -10,6 +10,7 @@ from pathlib import Path
 from arbiterd.core.limits import CANARY_EVERY_S
 from arbiterd.model.reading import Known
 from arbiterd.trace.codec import Reader
+from tests.support import PATIENCE_S
 from tests.support.host import MODEL, Host, running
 
 KEY = "sk-integration-4711"
@@ -56,7 +57,9 @@ def _canaries(trace: Path, name: str) -> int:
 
 def _finished(host: Host, name: str) -> float:
     """How many requests the engine's core has finished; its page asks nobody for a key."""
-    page = host.session.get(f"http://127.0.0.1:{host.ports[name] + 10000}/metrics", timeout=30).text
+    page = host.session.get(
+        f"http://127.0.0.1:{host.ports[name] + 10000}/metrics", timeout=PATIENCE_S
+    ).text
     rows = [one for one in page.splitlines() if one.startswith("vllm:request_success_total{")]
     return sum(float(one.rpartition(" ")[2]) for one in rows)
 
@@ -87,12 +90,15 @@ def test_vllms_with_a_key_become_ready_and_stay(sim_lib: Path) -> None:
             assert (now["pids"], now["restarts"], now["phase"]) == (before[name], 0, "ready")
             url = host.door(name, "/v1/completions")
             body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
-            assert host.session.post(url, json=body, timeout=30).status_code == 401
+            assert host.session.post(url, json=body, timeout=PATIENCE_S).status_code == 401
             opened = {"Authorization": f"Bearer {KEY}"}
-            assert host.session.post(url, json=body, headers=opened, timeout=30).status_code == 200
+            assert (
+                host.session.post(url, json=body, headers=opened, timeout=PATIENCE_S).status_code
+                == 200
+            )
         assert not [e for e in host.events() if e.get("ARBITER_EVENT") in ("unhealthy", "stuck")]
         recorder.send_signal(signal.SIGINT)
-        recorder.communicate(timeout=30)
+        recorder.communicate(timeout=PATIENCE_S)
         plan = host.ctl("plan")
         shown = {
             "journal": host.log.read_text(),

@@ -10,7 +10,7 @@ import socket
 import requests
 
 from arbiterd.linux import procfs
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import MODEL, NAMES, SHARED, Host
 
 
@@ -51,20 +51,22 @@ def _answered(host: Host) -> None:
     with requests.Session() as session:
         session.trust_env = False
         body = {"model": MODEL, "prompt": "hello", "max_tokens": 4}
-        whole = session.post(f"{vllm}/v1/completions", json=body, timeout=10).json()
+        whole = session.post(f"{vllm}/v1/completions", json=body, timeout=PATIENCE_S).json()
         assert whole["usage"]["completion_tokens"] == 4
         with session.post(
-            f"{vllm}/v1/completions", json={**body, "stream": True}, timeout=10
+            f"{vllm}/v1/completions", json={**body, "stream": True}, timeout=PATIENCE_S
         ) as reply:
             lines = [line for line in reply.text.splitlines() if line]
         assert lines[-1] == "data: [DONE]"
         assert len(lines) == 5
         predicted = session.post(
-            f"{tf}/v1/models/resnet50:predict", json={"instances": [[1]]}, timeout=10
+            f"{tf}/v1/models/resnet50:predict", json={"instances": [[1]]}, timeout=PATIENCE_S
         )
         assert predicted.status_code == 200
         asked = {"model": "qwen2.5:3b", "prompt": "hello", "options": {"num_predict": 3}}
-        parts = session.post(f"{ollama}/api/generate", json=asked, timeout=10).text.splitlines()
+        parts = session.post(
+            f"{ollama}/api/generate", json=asked, timeout=PATIENCE_S
+        ).text.splitlines()
         assert json.loads(parts[-1])["done"]
 
 

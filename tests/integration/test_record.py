@@ -8,7 +8,7 @@ import os
 import signal
 
 from arbiterd.trace.codec import Reader, replay
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import SHARED, Host, running
 
 
@@ -27,7 +27,7 @@ def test_a_live_daemon_is_recorded_and_replays_to_identical_decisions(host: Host
         tick = host.status()["loop"]["tick"]  # the journal is ahead of the stream: let it come
         wait_until(lambda: host.status()["loop"]["tick"] > tick + 4, 10, "a few more ticks")
         command.send_signal(signal.SIGINT)
-        out, err = command.communicate(timeout=20)
+        out, err = command.communicate(timeout=PATIENCE_S)
         assert command.returncode == 0, err
         assert "ticks in" in out
         lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)

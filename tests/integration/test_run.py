@@ -19,7 +19,7 @@ import requests
 from arbiterd.daemon.lock import Lock
 from arbiterd.sim import run
 from tests.config.test_good_files import FIFTEEN
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def status(url: str) -> Any:
     """/v1/status of the demo."""
     with requests.Session() as session:
         session.trust_env = False
-        return session.get(f"{url}/v1/status", timeout=30).json()
+        return session.get(f"{url}/v1/status", timeout=PATIENCE_S).json()
 
 
 def well(url: str) -> bool:
@@ -117,8 +117,8 @@ def test_the_demo_runs_and_ctrl_c_leaves_nothing(tmp_path: Path, short: Path) ->
         url = re.findall(r"page +(http://127\.0\.0\.1:\d+)/", text)[0]
         with requests.Session() as session:
             session.trust_env = False
-            assert "gpu-arbiter" in session.get(f"{url}/", timeout=5).text
-            found = session.get(f"{url}/v1/status", timeout=5).json()
+            assert "gpu-arbiter" in session.get(f"{url}/", timeout=PATIENCE_S).text
+            found = session.get(f"{url}/v1/status", timeout=PATIENCE_S).json()
         assert len(found["gpus"]) == 2
         breaks(url, text)
         pids = [pid for one in status(url)["backends"] for pid in one["pids"]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from arbiterd.secrets.redact import HIDDEN
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import MODEL, Host, running
 
 KEY, TOKEN, LISTED, DOOR = (
@@ -86,7 +86,7 @@ def test_no_surface_has_a_planted_secret(sim_lib: Path) -> None:
         body = {"model": MODEL, "prompt": "x"}
         for door in ("vllm", "llm"):
             url = host.door(door, "/v1/completions")
-            reply = host.session.post(url, json=body, timeout=30)
+            reply = host.session.post(url, json=body, timeout=PATIENCE_S)
             assert reply.status_code == 503
             assert not _found(reply.text + str(reply.headers)), door
 

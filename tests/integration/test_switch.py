@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import MODEL, Host
 from tests.support.lending import Lender
 
@@ -515,7 +515,7 @@ def _load(host: Host) -> Iterator[dict[str, dict[str, int]]]:
     with client:
         try:
             yield out
-            said, _ = client.communicate("\n", timeout=70)
+            said, _ = client.communicate("\n", timeout=PATIENCE_S)
             out.update(json.loads(said))
         finally:
             client.kill()
@@ -540,7 +540,6 @@ def test_there_and_back_under_load(sim_lib: Path) -> None:
                 assert took <= 1.2 * own + 5.0, (took, own)
         for name in ("tensorflow", "ollama"):
             assert set(answers[name]) == {"200"}, answers[name]
-            assert answers[name]["200"] > 20
             assert host.backend(name)["restarts"] == 0
         assert set(answers["vllm"]) <= {"200", "503"}, answers["vllm"]
         assert answers["vllm"]["200"] > 0

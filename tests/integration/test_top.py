@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import SHARED, Host
 
 LOOKED_AT_S = 10.0
@@ -36,7 +36,7 @@ class Terminal:
     def _tmux(self, *words: str, env: dict[str, str] | None = None) -> str:
         done = subprocess.run(
             ["tmux", "-S", self._socket, *words],
-            env=env, capture_output=True, text=True, check=False, timeout=30,
+            env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from arbiterd.linux import procfs
+from tests.support import PATIENCE_S
 from tests.support.host import MODEL, Host, running
 
 MODES = '[modes.A]\nvllm = { gpu = 0, memory = "55%" }'
@@ -33,7 +34,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path, sim_lib: Path) -> Itera
 def _stream(host: Host) -> Iterator[bytes]:
     """The lines of an open stream that has begun."""
     url = host.door("vllm", "/v1/completions")
-    reply = host.session.post(url, json=BODY, stream=True, timeout=60)
+    reply = host.session.post(url, json=BODY, stream=True, timeout=PATIENCE_S)
     assert reply.status_code == 200
     lines: Iterator[bytes] = reply.iter_lines(chunk_size=1)
     assert next(lines)

@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from tests.support import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "etc/prometheus/gpu-arbiter.rules.yml"
 
@@ -13,7 +15,7 @@ RULES = ROOT / "etc/prometheus/gpu-arbiter.rules.yml"
 def promtool(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run it; scripts/setup installs it."""
     return subprocess.run(
-        ["promtool", *argv], capture_output=True, text=True, check=False, timeout=60
+        ["promtool", *argv], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from arbiterd.report.metrics import exposition
 from arbiterd.report.metrics.counters import Counts
 from tests.core.world import World, settings
+from tests.support import PATIENCE_S
 from tests.web.site import published
 
 PATH = Path(__file__).resolve().parents[2] / "etc/grafana/gpu-arbiter.json"
@@ -59,7 +60,7 @@ def test_every_expression_is_valid_promql(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -87,7 +88,7 @@ def test_pressure_is_one_number_for_each_band(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

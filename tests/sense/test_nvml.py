@@ -18,7 +18,7 @@ from arbiterd.sense import nvml
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, Flag, SimGpu
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def _until(
     source: NvmlSource, check: Callable[[NvmlSnapshot], object], timeout_s: float = 15.0
 ) -> NvmlSnapshot:
     """Tick it as the loop does until the snapshot satisfies ``check``."""
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + max(timeout_s, PATIENCE_S)
     while True:
         now = time.monotonic()
         source.request(now, processes=True)

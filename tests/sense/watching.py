@@ -12,6 +12,7 @@ import pytest
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
+from tests.support import PATIENCE_S
 
 
 @contextmanager
@@ -39,8 +40,8 @@ def until(
     *,
     processes: bool = False,
 ) -> NvmlSnapshot:
-    """Tick until the snapshot satisfies ``check``."""
-    end = time.monotonic() + timeout_s
+    """Tick until the snapshot satisfies ``check``: ``timeout_s``, and never less than PATIENCE_S."""
+    end = time.monotonic() + max(timeout_s, PATIENCE_S)
     while True:
         now = time.monotonic()
         source.request(now, processes=processes)

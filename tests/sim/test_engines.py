@@ -19,7 +19,7 @@ import requests
 from arbiterd.linux import procfs
 from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import SimGpu
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 
 
 @dataclass
@@ -102,7 +102,7 @@ def bench(gpu: SimGpu, sim_env: dict[str, str], tmp_path: Path) -> Iterator[Benc
 
 
 def _ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out
 
 

@@ -88,7 +88,7 @@ def _pynvml(env: dict[str, str], code: str) -> list[object]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

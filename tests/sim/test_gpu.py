@@ -16,7 +16,7 @@ import pytest
 
 from arbiterd.quantities import GIB, MIB
 from arbiterd.sim.gpu import DeviceLost, OutOfMemory, SimGpu
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 STRUCTS = [
     pynvml.c_nvmlMemory_t,
@@ -36,7 +36,7 @@ def _nvml(env: dict[str, str], code: str) -> str:
         env=env,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,12 @@ def test_unmodified_tools_run_on_it(gpu: SimGpu, sim_env: dict[str, str], tool: 
     script = Path(sys.executable).with_name(tool[0])
     env = {**sim_env, "TERM": "xterm", "LANG": "C.UTF-8", "COLUMNS": "100"}
     done = subprocess.run(
-        [str(script), *tool[1:]], env=env, capture_output=True, text=True, timeout=60, check=False
+        [str(script), *tool[1:]],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "4090" in done.stdout

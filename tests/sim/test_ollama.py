@@ -12,7 +12,7 @@ from arbiterd.model.settings import Kind
 from arbiterd.quantities import GIB
 from tests.sim.test_engines import Bench, bench
 from tests.sim.test_reclaim import Asked
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 __all__ = ["bench"]
 SMALL, LARGE = "llama3.2:1b", "llama3.1:8b"
@@ -115,6 +115,6 @@ def test_a_killed_runner_is_named_in_the_log_by_its_signal(bench: Bench) -> None
     assert [row["name"] for row in bench.ask("/api/ps").json()["models"]] == [SMALL]
     _load(bench, SMALL)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     words = 'msg="llama-server process no longer running" sys=9 string="signal: killed"'
     assert out.count(words) == 2

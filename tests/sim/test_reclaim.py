@@ -22,7 +22,7 @@ from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Kind
 from arbiterd.quantities import GIB, MIB
 from tests.sim.test_engines import Bench, _ended, _tensorflow, bench
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 __all__ = ["bench"]
 DEV = {"VLLM_SERVER_DEV_MODE": "1"}
@@ -390,7 +390,7 @@ def test_gpuctl_ramps_like_a_notebook(bench: Bench) -> None:
         steps = sorted(b[1] - a[1] for a, b in pairwise(seen))
         assert steps[len(steps) // 2] <= 40 * MIB
         one.send_signal(signal.SIGTERM)
-        out, _ = one.communicate(timeout=10)
+        out, _ = one.communicate(timeout=PATIENCE_S)
     assert "grows by 1.00 GiB/s on GPU 0" in out
     assert "held 3.00 GiB" in out
     wait_until(lambda: _used(bench) == 0, 5)

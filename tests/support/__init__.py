@@ -14,7 +14,7 @@ from arbiterd.sim.gpu import cache_folder
 T = TypeVar("T")
 # A deadline only says when to give up: a busy machine may take many times what an idle one takes, and a
 # wait that comes true costs no more by it. That something is quick is no matter of these tests.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 _LOWEST, _HIGHEST = 12000, 21999  # below 32768, and room for "public port + 10000"
 _LEDGER = cache_folder() / "test-ports"
 

@@ -132,11 +132,16 @@ class Forked:
         readers = [threading.Thread(target=read, args=one, daemon=True) for one in pipes]
         for reader in readers:
             reader.start()
-        self.wait(timeout)
-        for reader in readers:
-            reader.join(timeout)
-        for _, file in pipes:
-            file.close()
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()  # the test has failed: what it leaves open would be told to the next one
+            raise
+        finally:
+            for reader in readers:
+                reader.join(timeout)
+            for _, file in pipes:
+                file.close()
         return told[0], told[1]
 
     def send_signal(self, number: int) -> None:

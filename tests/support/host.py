@@ -18,7 +18,7 @@ import requests
 
 from arbiterd.linux import procfs
 from arbiterd.sim.gpu import LIB_ENV, STATE_ENV, SimGpu
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 from tests.support.forks import Forked, ended, forks
 
 MODEL = "Qwen/Qwen2.5-3B-Instruct"
@@ -214,7 +214,7 @@ class Host:
 
     def get(self, path: str) -> requests.Response:
         """GET of the API."""
-        return self.session.get(self.url(path), timeout=30)
+        return self.session.get(self.url(path), timeout=PATIENCE_S)
 
     def status(self) -> Json:
         """/v1/status."""

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from arbiterd.linux import procfs
+from tests.support import PATIENCE_S
 from tests.support.host import Host, Json
 from tests.support.outcome import FAILED
 
@@ -110,13 +111,13 @@ def _warm(host: Host) -> bool:
     if _loading(host):
         return False
     engine = f"http://127.0.0.1:{host.ports['ollama'] + 10000 * host.gateway}/api"
-    tags = host.session.get(f"{engine}/tags", timeout=30).json()["models"]
+    tags = host.session.get(f"{engine}/tags", timeout=PATIENCE_S).json()["models"]
     wanted = [one["digest"] for one in tags if one["name"] == WARM]
-    loaded = host.session.get(f"{engine}/ps", timeout=30).json()["models"]
+    loaded = host.session.get(f"{engine}/ps", timeout=PATIENCE_S).json()["models"]
     if {one["digest"] for one in loaded} == set(wanted):  # under whichever of its names
         return len(host.backend("ollama")["pids"]) == 2
     ask = {"model": WARM, "prompt": "x", "stream": False, "options": {"num_predict": 1}}
-    host.session.post(host.door("ollama", "/api/generate"), json=ask, timeout=60)
+    host.session.post(host.door("ollama", "/api/generate"), json=ask, timeout=PATIENCE_S)
     return False
 
 

@@ -17,7 +17,7 @@ import requests
 from arbiterd.gateway import live_map, runtime
 from arbiterd.gateway.paths import paths
 from arbiterd.sim.gpu import SimGpu
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 from tests.support.host import Host
 
 # A notebook's kernel: it takes memory when told to, and writes down every signal it gets and from whom.
@@ -153,7 +153,7 @@ class Stream(threading.Thread):
         try:
             with requests.Session() as session:
                 session.trust_env = False
-                with session.post(url, json=body, stream=True, timeout=60) as reply:
+                with session.post(url, json=body, stream=True, timeout=PATIENCE_S) as reply:
                     self.status = reply.status_code
                     for line in reply.iter_lines():
                         self.text += line.decode() + "\n"

@@ -19,7 +19,7 @@ from arbiterd.sim.gpu import SimGpu
 from arbiterd.survey import access, engine_check, folders, listeners, models
 from arbiterd.survey.facts import UnitFacts, Venv
 from arbiterd.survey.look import store_of
-from tests.support import free_port
+from tests.support import PATIENCE_S, free_port
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 LIST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -225,6 +225,8 @@ def test_a_folder_that_the_engine_could_not_make_is_told(open_folder: Path) -> N
 def test_persistence_is_read_in_a_child(gpu: SimGpu, sim_env: dict[str, str]) -> None:
     """The simulated card has it on; without a driver there is nothing to say."""
     argv = [sys.executable, "-m", "arbiterd.survey.persistence_worker"]
-    done = subprocess.run(argv, env=sim_env, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        argv, env=sim_env, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert json.loads(done.stdout) == [[0, True]]
     del gpu

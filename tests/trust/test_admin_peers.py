@@ -17,7 +17,7 @@ from arbiterd.trace.recorder import Tap
 from arbiterd.web import admin
 from arbiterd.web.server import WebServer
 from arbiterd.web.snapshot import Holder
-from tests.support import free_port
+from tests.support import PATIENCE_S, free_port
 from tests.support.users import NOBODY, as_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -63,7 +63,7 @@ def _statuses(path: Path, uid: int, gid: int, groups: Sequence[int]) -> list[int
     def ask() -> str:
         out = []
         for method, route in ROUTES:
-            connection = http.client.HTTPConnection("localhost", timeout=10)
+            connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.connect(str(path))
             connection.request(method, route)

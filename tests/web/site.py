@@ -17,13 +17,17 @@ from arbiterd.web.openapi import document
 from arbiterd.web.server import WebServer
 from arbiterd.web.snapshot import Holder
 from tests.core.world import World
+from tests.support import PATIENCE_S
 
 
 def published(world: World) -> Published:
     """The world's last decision as a finished tick."""
     assert world.decision is not None
     seen = replace(world.observation(), wall=time.time())
-    loop = LoopFacts(7, 250, 1.5, time.monotonic(), "direct")
+    fresh = (
+        time.monotonic() + 3600
+    )  # no loop runs here: on a busy machine a real time would come to be late
+    loop = LoopFacts(7, 250, 1.5, fresh, "direct")
     return Published("0.1.0", world.settings, seen, world.decision, loop)
 
 
@@ -40,7 +44,7 @@ class Site:
 
     def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], Any]:
         """One request over TCP."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             return _finish(connection, method, path)
         finally:
@@ -48,7 +52,7 @@ class Site:
 
     def admin(self, path: str, method: str = "POST") -> tuple[int, dict[str, str], Any]:
         """One request over the unix socket."""
-        connection = http.client.HTTPConnection("localhost", timeout=5)
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(str(self.socket_path))
         try:

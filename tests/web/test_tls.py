@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import free_port, wait_until
+from tests.support import PATIENCE_S, free_port, wait_until
 from tests.web.site import Site
 
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/haproxy/api-tls.cfg"
@@ -59,7 +59,7 @@ def test_the_api_behind_the_shipped_tls_frontend(site: Site, tmp_path: Path) -> 
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
         )
         try:
-            with opener.open(request, timeout=10) as reply:
+            with opener.open(request, timeout=PATIENCE_S) as reply:
                 return int(reply.status)
         except urllib.error.HTTPError as error:
             return error.code
