@@ -153,7 +153,6 @@ def test_an_idle_runner_that_grows_is_trimmed_and_ollama_lives_on(host: Host) ->
     """
     pids, serve = _pids(host, "tensorflow", "vllm"), _serve(host)
     room = (host.backend("ollama")["cap_bytes"] - _used(host, "ollama")) / MIB
-    most = _most_mib(host)
     with LowWater(host.gpu) as card:
         stream = Stream(host, "vllm", 1200)
         # At one stroke, which is no growth: growth by the clock comes in bursts on a busy machine, and
@@ -163,7 +162,7 @@ def test_an_idle_runner_that_grows_is_trimmed_and_ollama_lives_on(host: Host) ->
         host.fault("ollama", grow_mib_per_s=AT_ONCE, grow_max_mib=room + 500)
         leak = host.wait_event("leak", "ollama")
         assert _resident(host), "over its cap and not growing: named only"
-        host.fault("ollama", grow_mib_per_s=512, grow_max_mib=most)
+        host.fault("ollama", grow_mib_per_s=AT_ONCE, grow_max_mib=room + 1200)
         host.wait_event("reclaim", "ollama")
         host.fault("ollama")
         host.wait(lambda: _used(host, "ollama") == 0, "its bytes to be back", 10)
