@@ -24,7 +24,7 @@ from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
 from arbiterd.report.api import common
-from arbiterd.settings.history import Layouts
+from arbiterd.settings.history import ConfigFiles
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
 from arbiterd.store.incidents import IncidentStore
@@ -59,7 +59,7 @@ RAW = [b"", b"\x00" * 100, b"\xff\xfe", b"{", b"[" * 100_000, b'{"a":' * 5000 + 
 def _used(folder: Path) -> list[str]:
     """Read every store as the daemon does and use what comes; returns what is told."""
     inventory, incidents = Inventory(folder), IncidentStore(folder)
-    learned, carry, layouts = LearnedStore(folder), CarryStore(folder), Layouts(folder)
+    learned, carry, files = LearnedStore(folder), CarryStore(folder), ConfigFiles(folder)
     inventory.learn([GPU])
     inventory.store.close()
     for one in incidents.load():
@@ -68,10 +68,10 @@ def _used(folder: Path) -> list[str]:
     for cap in learned.load().values():
         common.iso(cap.at)
     carry.load()
-    layouts.refused(folder / "c.toml")
-    layouts.last_good(folder / "c.toml", {})
+    files.instead(folder / "c.toml", {})
+    files.last_good(folder / "c.toml", {})
     return [
-        *layouts.distrusted(),
+        *files.distrusted(),
         *inventory.store.problems,
         *incidents.problems,
         *learned.problems,

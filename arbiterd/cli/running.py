@@ -13,6 +13,7 @@ from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
 from arbiterd.config import load
 from arbiterd.core import diff
+from arbiterd.core.config_state import File
 from arbiterd.core.state import BackendState
 from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import ConfigRefused
@@ -20,7 +21,6 @@ from arbiterd.files import strict_json
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change
-from arbiterd.settings.history import LAST_GOOD
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def recorded(settings: Settings, *, closed: bool = True) -> Running:
 def _in_force(status: Row, settings: Settings) -> Settings | None:
     """The settings of the daemon: its copy of the accepted file, if that is the one in force."""
     try:
-        found = load(Path(settings.arbiter.runtime_dir) / LAST_GOOD, {}).settings
+        found = load(Path(settings.arbiter.runtime_dir) / File.LAST_GOOD, {}).settings
     except ConfigRefused:
         return None
     mode = str(status.get("mode"))

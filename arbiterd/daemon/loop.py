@@ -36,7 +36,7 @@ from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
-from arbiterd.settings.queue import Ending, Intake
+from arbiterd.settings.owner import SettingsOwner
 from arbiterd.trace.codec import Tick
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.load_requests import LoadDesk
@@ -55,7 +55,7 @@ class Facts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the loop is wired to. ``settled``: told of the end of a switch, and why if it failed."""
+    """What the loop is wired to."""
 
     launcher: Launcher
     executor: Executor
@@ -64,7 +64,6 @@ class Parts:
     host: Facts
     publish: Callable[[Published, Sequence[Event]], None]
     keep: Callable[[Carry], None]
-    settled: Callable[[Ending, str], None]
     gateway: GatewayParts | None = None
     tap: Tap | None = None
     secrets: Secrets | None = None
@@ -99,11 +98,8 @@ class Inbox:
     """What came in since the last tick, from operators and from the daemon itself."""
 
     requests: tuple[OperatorRequest, ...] = ()
-    settings: Settings | None = None
     events: tuple[Event, ...] = ()
     stopping: bool = False
-    config_pending: bool = False
-    config_refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
     ports: PortGuard = PortGuard()
@@ -113,9 +109,10 @@ class Loop:
     """Keeps core's state from tick to tick."""
 
     def __init__(
-        self, parts: Parts, settings: Settings, state: State, on_change: Callable[[], None]
+        self, parts: Parts, owner: SettingsOwner, state: State, on_change: Callable[[], None]
     ) -> None:
         self._parts = parts
+        self._owner = owner
         self._state = state
         self._words = LastWords(parts.launcher, on_change, parts.secrets)
         self._deaths = RunnerDeaths(parts.launcher, on_change, parts.secrets)
@@ -125,7 +122,6 @@ class Loop:
         self._processes_at = -1e9
         self._kept_at = -1e9
         self._busy = True
-        self._intake = Intake(settings, unfinished=state.good is not None)
         self._seen: NvmlSnapshot | None = None
         self._devices: dict[str, DeviceObservation] = {}
         self._units: Mapping[str, UnitObservation] | None = None
@@ -134,7 +130,7 @@ class Loop:
     @property
     def settings(self) -> Settings:
         """Those in force."""
-        return self._intake.settings
+        return self._owner.state.in_force
 
     def tick(self, inbox: Inbox) -> Published:
         """One tick. Returns what was published."""
@@ -143,7 +139,7 @@ class Loop:
         if unseen_s:
             self._parts.nvml.excuse(began)
             self._parts.prober.excuse(began)
-        self._intake.take(inbox.settings)
+        config = self._owner.state
         observation = replace(self._observe(began, inbox), unseen_s=unseen_s)
         before = self._state
         decision, self._state = decide(observation, before, self.settings)
@@ -178,8 +174,8 @@ class Loop:
                 last_tick_ms=self._last_tick_ms,
                 finished_at=finished,
                 launcher=self._parts.launcher.name,
-                config_pending=inbox.config_pending,
-                config_refused=inbox.config_refused,
+                config_pending=config.pending,
+                config_refused=config.refused,
                 notes=inbox.notes,
                 ports=inbox.ports,
                 stalls=self._stalls.count,
@@ -190,13 +186,11 @@ class Loop:
         )
         stalled = self._stalls.said(began)
         self._parts.publish(published, (*stalled, *inbox.events, *decision.events))
-        ending = self._intake.after(decision, self._state.good)
-        if ending is not None:
-            parts.settled(ending, self._state.rollback)
+        self._owner.after(decision, self._state.good, self._state.rollback)
         return published
 
     def _observe(self, now: float, inbox: Inbox) -> Observation:
-        parts, queued = self._parts, self._intake.queued
+        parts, queued = self._parts, self._owner.state.queued
         units = self._units_now(now)
         snapshot = parts.nvml.latest(now)
         self._attribute(snapshot)

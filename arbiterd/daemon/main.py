@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from arbiterd.act.load_probe import LoadProbes
 from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices
 from arbiterd.core.asking import refusal
+from arbiterd.core.config_state import ConfigState
 from arbiterd.core.state import State
 from arbiterd.daemon import startup
 from arbiterd.daemon.engine_ports import EnginePorts
@@ -28,7 +30,7 @@ from arbiterd.daemon.lock import Lock
 from arbiterd.daemon.loop import GatewayParts, Inbox, Loop, Parts
 from arbiterd.daemon.signals import Signals
 from arbiterd.daemon.waker import Waker
-from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused, Problem
+from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused
 from arbiterd.files import unwritten
 from arbiterd.linux import procfs
 from arbiterd.linux.heap import Trimmer
@@ -46,8 +48,8 @@ from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
 from arbiterd.sense.kernel_log import command as kernel_log_command
 from arbiterd.sense.nvml import NvmlSource
-from arbiterd.settings.history import Layouts, rolled_back_problem
-from arbiterd.settings.queue import Ending, drained
+from arbiterd.settings.history import ConfigFiles
+from arbiterd.settings.owner import FileChanged, Posted, Refused, SettingsOwner, drained
 from arbiterd.settings.reload import Reloader
 from arbiterd.store.state_files import Stores
 from arbiterd.trace.recorder import Tap
@@ -71,7 +73,6 @@ class Daemon:
         self._environ = environ
         self._start = start
         settings = start.loaded.settings
-        self._settings = settings
         self._arbiter = settings.arbiter
         self.waker = Waker()
         self._lock = Lock(Path(self._arbiter.runtime_dir))
@@ -84,21 +85,25 @@ class Daemon:
         self._holder = Holder()
         self._requests: queue.SimpleQueue[OperatorRequest] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._accepted: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
-        self._refused: tuple[str, ...] = tuple(str(p) for p in start.refused)
-        self._rolled_back = bool(start.rolled_back)  # what is refused is a layout, not a text
         unit = use_systemd(settings) and bool(environ.get("NOTIFY_SOCKET"))
         self._signals = Signals(self.waker.wake, unit=unit)
         self._status_at = 0.0
         self._stores = Stores(self._arbiter, self._hide)
-        self._layouts = Layouts(Path(self._arbiter.runtime_dir))
-        self._distrusted = [self._lock.problem, *startup.distrusted(self._arbiter, self._layouts)]
-        self._reloader: Reloader | None = None
+        self._files = ConfigFiles(Path(self._arbiter.runtime_dir))
+        self._distrusted = [self._lock.problem, *startup.distrusted(self._arbiter, self._files)]
         self._notes: tuple[str, ...] = ()
         self._listening = False
         self._gateway: GatewayParts | None = None
         self._tap = Tap()
         self._ports = EnginePorts(settings, self.waker.wake, self._journal.say)
+        config = ConfigState(
+            settings,
+            settings,
+            start.loaded.text,
+            refused=tuple(str(one) for one in start.refused),
+            rolled_back=bool(start.rolled_back),
+        )
+        self._owner = SettingsOwner(config, self._files, self._ports.granted)
 
     # -- wiring --------------------------------------------------------------------------------
     def run(self) -> int:
@@ -110,7 +115,8 @@ class Daemon:
 
         """
         self._signals.catch()
-        settings = self._settings = self._ports.begin(self._settings)
+        settings = self._ports.begin(self._owner.state.in_force)
+        self._owner.state = replace(self._owner.state, in_force=settings, newest=settings)
         catch_all(self._journal)
         procfs.keep_spares()
         launcher = startup.make_launcher(settings, self.waker.wake)
@@ -128,7 +134,7 @@ class Daemon:
         prober = Prober(self.waker.wake, door, keys, self._hide)
         executor = Executor(
             launcher,
-            LoadProbes(lambda: self._settings, self._hide.text).of,
+            LoadProbes(lambda: self._owner.state.in_force, self._hide.text).of,
             self.waker.wake,
             dry_run=settings.arbiter.dry_run,
             secrets=self._secrets,
@@ -147,14 +153,13 @@ class Daemon:
                 gateway=self._gateway,
                 keep=self._stores.carry.save,
                 tap=self._tap,
-                settled=self._settled,
                 secrets=self._secrets,
             )
             state = self._first_state()
             self._say_problems(launcher)
             if self._gateway is not None and not settings.arbiter.dry_run:
                 self._gateway.keeper.start()
-            loop = Loop(parts, settings, state, self.waker.wake)
+            loop = Loop(parts, self._owner, state, self.waker.wake)
             return self._serve(loop, nvml, host)
         finally:
             # who asks and who acts before what they write to; the lock last: the next daemon may come
@@ -165,8 +170,10 @@ class Daemon:
 
     def _first_state(self) -> State:
         """What core begins with: that of the daemon before us, as far as it is believed."""
-        good = self._layouts.before(self._path, self._environ)
+        good = self._files.before(self._path, self._environ)
         good = good and self._ports.granted(good)
+        # until the first tick has looked: what the daemon before us had begun is to be ended
+        self._owner.state = replace(self._owner.state, switching=good is not None)
         return State(
             run=uuid.uuid4().hex[:6],  # random: ids of different runs never meet in one journal
             incidents=self._stores.incidents.load(),
@@ -178,9 +185,12 @@ class Daemon:
 
     def _serve(self, loop: Loop, nvml: NvmlSource, host: HostFactsSource) -> int:
         reloader = Reloader(
-            self._path, self._environ, self._settings, self._all_devices, self._take, self._refuse
+            self._path,
+            self._environ,
+            lambda: self._owner.state.newest,
+            self._all_devices,
+            self._hear,
         )
-        self._reloader = reloader
         admin = Admin(submit=self._submit, reload=reloader.reload)
         web = WebServer(
             self._holder,
@@ -213,9 +223,10 @@ class Daemon:
         trimmer = Trimmer()
         while True:
             self._signals.obey(partial(_reload_aside, reloader), self._leave)
+            before = self._owner.state.newest
             inbox = self._inbox(reloader)
-            if inbox.settings is not None:
-                host.refresh(inbox.settings)
+            if self._owner.state.newest is not before:
+                host.refresh(self._owner.state.newest)
             published = loop.tick(inbox)
             self._learn(nvml)
             self._report(published)
@@ -273,10 +284,10 @@ class Daemon:
         runtime = Path(self._arbiter.runtime_dir)
         if not startup.engines_alive(runtime):
             raise ConfigRefused(errors)
-        self._refused = tuple(str(one) for one in errors)
+        self._owner.post(Refused(tuple(str(one) for one in errors), ()))
 
     def _greet(self, launcher: Launcher) -> None:
-        mode, where = self._settings.mode, self._settings.source.path
+        mode, where = self._owner.state.in_force.mode, self._owner.state.in_force.source.path
         text = f"gpu-arbiter {__version__} starts: mode {mode} of {where}, launcher {launcher.name}"
         self._journal.say(Severity.INFO, text)
         for warning in self._start.loaded.warnings:
@@ -284,13 +295,10 @@ class Daemon:
         if launcher.name == "direct":
             for note in startup.DIRECT_NOTES:
                 self._journal.say(Severity.NOTICE, note)
-        if self._start.refused:
-            for problem in self._start.refused:
-                event = Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(problem))
-                self._journal.write(event, mode)
-        else:
-            alive = startup.engines_alive(Path(self._arbiter.runtime_dir))
-            self._layouts.started(self._start.loaded.text, alive=alive)
+        for problem in self._start.refused:
+            event = Event(EventName.CONFIG_REFUSED, Severity.ERROR, str(problem))
+            self._journal.write(event, mode)
+        self._owner.started(alive=startup.engines_alive(Path(self._arbiter.runtime_dir)))
 
     def _say_problems(self, launcher: Launcher) -> None:
         """Unreadable state is kept aside and said, never fatal."""
@@ -304,55 +312,31 @@ class Daemon:
         """Take an operator's request, or say why not."""
         published = self._holder.get()
         decision = published.decision if published else None
-        refused = refusal(request, self._settings, decision)
+        refused = refusal(request, self._owner.state.in_force, decision)
         if refused is None:
             self._requests.put(request)
             self.waker.wake()
         return refused
 
-    def _take(self, loaded: Loaded, events: tuple[Event, ...]) -> None:
-        self._secrets.accept(loaded.text)
-        self._layouts.accepted(loaded.text)
-        for event in events:
-            self._events.put(event)
-        for warning in loaded.warnings:
-            self._journal.say(Severity.WARNING, str(warning))
-        self._accepted.put(loaded)
-        self.waker.wake()
-
-    def _settled(self, ending: Ending, rolled_back: str) -> None:
-        """A switch has come through, or its layout goes and the one before is in force again."""
-        settings = self._settings = ending.settings
-        if ending.failed is None:
-            self._layouts.settled(settings.source.sha256)
-            return
-        self._layouts.rolled_back(ending.failed.source.sha256, rolled_back)
-        self._refused = (str(rolled_back_problem(self._path, rolled_back)),)
-        self._rolled_back = True
-        if self._reloader is not None:
-            self._reloader.in_force(settings)
-
-    def _refuse(self, problems: tuple[Problem, ...], events: tuple[Event, ...]) -> None:
-        self._secrets.read(self._path)
-        self._refused, self._rolled_back = tuple(str(one) for one in problems), False
-        for event in events:
-            self._events.put(event)
-        self.waker.wake()
+    def _hear(self, what: Posted) -> None:
+        """From any thread. Nothing of a file is said before its secrets are known."""
+        if isinstance(what, Loaded):
+            self._secrets.accept(what.text)
+            for warning in what.warnings:
+                self._journal.say(Severity.WARNING, str(warning))
+        elif isinstance(what, Refused):
+            self._secrets.read(self._path)
+        self._owner.post(what)
+        if not isinstance(what, FileChanged):
+            self.waker.wake()
 
     def _inbox(self, reloader: Reloader) -> Inbox:
-        pending = reloader.look(time.monotonic())
-        accepted = drained(self._accepted)
-        settings = self._ports.granted(accepted[-1].settings) if accepted else None
-        if accepted or (self._rolled_back and reloader.in_file):
-            self._refused, self._rolled_back = (), False
-        events = [*drained(self._events), *self._holder.said()]
+        reloader.look(time.monotonic())
+        taken = self._owner.take()
         return Inbox(
             requests=tuple(drained(self._requests)),
-            settings=settings,
-            events=(*events, pending) if pending else tuple(events),
+            events=(*drained(self._events), *self._holder.said(), *taken),
             stopping=self._signals.how == "stop",
-            config_pending=reloader.pending,
-            config_refused=self._refused,
             notes=self._notes,
             unwritten=unwritten.told(),
             ports=self._ports.latest(),
@@ -374,7 +358,6 @@ class Daemon:
     # -- out -----------------------------------------------------------------------------------
     def _publish(self, published: Published, events: Sequence[Event]) -> None:
         self._holder.put(published)
-        self._settings = published.settings
         mode = published.settings.mode
         for event in events:
             self._journal.write(event, mode)

@@ -18,6 +18,7 @@ from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.systemd import SystemdLauncher
 from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
+from arbiterd.core.config_state import problem_of_rollback
 from arbiterd.daemon.loop import GatewayParts
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.files import strict_json
@@ -31,7 +32,7 @@ from arbiterd.model.settings import ArbiterSettings, Settings
 from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.gateway_log import GatewayLog
-from arbiterd.settings.history import Layouts, rolled_back_problem
+from arbiterd.settings.history import ConfigFiles
 from arbiterd.web.load_requests import LoadDesk
 
 
@@ -57,21 +58,21 @@ def choose(path: Path, environ: Mapping[str, str]) -> Start:
         loaded = load(path, environ)
     except ConfigRefused as refused:
         runtime = runtime_dir_of(path, environ)
-        good = Layouts(runtime).last_good(path, environ) if engines_alive(runtime) else None
+        good = ConfigFiles(runtime).last_good(path, environ) if engines_alive(runtime) else None
         if good is None:
             raise
         return Start(good, refused.problems)
-    layouts = Layouts(Path(loaded.settings.arbiter.runtime_dir))
-    reason = layouts.refused(path)
-    good = layouts.last_good(path, environ) if reason else None
+    files = ConfigFiles(Path(loaded.settings.arbiter.runtime_dir))
+    good, reason = files.instead(path, environ)
     if good is not None:
-        return Start(good, (rolled_back_problem(path, reason),), reason)
+        return Start(good, (problem_of_rollback(str(path), reason),), reason)
     return Start(loaded)
 
 
-def distrusted(arbiter: ArbiterSettings, layouts: Layouts) -> list[str]:
-    """Make state_dir and close it for others; what was wrong with it, and which layouts are not
-    believed. A disk that cannot be written costs what would be kept there, not the start.
+def distrusted(arbiter: ArbiterSettings, files: ConfigFiles) -> list[str]:
+    """Make state_dir and close it for others; what was wrong with it, and which files of the
+    configuration are not believed. A disk that cannot be written costs what would be kept there,
+    not the start.
 
     Raises:
         FolderRefused: another user owns state_dir.
@@ -82,7 +83,7 @@ def distrusted(arbiter: ArbiterSettings, layouts: Layouts) -> list[str]:
     except OSError as error:
         why = error.strerror or error
         said = f"cannot make {arbiter.state_dir}: {why}; incidents and caps are not kept"
-    return [said, *layouts.distrusted()]
+    return [said, *files.distrusted()]
 
 
 def engines_alive(runtime_dir: Path) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from arbiterd.files import bounded
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Settings
+from arbiterd.settings.owner import FileChanged, Refused
 
 MOST_SAID = 50  # of a file's problems in the journal
 PENDING_EVERY_S = 1.0
@@ -41,31 +41,26 @@ class ReloadAnswer:
 
 
 class Reloader:
-    """Loads, checks and hands over. Thread-safe; one reload at a time."""
+    """Reads, checks and posts. Thread-safe; one reload at a time. ``newest``: accepted last."""
 
     def __init__(
         self,
         path: Path,
         environ: Mapping[str, str],
-        settings: Settings,
+        newest: Callable[[], Settings],
         devices: Callable[[], Sequence[Device]],
-        hand_over: Callable[[Loaded, tuple[Event, ...]], None],
-        refuse: Callable[[tuple[Problem, ...], tuple[Event, ...]], None],
+        post: Callable[[Loaded | Refused | FileChanged], None],
     ) -> None:
         self._path = path
         self._environ = environ
-        self._settings = settings
+        self._newest = newest
         self._devices = devices
-        self._hand_over = hand_over
-        self._refuse = refuse
+        self._post = post
         self._lock = threading.Lock()
         self._looked_at = 0.0
-        self._stat: tuple[int, int, int] | None = None
-        self._said_sha = ""
         self._looking = False
-        self._found: tuple[tuple[int, int, int], str] | None = None
-        self.pending = False
-        self.in_file = False  # the file as last looked at is the one accepted last
+        self._seen: tuple[int, int, int] | None = None
+        self._sha = ""
 
     def reload(self) -> ReloadAnswer:
         """Read the file again; accept it whole or change nothing."""
@@ -78,30 +73,20 @@ class Reloader:
             errors = tuple(one for one in problems if one.severity == "error")
             if errors:
                 return self._no(errors)
-            old, new = self._settings, loaded.settings
-            self._settings = new
-            self.pending = False
             warnings = (*loaded.warnings, *(p for p in problems if p.severity == "warning"))
-            self._hand_over(loaded, (_accepted(old, new),))
-            source = new.source
+            self._post(loaded)
+            new, source = loaded.settings, loaded.settings.source
             return ReloadAnswer(
                 True, new.mode, source.sha256, source.loaded_at, warnings=tuple(warnings)
             )
-
-    def in_force(self, settings: Settings) -> None:
-        """A rollback: the file that was accepted is pending again."""
-        with self._lock:
-            self._settings = settings
-            self._stat = None
-            self._said_sha = ""
-            self.pending, self.in_file = True, False
 
     def _fits(self, loaded: Loaded) -> tuple[Problem, ...]:
         devices = self._devices()
         return check_devices(loaded, devices) if devices else ()
 
     def _fixed(self, new: Settings) -> list[Problem]:
-        old = self._settings.arbiter
+        now = self._newest()
+        old = now.arbiter
         out = []
         for name in _FIXED:
             before, after = getattr(old, name), getattr(new.arbiter, name)
@@ -110,8 +95,8 @@ class Reloader:
                 wrong = f"cannot change from {before} to {after} while running"
                 right = "restart instead: systemctl restart gpu-arbiter (engines keep running)"
                 out.append(Problem(str(self._path), 0, f"arbiter.{key}", wrong, right))
-        if self._settings.gateway.enabled != new.gateway.enabled:
-            was = str(self._settings.gateway.enabled).lower()
+        if now.gateway.enabled != new.gateway.enabled:
+            was = str(now.gateway.enabled).lower()
             wrong = f"cannot change from {was} while running: every engine would change its port"
             right = "stop, then start: systemctl stop gpu-arbiter; systemctl start gpu-arbiter"
             out.append(Problem(str(self._path), 0, "gateway.enabled", wrong, right))
@@ -129,44 +114,25 @@ class Reloader:
             more = len(problems) - MOST_SAID
             said.append(f"{more} further problems: arbiterctl check {self._path}")
         each = tuple(Event(EventName.CONFIG_REFUSED, Severity.ERROR, one) for one in said)
-        self._refuse(problems, (first, *each))
-        return ReloadAnswer(accepted=False, mode=self._settings.mode, problems=problems)
+        self._post(Refused(tuple(str(one) for one in problems), (first, *each)))
+        return ReloadAnswer(accepted=False, mode=self._newest().mode, problems=problems)
 
-    def look(self, now: float) -> Event | None:
-        """Notice an edited file (a stat a second); the event is said once per edit. The file is read
-        aside: it may have become a pipe, or lie on a disk that hangs.
+    def look(self, now: float) -> None:
+        """Notice an edited file (a stat a second). It is read aside: it may have become a pipe, or lie
+        on a disk that hangs.
         """
         if not self._looking and now - self._looked_at >= PENDING_EVERY_S:
             self._looked_at, self._looking = now, True
             aside(self._look_aside, name="config")
-        found, self._found = self._found, None
-        return self._judged(*found) if found is not None else None
 
     def _look_aside(self) -> None:
         with suppress(OSError):
             info = os.stat(self._path)
             stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
-            if stamp != self._stat and stat.S_ISREG(info.st_mode):
+            # Not quite written yet? Then the next look sees another size and reads again.
+            if stamp != self._seen and stat.S_ISREG(info.st_mode):
                 raw = bounded.read(self._path, bounded.CONFIG_BYTES)
-                self._found = stamp, hashlib.sha256(raw).hexdigest()
+                self._seen, self._sha = stamp, hashlib.sha256(raw).hexdigest()
+            if self._sha:
+                self._post(FileChanged(self._sha))
         self._looking = False
-
-    def _judged(self, stamp: tuple[int, int, int], sha: str) -> Event | None:
-        self._stat = stamp
-        # Not quite written yet? Then the next look sees another size and asks again.
-        self.pending = sha != self._settings.source.sha256
-        self.in_file = not self.pending
-        if not self.pending or sha == self._said_sha:
-            return None
-        self._said_sha = sha
-        text = f"{self._path} changed, not applied: systemctl reload gpu-arbiter"
-        return Event(EventName.CONFIG_PENDING, Severity.NOTICE, text)
-
-
-def _accepted(old: Settings, new: Settings) -> Event:
-    if old.mode != new.mode:
-        text = f"mode {old.mode} → {new.mode}; what is equal in both keeps running"
-        return Event(EventName.MODE_SWITCH, Severity.NOTICE, text)
-    return Event(
-        EventName.RELOAD, Severity.NOTICE, f"{new.source.path} reloaded at {time.strftime('%T')}"
-    )

@@ -5,12 +5,16 @@ when that does not come up, back to the old one - also when the daemon dies at a
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 from pydantic import TypeAdapter
 
+from arbiterd.core import config_state
 from arbiterd.core.carry import pack
+from arbiterd.core.config_state import Changed, ConfigState, Disk, File, Kept, Write
 from arbiterd.core.decide import decide
 from arbiterd.core.diff import plan
 from arbiterd.core.intent import intent
@@ -24,7 +28,6 @@ from arbiterd.model.launch import Exit
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Mode, Settings, Source
 from arbiterd.model.switch import Change, Ended
-from arbiterd.settings.queue import Intake
 from tests.core.world import OLLAMA, TF, TICK_S, VLLM, World, settings, share
 
 # A: all on card 0. B: vLLM moves, TensorFlow goes, Ollama stays. C: vLLM on card 1, Ollama smaller.
@@ -67,77 +70,121 @@ def file(mode: str) -> Settings:
     return replace(made, source=Source("/etc/gpu-arbiter.toml", f"sha-{mode}", float(next(_loads))))
 
 
+def written(disk: Disk, writes: Iterable[Write]) -> Disk:
+    """The files after these writes."""
+    for file_, text in writes:
+        kept = Kept(text, text) if text else Kept()
+        match file_:
+            case File.LAST_GOOD:
+                disk = replace(disk, good=kept)
+            case File.PREVIOUS:
+                disk = replace(disk, previous=kept)
+            case File.ROLLED_BACK:
+                row = json.loads(text) if text else {"sha256": "", "reason": ""}
+                disk = replace(disk, refused_sha=row["sha256"], reason=row["reason"])
+    return disk
+
+
 @dataclass
 class Host(World):
-    """The imaginary host with the daemon's own bookkeeping of files and reloads around it."""
+    """The imaginary host, its configuration file and what the daemon keeps of it. A digest stands for a text."""
 
-    intake: Intake | None = None
-    incoming: Settings | None = None
+    config: ConfigState | None = None
     on_disk: Settings | None = None
-    previous: Settings | None = None
-    last_good: Settings | None = None
-    refused: tuple[str, str] | None = None
+    disk: Disk = Disk()
+    writes: list[Write] = field(default_factory=list)
+    files: dict[str, Settings] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
 
     def tick(self, count: int = 1, dt: float = TICK_S) -> Decision:
         """As the loop does it: settings are taken before, a switch's end is written down after."""
         made: Decision | None = None
         for _ in range(count):
-            intake = self._intake()
-            intake.take(self.incoming)
-            self.incoming = None
-            self.settings = intake.settings
+            self.config = config_state.take(self._config())
+            self.settings = self.config.in_force
             made = super().tick(1, dt)
             if made.switch is not None:
                 self.begun.append(made.switch.to_mode)
-            ending = intake.after(made, self.state.good)
-            if ending is not None and ending.failed is None:
-                self.previous = None
-            elif ending is not None and ending.failed is not None:
-                self.last_good = self.previous
-                self.refused = (ending.failed.source.sha256, self.state.rollback)
+            ended = config_state.switch_ended(
+                self.config,
+                self.state.good,
+                self.state.rollback,
+                under_way=made.switch is not None,
+                back=made.back_to,
+            )
+            self._keep(ended)
         assert made is not None
         return made
 
-    def _intake(self) -> Intake:
-        if self.intake is None:
-            self.intake = Intake(self.settings, unfinished=False)
+    def _config(self) -> ConfigState:
+        if self.config is None:
             self.on_disk = self.settings
-        return self.intake
+            text = self.settings.source.sha256
+            self.files[text] = self.settings
+            begun = ConfigState(self.settings, self.settings, text)
+            self._keep(config_state.started(begun, alive=False))
+        assert self.config is not None
+        return self.config
+
+    def _keep(self, changed: Changed) -> None:
+        """As the daemon does: the writes one by one, in their order."""
+        self.config, writes = changed
+        self.writes = list(writes)
+        self.disk = written(self.disk, writes)
+        assert self.disk == self.config.disk
+
+    @property
+    def previous(self) -> str:
+        """The text to go back to, "" for none."""
+        return self.disk.previous.text
+
+    @property
+    def refused(self) -> tuple[str, str]:
+        """The text that was rolled back, and why."""
+        return self.disk.refused_sha, self.disk.reason
 
     def observation(self) -> Observation:
         """With what waits in the queue."""
-        queued = self._intake().queued
+        queued = self._config().queued
         mode = queued.mode if queued else ""
         return replace(super().observation(), settings_queued=queued is not None, queued_mode=mode)
 
     def reload(self, mode: str) -> Settings:
         """The mode line was edited and the daemon told; returns what was accepted."""
-        self._intake()
-        self.previous = self.previous or self.state.good
-        self.incoming = self.on_disk = self.last_good = file(mode)
-        self.refused = None
-        return self.incoming
+        made = self.edit(mode)
+        self._keep(config_state.accept(self._config(), made, made.source.sha256))
+        return made
+
+    def edit(self, mode: str) -> Settings:
+        """The mode line was edited."""
+        self._config()
+        made = self.on_disk = file(mode)
+        self.files[made.source.sha256] = made
+        return made
 
     def restart(self, *, carry: Carry | None) -> None:
         """The daemon is killed and starts again, with what its predecessor had written down."""
         assert self.on_disk is not None
-        start, why = self.on_disk, ""
-        if self.refused and self.refused[0] == start.source.sha256 and self.last_good:
-            start, why = self.last_good, self.refused[1]
+        kept = self.disk.instead(self.on_disk.source.sha256)
+        start = self.files[kept.sha] if kept.sha else self.on_disk
+        why = self.disk.reason if kept.sha else ""
         start = replace(start, source=replace(start.source, loaded_at=float(next(_loads))))
         stored = None
         if carry is not None:
             stored = TypeAdapter(Carry).validate_python(asdict(carry))
-        self.outcomes, self.requests, self.incoming = [], [], None
+        self.outcomes, self.requests = [], []
         self.settings = start
-        self.intake = Intake(start, unfinished=self.previous is not None)
+        begun = ConfigState(start, start, start.source.sha256, disk=self.disk)
+        guards, starts = config_state.guarding, config_state.started
+        self._keep(guards(begun) if kept.sha else starts(begun, alive=True))
+        good = self.files.get(self.disk.previous.sha)
+        self.config = replace(self._config(), switching=good is not None)
         self.state = State(
             run="u",
             incidents=self.state.incidents,
             carried=stored,
-            good=self.previous,
-            rollback=why if self.previous else "",
+            good=good,
+            rollback=why if good else "",
         )
         self.decision = None
 
@@ -145,8 +192,11 @@ class Host(World):
         """Until nothing is under way any more."""
         for _ in range(ticks):
             decision = self.tick()
-            intake = self._intake()
-            if decision.switch is None and intake.queued is None and decision.back_to is None:
+            if (
+                decision.switch is None
+                and self._config().queued is None
+                and decision.back_to is None
+            ):
                 return
         msg = f"still switching: {decision.switch}"
         raise AssertionError(msg)
@@ -162,7 +212,7 @@ class Host(World):
 
     def break_b(self, *, broken: bool) -> None:
         """VLLM does not start in B, and starts again once A comes back."""
-        self.fail_starts = {"vllm": "no"} if broken and self.refused is None else {}
+        self.fail_starts = {"vllm": "no"} if broken and not self.disk.refused_sha else {}
 
     def layout(self) -> str:
         """The mode whose backends run, all of them and no other, with its intents; "" for none."""
@@ -220,7 +270,7 @@ def test_what_is_equal_is_kept_and_the_rest_goes_through_in_order() -> None:
     assert world.decision is not None
     assert world.decision.last_switch is not None
     assert world.decision.last_switch.loaded_at == loaded.source.loaded_at
-    assert world.previous is None
+    assert not world.previous
 
 
 def test_a_switch_that_moves_every_engine_is_no_outage() -> None:
@@ -311,7 +361,7 @@ def test_a_layout_that_does_not_come_up_is_rolled_back_with_the_reason() -> None
     assert pid(world, "ollama") == kept
     assert last(world) == ("B", Ended.ROLLED_BACK)
     assert not [i for i in world.state.incidents if i.closed_at is None]
-    assert world.previous is None
+    assert not world.previous
 
 
 def test_a_cause_that_starting_again_cannot_cure_is_rolled_back_at_once() -> None:
@@ -407,7 +457,7 @@ def test_a_newer_file_takes_the_place_of_the_way_back() -> None:
     while world.state.switch is not None and world.state.switch.to_mode == "B":
         world.tick()
     assert last(world) == ("B", Ended.SUPERSEDED)
-    assert world.previous is not None, "until C has come through, A is what there is to go back to"
+    assert world.previous, "until C has come through, A is what there is to go back to"
     world.fail_starts.clear()
     world.settle()
     assert world.layout() == "C"
@@ -516,18 +566,51 @@ def test_the_daemon_dies_at_every_tick_of_a_switch(which: int, *, broken: bool) 
         done = going.state.switch is None and not going.state.rollback
         world = going.fork()
         world.restart(carry=_carries(world, older)[which])
-        for _ in range(600):
-            decision = world.tick()
-            world.break_b(broken=broken)
-            busy = decision.switch or decision.back_to or world.state.rollback
-            moving = [b for b in decision.backends.values() if b.phase is not Phase.READY]
-            if not busy and not moving:
-                break
-        assert world.layout() == ("A" if broken else "B"), ticks
+        assert _ends(world, broken=broken) == ("A" if broken else "B"), ticks
         assert pid(world, "ollama") == kept, ticks
-        assert world.previous is None, ticks
         assert not [i for i in world.state.incidents if i.closed_at is None], ticks
     assert ticks > 8, "a switch has steps"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_daemon_dies_between_each_two_writes_of_its_files(*, broken: bool) -> None:
+    """Of a reload, of a switch that comes through, of a rollback, and of a reload of what was rolled back:
+    at the end the new layout is there or the old one, and nothing is left to go back to.
+    """
+    going = host()
+    going.start_s = 2.0
+    kinds = set()
+    for again in (False, True) if broken else (False,):
+        disk, ticks = going.disk, 0
+        going.reload("B")
+        while True:
+            for count in range(len(going.writes)):
+                kinds.add(tuple(one.file for one in going.writes))
+                world = going.fork()
+                world.disk = written(disk, going.writes[:count])
+                world.restart(carry=pack(world.state))
+                assert _ends(world, broken=broken) == ("A" if broken else "B"), going.writes[:count]
+            if ticks and going.state.switch is None and not going.state.rollback:
+                break
+            disk = going.disk
+            going.tick()
+            ticks += 1
+            going.break_b(broken=broken)
+        assert again or going.layout() == ("A" if broken else "B")
+    came = {(File.PREVIOUS, File.LAST_GOOD, File.ROLLED_BACK), (File.PREVIOUS,)}
+    assert kinds == came | ({(File.ROLLED_BACK, File.LAST_GOOD)} if broken else set())
+
+
+def _ends(world: Host, *, broken: bool) -> str:
+    """The layout that a host comes to, with nothing left to go back to."""
+    for _ in range(600):
+        decision = world.tick()
+        world.break_b(broken=broken)
+        moving = [b for b in decision.backends.values() if b.phase is not Phase.READY]
+        if not (decision.switch or decision.back_to or world.state.rollback or moving):
+            break
+    assert not world.previous
+    return world.layout()
 
 
 def test_a_drain_that_was_under_way_goes_on_to_its_deadline() -> None:
@@ -551,8 +634,7 @@ def test_a_restart_onto_an_edited_file_is_a_switch_with_a_way_back() -> None:
     """The mode line was edited and the daemon restarted instead of reloaded."""
     world = host()
     kept = pid(world, "ollama")
-    world.reload("B")
-    world.incoming = None
+    world.edit("B")
     world.fail_starts["vllm"] = "no"
     world.restart(carry=pack(world.state))
     while world.tick().back_to is None:

@@ -32,7 +32,7 @@ from arbiterd.gateway.runtime import GatewayGone, ask
 from arbiterd.linux import procfs
 from arbiterd.linux.container_ids import recorded
 from arbiterd.model.launch import FileSpec
-from arbiterd.settings.history import Layouts
+from arbiterd.settings.history import ConfigFiles
 from arbiterd.store.atomic import write
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
@@ -162,20 +162,20 @@ def test_a_layout_that_others_could_have_written_is_not_started(
     """last-good.toml names commands and their users; so do the others that a restart knows of."""
     good = tmp_path / "last-good.toml"
     write(good, b'mode = "A"\n', mode=0o600)
-    layouts = Layouts(tmp_path)
-    assert layouts.distrusted() == []
+    files = ConfigFiles(tmp_path)
+    assert files.distrusted() == []
     spoil(good)
-    assert layouts.last_good(Path("/etc/x.toml"), {}) is None
-    assert any(why in one for one in layouts.distrusted())
+    assert files.last_good(Path("/etc/x.toml"), {}) is None
+    assert any(why in one for one in files.distrusted())
     file = tmp_path / "new.toml"
     file.write_text("x")
     row = {"sha256": hashlib.sha256(b"x").hexdigest(), "reason": "it did not come up"}
     for name in ("real", "other-name"):
         (tmp_path / name).unlink(missing_ok=True)
     write(tmp_path / "rolled-back.json", json.dumps(row).encode())
-    assert layouts.refused(file) == "it did not come up"
+    assert files.read().reason == "it did not come up"
     spoil(tmp_path / "rolled-back.json")
-    assert layouts.refused(file) == ""
+    assert files.read().reason == ""
 
 
 @every_way
@@ -206,7 +206,7 @@ def test_deeply_nested_json_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     carry, incidents = CarryStore(tmp_path), IncidentStore(tmp_path)
     assert (carry.load(), incidents.load()) == (None, ())
     assert all(len(one.problems) == 1 for one in (carry, incidents, Inventory(tmp_path).store))
-    assert Layouts(tmp_path).refused(tmp_path / "gpus.broken") == ""
+    assert ConfigFiles(tmp_path).read().reason == ""
 
 
 def test_a_writer_replaces_a_link_and_never_writes_through_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from arbiterd.act.executor import Executor
 from arbiterd.config import load
+from arbiterd.core.config_state import ConfigState
 from arbiterd.core.state import State
 from arbiterd.daemon import startup
 from arbiterd.daemon.loop import Inbox, Loop, Parts
@@ -19,6 +20,8 @@ from arbiterd.model.reading import Known
 from arbiterd.quantities import GIB
 from arbiterd.sense.health import Prober
 from arbiterd.sense.host import HostFactsSource
+from arbiterd.settings.history import ConfigFiles
+from arbiterd.settings.owner import SettingsOwner
 from arbiterd.sim.gpu import SimGpu
 from tests.sense.watching import events_on, until, watching
 from tests.support import wait_until
@@ -125,9 +128,10 @@ def test_a_tick_sees_each_xid_once(
                 facts,
                 publish=lambda _seen, _events: None,
                 keep=lambda _carry: None,
-                settled=lambda _ending, _reason: None,
             )
-            loop = Loop(parts, settings, State(run="test"), lambda: None)
+            files = ConfigFiles(tmp_path / "run")
+            owner = SettingsOwner(ConfigState(settings, settings), files, lambda one: one)
+            loop = Loop(parts, owner, State(run="test"), lambda: None)
             uuid = gpu.uuids()[0]
             seen: list[XidEvent] = []
             gpu.xid(0, 94)

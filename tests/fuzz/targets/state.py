@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from arbiterd.act.launch.direct import DirectLauncher
@@ -24,7 +23,7 @@ from arbiterd.report.api import status
 from arbiterd.report.metrics.counters import Counts
 from arbiterd.report.metrics.exposition import render
 from arbiterd.sense.numbering import Numbering, Seen
-from arbiterd.settings.history import Layouts
+from arbiterd.settings.history import ConfigFiles
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
 from arbiterd.store.incidents import IncidentStore
@@ -114,7 +113,7 @@ def read_layouts(data: bytes) -> None:
     """rolled-back.json and the takeover's record."""
     home = folder("layouts")
     file("layouts", "rolled-back.json", data)
-    assert isinstance(Layouts(home).refused(Path(__file__)), str)
+    assert isinstance(ConfigFiles(home).read().reason, str)
     path = file("layouts", "takeover.json", data)
     with suppress(ArbiterError):
         read_record(path)
