@@ -20,7 +20,8 @@ from arbiterd.config import load
 from arbiterd.errors import EX_REFUSED, ArbiterError
 from arbiterd.model.actions import Action
 from arbiterd.model.decision import Decision
-from arbiterd.trace.codec import Reader, Replayed, replay
+from arbiterd.trace.lines import Reader
+from arbiterd.trace.replay import Replayed, replay
 
 _TOLD = 20  # differing ticks that are printed
 

@@ -37,7 +37,7 @@ from arbiterd.sense.health import Prober
 from arbiterd.sense.nvml import NvmlSnapshot, NvmlSource
 from arbiterd.sense.processes import attribute
 from arbiterd.settings.owner import SettingsOwner
-from arbiterd.trace.codec import Tick
+from arbiterd.trace.lines import Tick
 from arbiterd.trace.recorder import Tap
 from arbiterd.web.load_requests import LoadDesk
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from arbiterd.trace.codec import Tick
+from arbiterd.trace.lines import Tick
 
 KEPT = 240  # ticks a slow reader may lag behind: a minute at the default poll
 

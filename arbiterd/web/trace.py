@@ -8,7 +8,7 @@ import time
 from aiohttp import web
 
 from arbiterd.secrets.redact import Redactor
-from arbiterd.trace.codec import Writer
+from arbiterd.trace.lines import Writer
 from arbiterd.trace.recorder import KEPT, Tap
 from arbiterd.web import params
 from arbiterd.web.replies import error

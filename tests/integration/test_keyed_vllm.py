@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arbiterd.core.limits import CANARY_EVERY_S
 from arbiterd.model.reading import Known
-from arbiterd.trace.codec import Reader
+from arbiterd.trace.lines import Reader
 from tests.support import PATIENCE_S
 from tests.support.host import MODEL, Host, running
 

@@ -7,7 +7,8 @@ import json
 import os
 import signal
 
-from arbiterd.trace.codec import Reader, replay
+from arbiterd.trace.lines import Reader
+from arbiterd.trace.replay import replay
 from tests.support import PATIENCE_S, wait_until
 from tests.support.host import SHARED, Host, running
 

@@ -19,7 +19,9 @@ from arbiterd.model.events import EventName
 from arbiterd.model.gateway import GatewayObservation
 from arbiterd.model.reading import Known, Unknown
 from arbiterd.secrets.redact import Redactor
-from arbiterd.trace.codec import Reader, Tick, Writer, decode, difference, encode, patch, replay
+from arbiterd.trace.codec import decode, difference, encode, patch
+from arbiterd.trace.lines import Reader, Tick, Writer
+from arbiterd.trace.replay import replay
 from tests.world.policies import Ours
 from tests.world.scenario import CONFIG, Scenario, play, read, settings_of
 from tests.world.script import Script

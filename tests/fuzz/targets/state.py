@@ -28,7 +28,8 @@ from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
 from arbiterd.store.incidents import IncidentStore
 from arbiterd.store.learned_caps import LearnedStore
-from arbiterd.trace.codec import Reader, Tick, Writer, replay
+from arbiterd.trace.lines import Reader, Tick, Writer
+from arbiterd.trace.replay import replay
 from tests.core.world import World, settings
 from tests.fuzz import shapes
 from tests.fuzz.files import file, folder
