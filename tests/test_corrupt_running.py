@@ -20,6 +20,8 @@ from arbiterd.daemon import startup
 from arbiterd.linux import container_ids, procfs
 from arbiterd.model.actions import Verb
 from arbiterd.store.handoff import CarryStore
+from arbiterd.store.handoff_formats import FORMAT
+from arbiterd.trace.codec import encode
 from tests.core.world import World, only
 from tests.test_corrupt import RAW, WRONG
 
@@ -56,7 +58,8 @@ def _carried() -> str:
     world = World(only("vllm")).up()
     world.ask(Verb.DRAIN, "vllm")
     world.tick(6)
-    return json.dumps({"boot_id": procfs.boot_id(), "carry": asdict(pack(world.state))})
+    row = {"boot_id": procfs.boot_id(), "format": FORMAT, "carry": encode(pack(world.state))}
+    return json.dumps(row)
 
 
 def test_each_field_of_carry_json_with_each_type(tmp_path: Path) -> None:

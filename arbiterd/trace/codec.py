@@ -47,7 +47,7 @@ SAME = Same()
 
 
 @lru_cache(maxsize=1)
-def _classes() -> dict[str, type]:
+def classes() -> dict[str, type]:
     """Every frozen value and every enumeration that may stand in a trace, by name."""
     found: dict[str, type] = {}
     for name in _MODULES:
@@ -149,7 +149,7 @@ def decode(value: Json) -> Any:
         return frozenset(decode(one) for one in value["v"])
     if name == "map":
         return {decode(key): decode(one) for key, one in value["v"]}
-    kind = _classes().get(name)
+    kind = classes().get(name)
     try:
         if kind is None:
             return _unknown(name, "no such class")

@@ -1,6 +1,7 @@
-"""What a daemon of 0.2.0 left behind is taken up by this one: engines run on, and what was begun goes on.
+"""What an earlier daemon left behind is taken up by this one: engines run on, and what was begun goes on.
 
-The fixtures were written by 0.2.0's own code (upgrade/write_fixtures.py).
+The fixtures were written by the code of those days (upgrade/write_fixtures.py): by 0.2.0, and in each format
+of carry.json since (store/handoff_formats.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from arbiterd.store.learned_caps import LearnedStore
 from tests.core.world import Engine, World
 
 FOLDER = Path(__file__).parent / "upgrade"
-OLD = FOLDER / "0.2.0"
+OLD = [FOLDER / name for name in ("0.2.0", "format-1", "format-2")]
 STORES = ("carry.json", "incidents.json", "learned.json")
 Taken = Callable[..., World]
 
@@ -39,23 +40,30 @@ def of_mode(mode: str) -> Settings:
     return replace(made, mode=mode, arbiter=arbiter, source=replace(made.source, loaded_at=0.0))
 
 
-def copied(case: str, folder: Path) -> dict[str, Any]:
+def copied(old: Path, case: str, folder: Path) -> dict[str, Any]:
     """The files of a case, of this boot; what host.json says."""
-    host: dict[str, Any] = json.loads((OLD / case / "host.json").read_text())
+    host: dict[str, Any] = json.loads((old / case / "host.json").read_text())
     for name in STORES:
-        if (OLD / case / name).exists():
-            text = (OLD / case / name).read_text().replace(host["boot_id"], procfs.boot_id())
+        if (old / case / name).exists():
+            text = (old / case / name).read_text().replace(host["boot_id"], procfs.boot_id())
             (folder / name).write_text(text)
             (folder / name).chmod(0o600)
     return host
 
 
+@pytest.fixture(params=OLD, ids=lambda path: path.name)
+def old(request: pytest.FixtureRequest) -> Path:
+    """What a daemon of another day left."""
+    found: Path = request.param
+    return found
+
+
 @pytest.fixture
-def taken(tmp_path: Path) -> Taken:
+def taken(tmp_path: Path, old: Path) -> Taken:
     """The host of a case, with today's daemon on it, two ticks later. ``problems`` are what the stores said."""
 
     def take(case: str, mode: str = "") -> World:
-        host = copied(case, tmp_path)
+        host = copied(old, case, tmp_path)
         carry, incidents = CarryStore(tmp_path), IncidentStore(tmp_path)
         learned = LearnedStore(tmp_path)
         state = State(
@@ -136,9 +144,9 @@ def test_a_sleeping_one_wakes_when_it_is_asked_to(taken: Taken) -> None:
     assert engine.held == engine.awake
 
 
-def test_a_back_off_ends_at_the_time_that_was_set(taken: Taken) -> None:
+def test_a_back_off_ends_at_the_time_that_was_set(taken: Taken, old: Path) -> None:
     """Not earlier, and with the failures counted so far."""
-    kept = json.loads((OLD / "rest" / "carry.json").read_text())["carry"]["backends"]["server"]
+    kept = json.loads((old / "rest" / "carry.json").read_text())["carry"]["backends"]["server"]
     world = taken("rest")
     assert world.now < kept["not_before"]
     while world.phase("server") is Phase.BACKOFF:
@@ -200,17 +208,17 @@ def test_a_reclaim_goes_on_and_its_bytes_are_still_awaited(taken: Taken) -> None
     assert world.stopped == []
 
 
-def test_what_an_oom_has_taught_is_kept(taken: Taken) -> None:
+def test_what_an_oom_has_taught_is_kept(taken: Taken, old: Path) -> None:
     """The cap of the next start stays down."""
     world = taken("reclaim")
-    (entry,) = json.loads((OLD / "reclaim" / "learned.json").read_text())
+    (entry,) = json.loads((old / "reclaim" / "learned.json").read_text())
     assert entry["backend"] == "vllm"
     assert world.view("vllm").learned_bytes == entry["lowered_bytes"] > 0
 
 
-def test_open_incidents_go_on_under_their_ids(taken: Taken) -> None:
+def test_open_incidents_go_on_under_their_ids(taken: Taken, old: Path) -> None:
     """None is opened twice."""
-    rows = json.loads((OLD / "reclaim" / "incidents.json").read_text())
+    rows = json.loads((old / "reclaim" / "incidents.json").read_text())
     open_then = {row["id"] for row in rows if row["closed_at"] is None}
     world = taken("reclaim")
     assert world.decision is not None
@@ -229,10 +237,10 @@ def test_open_incidents_go_on_under_their_ids(taken: Taken) -> None:
     ],
 )
 def test_an_unknown_key_is_said_and_the_rest_is_taken(
-    tmp_path: Path, where: tuple[str, ...], path: str
+    tmp_path: Path, old: Path, where: tuple[str, ...], path: str
 ) -> None:
     """A newer or older version's word: dropped in silence, a parked engine would just start."""
-    copied("rest", tmp_path)
+    copied(old, "rest", tmp_path)
     whole = json.loads((tmp_path / "carry.json").read_text())
     row = whole
     for key in where:
@@ -247,9 +255,9 @@ def test_an_unknown_key_is_said_and_the_rest_is_taken(
     assert store.problems[0].endswith(f"written by another version; left out: {path}")
 
 
-def test_an_unknown_key_of_an_incident_is_said(tmp_path: Path) -> None:
+def test_an_unknown_key_of_an_incident_is_said(tmp_path: Path, old: Path) -> None:
     """And the incident is kept."""
-    copied("rest", tmp_path)
+    copied(old, "rest", tmp_path)
     rows = json.loads((tmp_path / "incidents.json").read_text())
     rows[0]["mood"] = 3
     (tmp_path / "incidents.json").write_text(json.dumps(rows))

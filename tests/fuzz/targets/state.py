@@ -26,8 +26,10 @@ from arbiterd.sense.numbering import Numbering, Seen
 from arbiterd.settings.history import ConfigFiles
 from arbiterd.store.gpu_inventory import Inventory
 from arbiterd.store.handoff import CarryStore
+from arbiterd.store.handoff_formats import FORMAT
 from arbiterd.store.incidents import IncidentStore
 from arbiterd.store.learned_caps import LearnedStore
+from arbiterd.trace.codec import encode
 from arbiterd.trace.lines import Reader, Tick, Writer
 from arbiterd.trace.replay import replay
 from tests.core.world import World, settings
@@ -146,10 +148,12 @@ def _trace_rows() -> tuple[Any, ...]:
     return tuple(json.loads(line) for line in _trace().splitlines())
 
 
-def _carry() -> dict[str, Any]:
-    world = World(settings()).up()
-    kept = json.loads(json.dumps(asdict(pack(world.state)), default=str))
-    return {"boot_id": "BOOT", "carry": kept}
+def _carries() -> list[dict[str, Any]]:
+    """Of today's format, and of the first."""
+    kept = pack(World(settings()).up().state)
+    old = json.loads(json.dumps(asdict(kept), default=str))
+    today = {"boot_id": "BOOT", "format": FORMAT, "carry": json.loads(json.dumps(encode(kept)))}
+    return [today, {"boot_id": "BOOT", "carry": old}]
 
 
 def _records() -> dict[str, Any]:
@@ -176,7 +180,7 @@ TARGETS = (
     Target("gpus.json", read_inventory, shapes.documents(_KEPT["inventory"]), seeds=(shapes.write(_KEPT["inventory"]),)),
     Target("incidents.json", read_incidents, shapes.documents(_KEPT["incidents"]), seeds=(shapes.write(_KEPT["incidents"]),), coverage=False),
     Target("learned.json", read_learned, shapes.documents(_KEPT["learned"]), seeds=(shapes.write(_KEPT["learned"]),), coverage=False),
-    Target("carry.json", read_carry, shapes.documents(_carry()), coverage=False),
+    Target("carry.json", read_carry, shapes.documents(*_carries()), coverage=False),
     Target("backends/NAME.json", read_records, shapes.documents(_records()), seeds=(shapes.write(_records()),), coverage=False),
     Target("rolled-back.json, takeover.json", read_layouts, shapes.documents(ROLLED, TAKEOVER), seeds=(shapes.write(ROLLED), shapes.write(TAKEOVER))),
     Target("trace", read_trace, _trace_lines, (ArbiterError,), coverage=False, bound_s=5.0),

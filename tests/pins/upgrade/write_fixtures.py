@@ -1,12 +1,11 @@
-"""Writes what a daemon of an earlier version leaves behind, by that version's own code.
+"""Writes what a daemon of this version leaves behind, for the versions that follow.
 
-It runs in a checkout of that version, which has a tests/core/world.py with the same World:
+Run it where the format of carry.json is new (store/handoff_formats.py), before the code that writes it changes:
 
-    git archive 2893546 | tar x -C /tmp/old && cd /tmp/old     # 0.2.0
-    PYTHONPATH=. python .../tests/pins/upgrade/write_fixtures.py .../tests/pins/upgrade/0.2.0
+    PYTHONPATH=. python tests/pins/upgrade/write_fixtures.py tests/pins/upgrade/format-2
 
-A folder a case: carry.json, incidents.json and learned.json as its stores write them, and host.json: the clock
-and the engines as they ran on.
+0.2.0's were written by the first version of this file in a checkout of 2893546. A folder a case: carry.json,
+incidents.json and learned.json as the stores write them, and host.json: the clock and the engines as they ran on.
 """
 # mypy: ignore-errors
 
