@@ -18,6 +18,7 @@ from arbiterd.core.evidence import refusals
 from arbiterd.core.faults import judge_xids
 from arbiterd.core.files import judge_files
 from arbiterd.core.gate import loading
+from arbiterd.core.grants import grant
 from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
@@ -70,8 +71,8 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     settle_loads(desk)
     note_loads(desk)
     progress.note(desk)
-    for name in _order(desk):
-        step(desk, desk.backends[name])
+    before = dict(desk.backends)
+    grant(desk, {name: step(desk, before[name]) for name in _order(desk)}, before)
     orphans, orphan_pending = find_orphans(desk)
     climb(desk)
     back_to = switch.follow(desk)

@@ -5,7 +5,7 @@ It is the only mutable thing in core and never outlives the tick, so ``decide`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias, TypedDict, Unpack
 
@@ -53,6 +53,7 @@ class Desk:
         self.placements = placements
         self.configured = placements if configured is None else configured
         self.backends: dict[str, BackendState] = dict(state.backends)
+        self.moved: Mapping[str, BackendState] = {}
         self.actions: list[Action] = []
         self.events: list[Event] = []
         self.incidents: list[Incident] = list(state.incidents)

@@ -70,24 +70,32 @@ class MemoryEvent:
         return f"{self.backend} {self.doing}"
 
 
+_SLEEP_DOING = {SleepStage.FALLING: Doing.SLEEPING, SleepStage.WAKING: Doing.WAKING}
+
+
 def memory_event(desk: Desk, uuid: str, but: str) -> MemoryEvent | None:
     """The memory event under way on a device. One that hangs holds nobody up; its bytes stay booked
     (``_room``).
     """
-    for other in desk.backends.values():
+    for now in desk.backends.values():
+        other = desk.moved.get(now.name, now)
         if other.name == but or not _on(desk, other, uuid) or why_hung(other):
             continue
-        if other.phase is Phase.STARTING:
-            return MemoryEvent(other.name, Doing.STARTING)
-        if other.phase is Phase.STOPPING:
-            return MemoryEvent(other.name, Doing.RELEASING)
-        if other.warm_pending or loading(desk, other.name):
-            return MemoryEvent(other.name, Doing.LOADING)
-        if other.sleep.stage is SleepStage.FALLING:
-            return MemoryEvent(other.name, Doing.SLEEPING)
-        if other.sleep.stage is SleepStage.WAKING:
-            return MemoryEvent(other.name, Doing.WAKING)
+        doing = moves(other) or (Doing.LOADING if loading(desk, other.name) else None)
+        if doing is not None:
+            return MemoryEvent(other.name, doing)
     return None
+
+
+def moves(backend: BackendState) -> Doing | None:
+    """Its memory event, as far as it tells: what clients load is in the leases."""
+    if backend.phase is Phase.STARTING:
+        return Doing.STARTING
+    if backend.phase is Phase.STOPPING:
+        return Doing.RELEASING
+    if backend.warm_pending:
+        return Doing.LOADING
+    return _SLEEP_DOING.get(backend.sleep.stage)
 
 
 def _on(desk: Desk, backend: BackendState, uuid: str) -> bool:

@@ -20,6 +20,7 @@ from arbiterd.core import (
     returned,
     sleeping,
     trying,
+    warm,
 )
 from arbiterd.core.desk import Desk
 from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
@@ -38,6 +39,7 @@ from arbiterd.core.release import remember
 from arbiterd.core.state import (
     DRAIN_SENTENCES,
     After,
+    Ask,
     BackendState,
     Canaries,
     DrainCause,
@@ -45,7 +47,6 @@ from arbiterd.core.state import (
     Vitals,
     updated,
 )
-from arbiterd.core.warm import keep_warm
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
 from arbiterd.model.backend import Phase
@@ -55,20 +56,20 @@ from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration, format_size
 
 
-def step(desk: Desk, backend: BackendState) -> None:
-    """Advance one backend by one tick."""
+def step(desk: Desk, backend: BackendState) -> Ask | None:
+    """Advance one backend by one tick, up to what takes memory: that it asks for (core/grants.py)."""
     match backend.phase:
         case Phase.STOPPED:
             _stopped(desk, backend)
         case Phase.WAITING:
-            _waiting(desk, backend)
+            return _waiting(desk, backend)
         case Phase.STARTING:
             _starting(desk, backend)
         case Phase.READY:
-            _ready(desk, backend)
+            return _ready(desk, backend)
         case Phase.SLEEPING:
             if not _ended(desk, backend) and _still_wanted(desk, backend):
-                sleeping.step(desk, desk.backends[backend.name])
+                return sleeping.step(desk, desk.backends[backend.name])
         case Phase.DRAINING:
             _draining(desk, backend)
         case Phase.STOPPING:
@@ -77,6 +78,7 @@ def step(desk: Desk, backend: BackendState) -> None:
             _resting(desk, backend)
         case _:
             assert_never(backend.phase)
+    return None
 
 
 def runnable(desk: Desk, backend: BackendState) -> bool:
@@ -110,14 +112,19 @@ def _stopped(desk: Desk, backend: BackendState) -> None:
     desk.enter(backend, Phase.WAITING, "waits for its turn")
 
 
-def _waiting(desk: Desk, backend: BackendState) -> None:
+def _waiting(desk: Desk, backend: BackendState) -> Ask | None:
     if not runnable(desk, backend):
         _put_away(desk, backend)
-        return
+        return None
     if desk.unit(backend.name).state is not UnitState.ABSENT:
         give_back(desk, backend, After.WAITING, "left over from before", grace_s=0.0)
-        return
-    backend = heard_of_nodes(desk, backend)
+        return None
+    heard_of_nodes(desk, backend)
+    return Ask.START
+
+
+def start(desk: Desk, backend: BackendState) -> None:
+    """Start it, or keep why that must wait."""
     reason = blocked(desk, backend)
     if reason is None:
         _start(desk, backend)
@@ -280,27 +287,27 @@ def _watch_start(desk: Desk, backend: BackendState) -> None:
         fail(desk, backend, text, Cause(CauseClass.OTHER, "", text))
 
 
-def _ready(desk: Desk, backend: BackendState) -> None:
+def _ready(desk: Desk, backend: BackendState) -> Ask | None:
     if _ended(desk, backend) or not _still_wanted(desk, backend):
-        return
+        return None
     if desk.unit(backend.name).state is UnitState.STOPPING:
-        return  # by a person's hand: its door is shut (views.not_accepting), its end is still to come
+        return None  # by a person's hand: its door is shut (views.not_accepting), its end is still to come
     wanted = desk.settings.active.backends[backend.name]
     backend, why = returned.look(desk, backend)
     if why:
         fail(desk, backend, why, Cause(CauseClass.OTHER, "", why))
-        return
+        return None
     held, spare = remember(desk, backend)
     backend = updated(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
     backend = _vitals(desk, backend, wanted.stuck_after_s)
     sick_since = backend.vitals.sick_since
     if sick_since is not None and desk.seen.now - sick_since >= wanted.stuck_after_s:
         fail(desk, backend, backend.vitals.why, Cause(CauseClass.OTHER, "", backend.vitals.why))
-        return
+        return None
     if backend.held:
         _drained(desk, backend)
-        return
-    keep_warm(desk, desk.put(backend))
+        return None
+    return warm.note(desk, desk.put(backend))
 
 
 def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendState:

@@ -24,6 +24,7 @@ from arbiterd.core.planning import engine_url
 from arbiterd.core.state import (
     LADDER,
     After,
+    Ask,
     BackendState,
     DeviceState,
     DrainCause,
@@ -94,7 +95,7 @@ def busy(backend: BackendState) -> bool:
     return backend.sleep.stage in (SleepStage.FALLING, SleepStage.WAKING)
 
 
-def step(desk: Desk, backend: BackendState) -> None:
+def step(desk: Desk, backend: BackendState) -> Ask | None:
     """One tick of the phase ``sleeping``."""
     match backend.sleep.stage:
         case SleepStage.FALLING:
@@ -103,8 +104,11 @@ def step(desk: Desk, backend: BackendState) -> None:
             _waking(desk, backend)
         case SleepStage.CHECKING:
             _checking(desk, backend)
+        case _ if backend.sleep.wake or _calm_again(desk, backend):
+            return Ask.WAKE
         case _:
-            _asleep(desk, backend)
+            pass
+    return None
 
 
 def _falling(desk: Desk, backend: BackendState) -> None:
@@ -154,9 +158,8 @@ def _freed(desk: Desk, backend: BackendState) -> dict[str, int] | None:
     return out
 
 
-def _asleep(desk: Desk, backend: BackendState) -> None:
-    if not (backend.sleep.wake or _calm_again(desk, backend)):
-        return
+def wake(desk: Desk, backend: BackendState) -> None:
+    """Wake it, or keep why that must wait."""
     why = _no_room(desk, backend)
     if why and _outgrew(desk, backend):
         text = (

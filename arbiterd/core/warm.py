@@ -16,7 +16,7 @@ from arbiterd.core.limits import (
     WARM_RETRY_S,
 )
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import BackendState, DeviceState, updated
+from arbiterd.core.state import Ask, BackendState, DeviceState, updated
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel
@@ -26,37 +26,46 @@ from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration
 
 
-def keep_warm(desk: Desk, backend: BackendState) -> None:
-    """Load the first model when it is not resident, never while anything else starts there."""
+def note(desk: Desk, backend: BackendState) -> Ask | None:
+    """What has become of its first model, and whether that is to be loaded."""
     wanted = desk.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
     if not model:
         desk.put(updated(backend, warm_done=True))
-        return
+        return None
     if backend.warm_pending:
         _outcome(desk, backend, model)
-        return
+        return None
     health = desk.seen.health.get(backend.name)
     if health is None or not isinstance(health.loaded, Known):
-        return
+        return None
     names = _names(desk, backend.name, model)
     loaded = health.loaded.value
     here = next((m for m in loaded if any(is_listed(n, names) for n in (m.name, *m.also))), None)
     if desk.seen.now < backend.warm_away_until:
-        return  # a client sent it away
+        return None  # a client sent it away
     # A load below /v1 comes with Ollama's own keep-alive: ask again before it runs out.
     leaves = here is not None and here.expires_in_s is not None and here.expires_in_s < REARM_S
     if here is not None and not leaves:
         if not backend.warm_done or backend.warm_failures:
             desk.put(replace(backend, warm_done=True, warm_failures=0))
-        return
+        return None
     crowded = len(loaded) >= wanted.ollama.max_loaded_models
     if here is None and crowded:
-        return  # a client's model has its place: no tug-of-war, it comes back when that one leaves
-    if desk.seen.now < backend.warm_not_before or _blocked(desk, backend):
-        return
+        return None  # a client's model has its place: no tug-of-war, it comes back when that one leaves
+    if desk.seen.now < backend.warm_not_before:
+        return None
     if here is None and _too_soon(desk, backend, health.loaded.at):
+        return None
+    return Ask.WARM
+
+
+def load(desk: Desk, backend: BackendState) -> None:
+    """Load its first model, never while anything else starts there."""
+    if _blocked(desk, backend):
         return
+    wanted = desk.settings.active.backends[backend.name]
+    model = engine_of(wanted.kind).warm_model(wanted)
     action = LoadModel(
         id=desk.action_id("load", backend.name),
         backend=backend.name,
@@ -81,7 +90,7 @@ def keep_warm(desk: Desk, backend: BackendState) -> None:
 
 
 def note_loads(desk: Desk) -> None:
-    """What clients load and send away decides on the warm model: before ``keep_warm``."""
+    """What clients load and send away decides on the warm model: before ``note``."""
     for undone in desk.seen.load_undones:
         backend, wanted = desk.backends.get(undone.backend), desk.wanted(undone.backend)
         if backend is None or wanted is None:
