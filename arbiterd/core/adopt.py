@@ -5,107 +5,124 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core.carry import go_on
-from arbiterd.core.desk import Desk
 from arbiterd.core.diff import revocable
+from arbiterd.core.facts import Facts, Step
 from arbiterd.core.failing import give_back
 from arbiterd.core.intent import intent
 from arbiterd.core.lifecycle import stop
 from arbiterd.core.limits import START_HARD_FACTOR
+from arbiterd.core.notes import Note, Notes
 from arbiterd.core.state import After, BackendState, Canaries, Carry, DrainCause
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
-from arbiterd.model.launch import UnitState
+from arbiterd.model.launch import UnitObservation, UnitState
 
 _LIVE = (Phase.READY, Phase.STARTING, Phase.SLEEPING)
 
 
-def meet(desk: Desk) -> None:
+def meet(facts: Facts) -> Facts:
     """A state for every backend that is wanted or alive; those changed by a reload are restarted,
     those that are neither wanted nor alive are forgotten.
     """
-    times = dict(desk.state.times)
-    names = [*desk.settings.active.backends, *desk.seen.units]
-    for name in names:
-        if name not in desk.backends:
-            start, stop_ = times.get(name, (None, None))
-            desk.put(
-                BackendState(
-                    name,
-                    since=desk.seen.now,
-                    since_wall=desk.seen.wall,
-                    reason="new",
-                    start_took_s=start,
-                    stop_took_s=stop_,
-                )
-            )
-    for name, backend in list(desk.backends.items()):
-        gone = backend.phase is Phase.STOPPED and name not in desk.seen.units
-        if desk.wanted(name) is None and gone:
+    times, backends = dict(facts.state.times), dict(facts.backends)
+    for name in (*facts.settings.active.backends, *facts.seen.units):
+        if name not in backends:
+            backends[name] = _new(facts, name)
+    for name, backend in list(backends.items()):
+        gone = backend.phase is Phase.STOPPED and name not in facts.seen.units
+        if facts.wanted(name) is None and gone:
             times[name] = (backend.start_took_s, backend.stop_took_s)
-            del desk.backends[name]
-    if times != desk.state.times:
-        desk.state = replace(desk.state, times=times)
-    if desk.state.first_tick:
-        return
-    for name, backend in list(desk.backends.items()):
-        wanted = desk.wanted(name)
-        if wanted is None:
-            continue
-        now_wanted = intent(wanted, desk.settings.active.shares[name])
-        if backend.intent == now_wanted and revocable(backend) and not desk.seen.stopping:
-            changed = replace(backend, deadline=None, after=After.STOPPED)
-            desk.enter(changed, Phase.READY, "")  # the layout it runs in has come back in time
-        # What was started is not known where the record is lost. It is left alone, unless a switch is under
-        # way: that ends only with every engine in what is wanted now.
-        left = not backend.intent and (desk.state.switch is None or backend.phase not in _LIVE)
-        if left or backend.intent == now_wanted:
-            continue
-        drained = backend.phase is Phase.DRAINING and backend.deadline is None
-        if backend.phase in _LIVE or drained:
-            stop(desk, backend, After.WAITING, DrainCause.CHANGED)
-        elif backend.phase in (Phase.FAILED, Phase.BACKOFF):
-            # what it failed in is gone: it is tried at once, and its failures are forgotten
-            fresh = replace(backend, intent="", not_before=0.0, attempt=0, failures=(), cause=None)
-            desk.enter(fresh, Phase.WAITING, "changed")
+            del backends[name]
+    if not facts.before.first_tick:
+        backends = {name: _met(facts, one) for name, one in backends.items()}
+    if all(one is facts.backends.get(name) for name, one in backends.items()) and (
+        len(backends) == len(facts.backends)
+    ):
+        return facts
+    return facts.having(times=times, backends=backends)
 
 
-def adopt(desk: Desk, carried: Carry) -> None:
+def _new(facts: Facts, name: str) -> BackendState:
+    start, stopped = facts.state.times.get(name, (None, None))
+    return BackendState(
+        name,
+        since=facts.seen.now,
+        since_wall=facts.seen.wall,
+        reason="new",
+        start_took_s=start,
+        stop_took_s=stopped,
+    )
+
+
+def _met(facts: Facts, backend: BackendState) -> BackendState:
+    """What a reload means for it."""
+    wanted = facts.wanted(backend.name)
+    if wanted is None:
+        return backend
+    now_wanted = intent(wanted, facts.settings.active.shares[backend.name])
+    if backend.intent == now_wanted and revocable(backend) and not facts.seen.stopping:
+        changed = replace(backend, deadline=None, after=After.STOPPED)
+        return facts.enter(changed, Phase.READY, "")  # the layout it runs in has come back in time
+    # What was started is not known where the record is lost. It is left alone, unless a switch is under
+    # way: that ends only with every engine in what is wanted now.
+    left = not backend.intent and (facts.state.switch is None or backend.phase not in _LIVE)
+    if left or backend.intent == now_wanted:
+        return backend
+    drained = backend.phase is Phase.DRAINING and backend.deadline is None
+    if backend.phase in _LIVE or drained:
+        return stop(facts, backend, After.WAITING, DrainCause.CHANGED)
+    if backend.phase in (Phase.FAILED, Phase.BACKOFF):
+        # what it failed in is gone: it is tried at once, and its failures are forgotten
+        fresh = replace(backend, intent="", not_before=0.0, attempt=0, failures=(), cause=None)
+        return facts.enter(fresh, Phase.WAITING, "changed")
+    return backend
+
+
+def adopt(facts: Facts, carried: Carry) -> tuple[Facts, Notes]:
     """First tick: take over every unit that is alive, by its name; its pid does not change. What the
     daemon before us had begun goes on.
     """
-    desk.state = replace(desk.state, last=carried.last, times=carried.times)
+    facts, notes = facts.having(last=carried.last, times=carried.times), list[Note]()
     for name, before in carried.backends.items():
-        if name in desk.backends and name not in desk.seen.units and desk.wanted(name):
-            go_on(desk, before, UnitState.ABSENT)
-    for name, unit in desk.seen.units.items():
-        wanted = desk.wanted(name)
+        if name in facts.backends and name not in facts.seen.units and facts.wanted(name):
+            step, _ = go_on(facts, before, UnitState.ABSENT)
+            facts, notes = facts.put(step.backend), [*notes, *step.notes]
+    for name, unit in facts.seen.units.items():
         if unit.state is UnitState.ABSENT:
             continue
         old = carried.backends.get(name)
-        if old is not None and go_on(desk, old, unit.state):
-            continue
-        backend = desk.backends[name]
-        if wanted is None and unit.state is UnitState.RUNNING:
-            running = replace(backend, intent=unit.intent, invocation=unit.invocation)
-            stop(desk, running, After.STOPPED, DrainCause.UNWANTED)
-            continue
-        if wanted is None:
-            give_back(desk, backend, After.STOPPED, "the mode does not name it", grace_s=0.0)
-            continue
-        if unit.state is UnitState.EXITED:
-            give_back(desk, backend, After.WAITING, "ended while nobody watched", grace_s=0.0)
-            continue
-        now = desk.seen.now
-        changed = replace(
-            backend,
-            adopted=True,
-            intent=unit.intent,
-            invocation=unit.invocation,
-            canaries=old.canaries if old and old.invocation == unit.invocation else Canaries(),
-            deadline=now + wanted.start_timeout_s,
-            hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
-        )
-        desk.enter(changed, Phase.STARTING, "adopted, not yet heard from")
-        pid = unit.main.pid if unit.main else 0
-        text = f"{name}: adopted pid {pid}, nothing was restarted"
-        desk.tell(EventName.ADOPTED, Severity.NOTICE, text, name)
+        step, goes_on = Step(facts.backends[name]), False
+        if old is not None:
+            step, goes_on = go_on(facts, old, unit.state)
+        if not goes_on:
+            step = _found(facts, step.backend, unit, old)
+        facts, notes = facts.put(step.backend), [*notes, *step.notes]
+    return facts, tuple(notes)
+
+
+def _found(
+    facts: Facts, backend: BackendState, unit: UnitObservation, old: BackendState | None
+) -> Step:
+    """A unit of which nothing was under way."""
+    name, wanted, now = backend.name, facts.wanted(backend.name), facts.seen.now
+    if wanted is None and unit.state is UnitState.RUNNING:
+        running = replace(backend, intent=unit.intent, invocation=unit.invocation)
+        return Step(stop(facts, running, After.STOPPED, DrainCause.UNWANTED))
+    if wanted is None:
+        why = "the mode does not name it"
+        return give_back(facts, backend, After.STOPPED, why, grace_s=0.0)
+    if unit.state is UnitState.EXITED:
+        return give_back(facts, backend, After.WAITING, "ended while nobody watched", grace_s=0.0)
+    changed = replace(
+        backend,
+        adopted=True,
+        intent=unit.intent,
+        invocation=unit.invocation,
+        canaries=old.canaries if old and old.invocation == unit.invocation else Canaries(),
+        deadline=now + wanted.start_timeout_s,
+        hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
+    )
+    pid = unit.main.pid if unit.main else 0
+    text = f"{name}: adopted pid {pid}, nothing was restarted"
+    said = facts.say(EventName.ADOPTED, Severity.NOTICE, text, name)
+    return Step(facts.enter(changed, Phase.STARTING, "adopted, not yet heard from"), (said,))

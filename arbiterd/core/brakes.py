@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import pressure
-from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import pool_refusals
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
     CALM_S,
     CRITICAL_LEFT_S,
@@ -20,6 +20,7 @@ from arbiterd.core.limits import (
     THROTTLE_EVERY_S,
     UNTHROTTLE_EVERY_S,
 )
+from arbiterd.core.notes import About, Heard, Note, Notes, Order
 from arbiterd.core.state import Braked, DeviceState, updated
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import FreezeBackend
@@ -31,64 +32,63 @@ from arbiterd.quantities import format_size
 _FREE = Braked()
 
 
-def brake(desk: Desk, uuid: str, state: DeviceState) -> DeviceState:
+def brake(facts: Facts, uuid: str, state: DeviceState) -> tuple[DeviceState, Notes]:
     """The brakes of this device for this tick."""
-    state = updated(state, loads_held=_loads(desk, uuid, state))
-    names = [n for n, p in desk.placements.items() if uuid in p.devices and n in desk.backends]
-    if state.pressure is Pressure.CALM and not state.braked and not pool_refusals(desk, names):
-        return state
-    held = _whom_to_hold(desk, uuid, state, names)
-    braked: dict[str, Braked] = {}
+    state = updated(state, loads_held=_loads(facts, uuid, state))
+    names = [n for n, p in facts.placements.items() if uuid in p.devices and n in facts.backends]
+    if state.pressure is Pressure.CALM and not state.braked and not pool_refusals(facts, names):
+        return state, ()
+    held = _whom_to_hold(facts, uuid, state, names)
+    braked, notes = dict[str, Braked](), list[Note]()
     for name in names:
         old = state.braked.get(name, _FREE)
-        new = replace(old, hold=held.get(name, ""))
-        new = _throttle(desk, uuid, state, name, new)
-        new = _freeze(desk, uuid, state, name, new)
-        if (
-            new != replace(_FREE, frozen_at=new.frozen_at)
-            or desk.seen.now - new.frozen_at < FREEZE_EVERY_S
-        ):
+        new, throttled = _throttle(facts, uuid, state, name, replace(old, hold=held.get(name, "")))
+        new, frozen = _freeze(facts, uuid, state, name, new)
+        notes += (*throttled, *frozen)
+        lately = facts.seen.now - new.frozen_at < FREEZE_EVERY_S
+        if lately or new != replace(_FREE, frozen_at=new.frozen_at):
             braked[name] = new
-    return updated(state, braked=braked)
+    return updated(state, braked=braked), tuple(notes)
 
 
-def thawed(desk: Desk, state: DeviceState) -> DeviceState:
+def thawed(facts: Facts, state: DeviceState) -> tuple[DeviceState, Notes]:
     """Freezes that have ended while the device cannot be read: an outcome comes only once."""
-    braked = {name: _ended(desk, one) for name, one in state.braked.items()}
-    return updated(state, braked=braked)
+    ended = {name: _ended(facts, one) for name, one in state.braked.items()}
+    notes = tuple(note for _, heard in ended.values() for note in heard)
+    return updated(state, braked={name: one for name, (one, _) in ended.items()}), notes
 
 
-def held(desk: Desk, name: str) -> str:
+def held(facts: Facts, name: str) -> str:
     """Why new requests of this backend are held, "" when they are not."""
-    for state in desk.devices.values():
+    for state in facts.devices.values():
         one = state.braked.get(name)
         if one is not None and one.hold:
             return one.hold
     return ""
 
 
-def held_for_s(desk: Desk, name: str) -> float:
+def held_for_s(facts: Facts, name: str) -> float:
     """How long such a hold is expected to last: a reclaim's lead time, or the dwell of calm."""
-    for state in desk.devices.values():
+    for state in facts.devices.values():
         if name in state.braked and state.braked[name].hold:
             return state.lead_s if state.reclaim else CALM_S
     return 1.0
 
 
-def limit(desk: Desk, name: str, most: int) -> int:
+def limit(facts: Facts, name: str, most: int) -> int:
     """Requests in flight that it may have now."""
     limits = [
         one.limit
-        for state in desk.devices.values()
+        for state in facts.devices.values()
         if (one := state.braked.get(name)) is not None and one.limit is not None
     ]
     return min([most, *limits])
 
 
 # -- hold --------------------------------------------------------------------------------------------
-def _loads(desk: Desk, uuid: str, state: DeviceState) -> str:
+def _loads(facts: Facts, uuid: str, state: DeviceState) -> str:
     """Why no model may be loaded there at all; while merely tight a load needs a margin instead."""
-    index = desk.seen.devices[uuid].device.index
+    index = facts.seen.devices[uuid].device.index
     if state.pressure is Pressure.CRITICAL:
         return f"GPU {index} is critical"
     if state.reclaim is not None:
@@ -99,7 +99,7 @@ def _loads(desk: Desk, uuid: str, state: DeviceState) -> str:
     return ""
 
 
-def _whom_to_hold(desk: Desk, uuid: str, state: DeviceState, names: list[str]) -> dict[str, str]:
+def _whom_to_hold(facts: Facts, uuid: str, state: DeviceState, names: list[str]) -> dict[str, str]:
     """Backends whose new requests are held, each with its reason. Who was held stays so until the
     device is no longer critical: a door must not flap with every sample.
     """
@@ -110,15 +110,15 @@ def _whom_to_hold(desk: Desk, uuid: str, state: DeviceState, names: list[str]) -
         out = {target: f"its memory is being taken back ({rung})"}
     if state.pressure is not Pressure.CRITICAL:
         return out
-    index = desk.seen.devices[uuid].device.index
+    index = facts.seen.devices[uuid].device.index
     guilty = [
-        n for n in names if n in state.over_since and pressure.is_over(state, n, desk.seen.now)
+        n for n in names if n in state.over_since and pressure.is_over(state, n, facts.seen.now)
     ]
     for name in guilty:
-        over = format_size(state.used.get(name, 0) - desk.placements[name].cap_bytes)
+        over = format_size(state.used.get(name, 0) - facts.placements[name].cap_bytes)
         out[name] = f"GPU {index} is critical and {name} is {over} over its cap"
     if not guilty and state.alarms and state.reclaim is None and not state.releasing:
-        lowest = _lowest(desk, names)
+        lowest = _lowest(facts, names)
         if lowest:
             out[lowest] = f"GPU {index} is critical: what {lowest} may still take is not there"
     for name in names:
@@ -127,89 +127,88 @@ def _whom_to_hold(desk: Desk, uuid: str, state: DeviceState, names: list[str]) -
     return out
 
 
-def _lowest(desk: Desk, names: list[str]) -> str:
-    active = desk.settings.active.backends
+def _lowest(facts: Facts, names: list[str]) -> str:
+    active = facts.settings.active.backends
     growable = [
         n
         for n in names
-        if desk.backends[n].phase is Phase.READY and engine_of(active[n].kind).grows(active[n])
+        if facts.backends[n].phase is Phase.READY and engine_of(active[n].kind).grows(active[n])
     ]
     return min(growable, key=lambda n: (active[n].priority, n), default="")
 
 
 # -- throttle ----------------------------------------------------------------------------------------
-def _throttle(desk: Desk, uuid: str, state: DeviceState, name: str, old: Braked) -> Braked:
+def _throttle(
+    facts: Facts, uuid: str, state: DeviceState, name: str, old: Braked
+) -> tuple[Braked, Notes]:
     """Halved while over its cap or its own pool is full, one more again while neither is so."""
-    most, now = desk.settings.active.backends[name].max_in_flight, desk.seen.now
+    most, now = facts.settings.active.backends[name].max_in_flight, facts.seen.now
     over = state.pressure is not Pressure.CALM and name in state.over_since
     over = over and pressure.is_over(state, name, now)
-    full = bool(pool_refusals(desk, [name]))
+    full = bool(pool_refusals(facts, [name]))
     current = most if old.limit is None else min(old.limit, most)
     if over or full:
         if now - old.moved_at < THROTTLE_EVERY_S or current <= 1:
-            return replace(old, limit=current) if old.limit is not None else old
+            return (replace(old, limit=current) if old.limit is not None else old), ()
         lowered = max(1, current // 2)
         why = "its own pool is full" if full else "it is over its cap"
         text = f"{name}: {lowered} instead of {current} requests at a time: {why}"
-        desk.tell(EventName.THROTTLE, Severity.WARNING, text, name, gpu=uuid, reason=why)
-        return replace(old, limit=lowered, moved_at=now)
-    if old.limit is None or now - old.moved_at < UNTHROTTLE_EVERY_S:
-        return old
-    if state.pressure is Pressure.CRITICAL:
-        return old
+        said = facts.say(EventName.THROTTLE, Severity.WARNING, text, name, gpu=uuid, reason=why)
+        return replace(old, limit=lowered, moved_at=now), (said,)
+    waits = old.limit is None or now - old.moved_at < UNTHROTTLE_EVERY_S
+    if waits or state.pressure is Pressure.CRITICAL:
+        return old, ()
     raised = current + 1
     if raised < most:
-        return replace(old, limit=raised, moved_at=now)
+        return replace(old, limit=raised, moved_at=now), ()
     text = f"{name}: no longer throttled, {most} requests at a time"
-    desk.tell(EventName.UNTHROTTLE, Severity.NOTICE, text, name, gpu=uuid)
-    return replace(old, limit=None, moved_at=now)
+    said = facts.say(EventName.UNTHROTTLE, Severity.NOTICE, text, name, gpu=uuid)
+    return replace(old, limit=None, moved_at=now), (said,)
 
 
 # -- freeze ------------------------------------------------------------------------------------------
-def _freeze(desk: Desk, uuid: str, state: DeviceState, name: str, old: Braked) -> Braked:
+def _freeze(
+    facts: Facts, uuid: str, state: DeviceState, name: str, old: Braked
+) -> tuple[Braked, Notes]:
     """Stop a runaway for a moment while something else gives its memory back. A kill needs no freeze:
     it is for a backend that may not be killed now, or for bytes that are on their way.
     """
     if old.freezing:
-        return _ended(desk, old)
-    now = desk.seen.now
-    if not desk.seen.can_freeze or not old.hold or not state.braked.get(name, _FREE).hold:
-        return old  # held at the gateway first
+        return _ended(facts, old)
+    if not _may_freeze(facts, state, name, old):
+        return old, ()
+    reason = f"it would fill the card in {state.time_to_full_s:.1f} s"
+    action = FreezeBackend(facts.action_id("freeze", name), name, uuid, reason, FREEZE_S)
+    about = About((EventName.PRESSURE_RISE,), gpu=uuid)
+    text = f"{name}: frozen for {FREEZE_S:g} s: {reason}"
+    said = facts.say(
+        EventName.FREEZE, Severity.WARNING, text, name, about, gpu=uuid, action=action.id
+    )
+    return replace(old, freezing=action.id, frozen_at=facts.seen.now), (Order(action, about), said)
+
+
+def _may_freeze(facts: Facts, state: DeviceState, name: str, old: Braked) -> bool:
+    now, backend = facts.seen.now, facts.backends[name]
+    if not facts.seen.can_freeze or not old.hold or not state.braked.get(name, _FREE).hold:
+        return False  # held at the gateway first
     if not pressure.confirmed(state) or now - old.frozen_at < FREEZE_EVERY_S:
-        return old
-    backend = desk.backends[name]
-    single = len(desk.placements[name].devices) == 1  # never a rank of a tensor-parallel group
+        return False
+    single = len(facts.placements[name].devices) == 1  # never a rank of a tensor-parallel group
     if backend.phase is not Phase.READY or not single or not pressure.grows(state, name):
-        return old
+        return False
     others = state.reclaim is not None and state.reclaim.backend != name
     if not (others or state.releasing or _may_not_be_killed(state, name)):
-        return old
-    if state.time_to_full_s is None or state.time_to_full_s > state.lead_s + CRITICAL_LEFT_S:
-        return old
-    reason = f"it would fill the card in {state.time_to_full_s:.1f} s"
-    action = FreezeBackend(desk.action_id("freeze", name), name, uuid, reason, FREEZE_S)
-    incident = desk.open_incident("", uuid, EventName.PRESSURE_RISE)
-    desk.act(action, incident.id if incident else "")
-    text = f"{name}: frozen for {FREEZE_S:g} s: {reason}"
-    desk.tell(
-        EventName.FREEZE,
-        Severity.WARNING,
-        text,
-        name,
-        gpu=uuid,
-        action=action.id,
-        incident=incident.id if incident else "",
-    )
-    return replace(old, freezing=action.id, frozen_at=now)
+        return False
+    to_full = state.time_to_full_s
+    return to_full is not None and to_full <= state.lead_s + CRITICAL_LEFT_S
 
 
-def _ended(desk: Desk, old: Braked) -> Braked:
+def _ended(facts: Facts, old: Braked) -> tuple[Braked, Notes]:
     """Without its freeze, once that has ended."""
-    outcome = desk.outcome_of(old.freezing)
+    outcome = facts.outcome_of(old.freezing)
     if outcome is None:
-        return old
-    desk.note_outcome(outcome)
-    return replace(old, freezing="")
+        return old, ()
+    return replace(old, freezing=""), (Heard(outcome),)
 
 
 def _may_not_be_killed(state: DeviceState, name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import judge
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts, Step
 from arbiterd.core.failing import give_back
 from arbiterd.core.pressure import kept
 from arbiterd.core.state import (
@@ -116,12 +116,12 @@ def remembered(old: BackendState, fresh: BackendState) -> BackendState:
     )
 
 
-def go_on(desk: Desk, old: BackendState, state: UnitState) -> bool:
+def go_on(facts: Facts, old: BackendState, state: UnitState) -> tuple[Step, bool]:
     """Carry on what the earlier daemon had begun with this backend; False: nothing was under way."""
-    backend = remembered(old, desk.backends[old.name])
+    backend = remembered(old, facts.backends[old.name])
     match old.phase:
         case Phase.STOPPING:
-            _stopping(desk, old, backend, state)
+            return _stopping(facts, old, backend, state), True
         case Phase.DRAINING if old.deadline is not None and state is UnitState.RUNNING:
             changed = replace(
                 backend,
@@ -132,25 +132,23 @@ def go_on(desk: Desk, old: BackendState, state: UnitState) -> bool:
                 deadline=old.deadline,
                 sleep=old.sleep,
                 ready_at=old.ready_at,
-                vitals=judge.fresh(desk.seen.now),  # it may be ready again at once
+                vitals=judge.fresh(facts.seen.now),  # it may be ready again at once
             )
-            desk.enter(changed, Phase.DRAINING, old.reason)
-        case Phase.SLEEPING if state is UnitState.RUNNING and _same(desk, old):
-            _sleeping(desk, old, backend)
+            return Step(facts.enter(changed, Phase.DRAINING, old.reason)), True
+        case Phase.SLEEPING if state is UnitState.RUNNING and _same(facts, old):
+            return Step(_sleeping(facts, old, backend)), True
         case Phase.BACKOFF | Phase.FAILED if state is UnitState.ABSENT:
             changed = replace(backend, not_before=old.not_before, intent=old.intent)
-            desk.enter(changed, old.phase, old.reason)
+            return Step(facts.enter(changed, old.phase, old.reason)), True
         case _:
-            desk.put(backend)
-            return False
-    return True
+            return Step(backend), False
 
 
-def _same(desk: Desk, old: BackendState) -> bool:
-    return desk.unit(old.name).invocation == old.invocation
+def _same(facts: Facts, old: BackendState) -> bool:
+    return facts.unit(old.name).invocation == old.invocation
 
 
-def _stopping(desk: Desk, old: BackendState, backend: BackendState, state: UnitState) -> None:
+def _stopping(facts: Facts, old: BackendState, backend: BackendState, state: UnitState) -> Step:
     changed = replace(
         backend,
         held_bytes=old.held_bytes,
@@ -159,17 +157,17 @@ def _stopping(desk: Desk, old: BackendState, backend: BackendState, state: UnitS
         intent=old.intent,
     )
     if state is not UnitState.ABSENT:
-        give_back(desk, changed, old.after, old.reason, grace_s=0.0)
-        return
-    gone = old.gone_at if old.gone_at is not None else desk.seen.now
-    desk.enter(replace(changed, after=old.after, gone_at=gone), Phase.STOPPING, old.reason)
+        return give_back(facts, changed, old.after, old.reason, grace_s=0.0)
+    gone = old.gone_at if old.gone_at is not None else facts.seen.now
+    changed = replace(changed, after=old.after, gone_at=gone)
+    return Step(facts.enter(changed, Phase.STOPPING, old.reason))
 
 
-def _sleeping(desk: Desk, old: BackendState, backend: BackendState) -> None:
+def _sleeping(facts: Facts, old: BackendState, backend: BackendState) -> BackendState:
     """A wake that was under way is asked for again: waking what is awake does no harm. Whether a sleep
     that was under way has worked, its bytes tell.
     """
-    sleep, now = old.sleep, desk.seen.now
+    sleep, now = old.sleep, facts.seen.now
     if sleep.stage in (SleepStage.WAKING, SleepStage.CHECKING):
         sleep = replace(sleep, stage=SleepStage.ASLEEP, wake=True)
     elif sleep.stage is SleepStage.FALLING:
@@ -184,4 +182,4 @@ def _sleeping(desk: Desk, old: BackendState, backend: BackendState) -> None:
         after=After.STOPPED,
         ready_at=now,
     )
-    desk.enter(changed, Phase.SLEEPING, old.reason)
+    return facts.enter(changed, Phase.SLEEPING, old.reason)

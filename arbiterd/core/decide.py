@@ -1,110 +1,172 @@
 """The policy, in one function: a whole snapshot in, a whole decision out.
 
-Read from top to bottom: requests are noted, the world is adopted once, devices are judged, every
-backend takes one step of its life, leftovers are found, the ladder is climbed where a device is under
-pressure, a switch is followed, loads are answered, the doors are set, and what came of it is published.
+Read ``decide`` from top to bottom: each stage goes by what earlier stages have returned, and returns what
+it changes, what it says and what it orders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from arbiterd.core import gpus, learn, ledger, progress, switch
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.carry import devices_of
-from arbiterd.core.desk import Desk
 from arbiterd.core.doors import judge_gateway, wish
 from arbiterd.core.evidence import refusals
+from arbiterd.core.facts import Facts, Step
 from arbiterd.core.faults import judge_xids
 from arbiterd.core.files import judge_files
 from arbiterd.core.gate import loading
 from arbiterd.core.grants import grant
-from arbiterd.core.ladder import climb
+from arbiterd.core.incidents import reconcile
+from arbiterd.core.ladder import bands, climb
 from arbiterd.core.lifecycle import step
 from arbiterd.core.limits import BLOCKED_AFTER_S
 from arbiterd.core.loads import answer_loads, settle_loads
+from arbiterd.core.notes import About, Close, Notes
 from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
 from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
-from arbiterd.core.runners import tell_deaths
+from arbiterd.core.runners import deaths
 from arbiterd.core.state import Carry, Placed, State
 from arbiterd.core.unseen import excused
 from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.core.warm import note_loads
 from arbiterd.engines import engine_of
-from arbiterd.model.backend import LedgerRow, Phase
+from arbiterd.model.actions import Action
+from arbiterd.model.backend import Phase
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import GpuState
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.health import ProbeOrder
 from arbiterd.model.launch import UnitState
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
 
+T = TypeVar("T")
 _PROBED = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 
 def decide(observation: Observation, state: State, settings: Settings) -> tuple[Decision, State]:
     """Decide one tick. Pure: same input, same output."""
-    state = excused(state, observation.unseen_s)
-    placed = _placed(observation, state, settings)
-    configured = dict(placed.placements)
-    placements = learn.apply(configured, observation, state, settings)
-    desk = Desk(observation, state, settings, placements, configured)
+    facts = _facts(observation, excused(state, observation.unseen_s), settings)
+    tick = _Tick()
 
-    if state.settings is not settings:
-        switch.begin(desk, state.settings)
-    meet(desk)
-    take_requests(desk)
-    carried = state.carried if state.first_tick else None
-    if state.first_tick:
-        adopt(desk, carried or Carry())
-        switch.resume(desk, carried.switch if carried else None)
-    ledgers = desk.ledgers = _ledgers(desk)
+    # what is asked, and what is seen
+    facts = tick.take(*switch.begin(facts))
+    facts = tick.take(meet(facts))
+    facts = tick.take(*take_requests(facts))
+    if facts.before.first_tick:
+        facts = tick.take(*_first(facts))
+    facts = tick.take(_observed(facts), gpus.troubles(facts))
+    facts = tick.take(*judge_xids(facts))
+    facts = tick.take(facts, deaths(facts))
+    facts = tick.take(*settle_loads(facts))
+    facts = tick.take(*note_loads(facts))
+    facts = tick.take(*progress.note(facts))
+
+    # what becomes of every backend, and of every device under pressure
+    steps = {name: step(facts, facts.backends[name]) for name in _order(facts)}
+    before, facts = facts.backends, tick.take(*_stepped(facts, steps))
+    facts = tick.take(*grant(facts, {name: one.ask for name, one in steps.items()}, before))
+    facts = tick.take(*find_orphans(facts))
+    facts = tick.take(*bands(facts))
+    facts = tick.take(*climb(facts))
+    facts, back_to = tick.keep(*switch.follow(facts))
+
+    # what clients meet
+    facts = tick.take(*judge_gateway(facts))
+    facts = tick.take(facts, judge_files(facts))
+    facts, loads = tick.keep(*answer_loads(facts))
+    facts, doors = tick.keep(*wish(facts))
+    facts = tick.take(facts, _available(facts))
+
+    decision = _decision(facts, tick)
+    decision = replace(decision, gateway=doors, loads=loads, back_to=back_to)
+    return decision, _after(facts)
+
+
+class _Tick:
+    """What the stages have ordered and said; nothing else in core changes while a tick is decided."""
+
+    def __init__(self) -> None:
+        self.actions: list[Action] = []
+        self.events: list[Event] = []
+
+    def take(self, facts: Facts, notes: Notes = ()) -> Facts:
+        """What a stage has returned, its notes written into the incidents."""
+        if not notes:
+            return facts
+        state = facts.state
+        prefix = f"inc-{state.run}-{state.tick}-"
+        incidents, actions, events = reconcile(notes, state.incidents, prefix, facts.seen.wall)
+        self.actions += actions
+        self.events += events
+        return facts if incidents == state.incidents else facts.having(incidents=incidents)
+
+    def keep(self, facts: Facts, notes: Notes, result: T) -> tuple[Facts, T]:
+        """The same of a stage with a result of its own."""
+        return self.take(facts, notes), result
+
+
+def _facts(seen: Observation, state: State, settings: Settings) -> Facts:
+    placed = _placed(seen, state, settings)
+    if placed is not state.placed:
+        state = replace(state, placed=placed)
+    configured = placed.placements
+    placements = learn.apply(configured, seen, state, settings)
+    return Facts(seen, settings, state, state, placements, configured)
+
+
+def _first(facts: Facts) -> tuple[Facts, Notes]:
+    """The first tick: what runs is taken over, what the daemon before us had begun goes on."""
+    carried = facts.before.carried
+    facts, notes = adopt(facts, carried or Carry())
+    facts, said = switch.resume(facts, carried.switch if carried else None)
     if carried is not None:
-        desk.devices = devices_of(carried, observation.now)
-    desk.devices = gpus.judge(desk, ledgers)
-    judge_xids(desk)
-    tell_deaths(desk)
-    settle_loads(desk)
-    note_loads(desk)
-    progress.note(desk)
-    before = dict(desk.backends)
-    grant(desk, {name: step(desk, before[name]) for name in _order(desk)}, before)
-    orphans, orphan_pending = find_orphans(desk)
-    climb(desk)
-    back_to = switch.follow(desk)
-    judge_gateway(desk)
-    judge_files(desk)
-    loads, held = answer_loads(desk)
-    doors = wish(desk)
-    _availability(desk)
+        facts = facts.having(devices=devices_of(carried, facts.seen.now))
+    return facts, (*notes, *said)
 
-    decision = replace(_decision(desk, ledgers), gateway=doors, loads=loads, back_to=back_to)
-    new = replace(
-        desk.state,
-        tick=state.tick + 1,
-        mode=settings.mode,
-        settings=settings,
-        good=desk.state.good or settings,
+
+def _observed(facts: Facts) -> Facts:
+    """With the ledgers of this tick, and the devices as they are judged by them."""
+    headroom = facts.settings.arbiter.headroom_bytes
+    ledgers = {
+        uuid: ledger.rows(seen, facts.placements, facts.backends, headroom)
+        for uuid, seen in facts.seen.devices.items()
+    }
+    facts = replace(facts, ledgers=ledgers)
+    return facts.having(devices=gpus.judge(facts))
+
+
+def _stepped(facts: Facts, steps: Mapping[str, Step]) -> tuple[Facts, Notes]:
+    notes = tuple(note for one in steps.values() for note in one.notes)
+    learned = {key: cap for one in steps.values() for key, cap in one.learned.items()}
+    if learned:
+        facts = facts.having(learned={**facts.learned, **learned})
+    backends = {name: steps[name].backend for name in facts.backends}
+    if any(new is not facts.backends[name] for name, new in backends.items()):
+        facts = facts.having(backends=backends)
+    return facts, notes
+
+
+def _after(facts: Facts) -> State:
+    """The state that the next tick finds."""
+    return replace(
+        facts.state,
+        tick=facts.state.tick + 1,
+        mode=facts.settings.mode,
+        settings=facts.settings,
+        good=facts.state.good or facts.settings,
         first_tick=False,
         carried=None,
-        backends=desk.backends,
-        devices=desk.devices,
-        learned=desk.learned,
-        refusals=refusals(desk),
-        doors=desk.doors,
-        leases=desk.leases,
-        held=held,
-        loads_at=desk.seen.now,
-        incidents=tuple(desk.incidents),
-        orphans=orphans,
-        orphan_pending=orphan_pending,
-        placed=placed,
+        refusals=refusals(facts),
+        loads_at=facts.seen.now,
     )
-    return decision, new
 
 
 def _placed(seen: Observation, state: State, settings: Settings) -> Placed:
@@ -117,61 +179,56 @@ def _placed(seen: Observation, state: State, settings: Settings) -> Placed:
     return Placed(settings, devices, made)
 
 
-def _order(desk: Desk) -> list[str]:
+def _order(facts: Facts) -> list[str]:
     """Start order: rank, then name; what the mode does not name comes first (it frees memory)."""
 
     def key(name: str) -> tuple[int, str]:
-        wanted = desk.wanted(name)
+        wanted = facts.wanted(name)
         return (engine_of(wanted.kind).start_rank if wanted else -1, name)
 
-    return sorted(desk.backends, key=key)
+    return sorted(facts.backends, key=key)
 
 
-def _ledgers(desk: Desk) -> dict[str, tuple[LedgerRow, ...]]:
-    headroom = desk.settings.arbiter.headroom_bytes
-    return {
-        uuid: ledger.rows(seen, desk.placements, desk.backends, headroom)
-        for uuid, seen in desk.seen.devices.items()
-    }
-
-
-def _availability(desk: Desk) -> None:
+def _available(facts: Facts) -> Notes:
     """One incident while no backend takes work although some should."""
-    expected = [b for b in desk.backends.values() if desk.wanted(b.name) and not b.parked]
+    seen, name, about = facts.seen, EventName.ALL_UNAVAILABLE, About((EventName.ALL_UNAVAILABLE,))
+    expected = [b for b in facts.backends.values() if facts.wanted(b.name) and not b.parked]
     up = [
         b
         for b in expected
         if (b.phase is Phase.READY and b.vitals.sick_since is None)
         or (b.adopted and b.phase is Phase.STARTING)  # it ran before we came
     ]
-    open_ = desk.open_incident("", "", EventName.ALL_UNAVAILABLE)
-    now = desk.seen.now  # a first start is no outage
-    settled = all(b.start_took_s or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected)
-    if up and open_:
-        desk.close_incident(open_.id, EventName.RECOVERED, f"{up[0].name} takes work again")
-    elif desk.state.switch is not None and not desk.state.switch.rolling_back:
-        return  # every engine may move at once in a switch: that was asked for, and is followed itself
-    elif expected and not up and not open_ and settled and not desk.seen.stopping:
-        names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
-        text = f"no backend takes work: {names}"
-        desk.raise_incident(EventName.ALL_UNAVAILABLE, Severity.CRITICAL, text)
+    if up:
+        return (Close(about, EventName.RECOVERED, f"{up[0].name} takes work again"),)
+    if facts.state.switch is not None and not facts.state.switch.rolling_back:
+        return ()  # every engine may move at once in a switch: that was asked for, and is followed itself
+    # A first start is no outage.
+    settled = all(
+        b.start_took_s or b.attempt or seen.now - b.since >= BLOCKED_AFTER_S for b in expected
+    )
+    if not expected or not settled or seen.stopping:
+        return ()
+    names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
+    text = f"no backend takes work: {names}"
+    return (facts.open(name, Severity.CRITICAL, text, about),)
 
 
-def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
+def _probes(facts: Facts) -> tuple[ProbeOrder, ...]:
     orders = []
-    for backend in desk.backends.values():
-        wanted, unit = desk.wanted(backend.name), desk.unit(backend.name)
+    for backend in facts.backends.values():
+        wanted, unit = facts.wanted(backend.name), facts.unit(backend.name)
         if wanted is None or backend.phase not in _PROBED or unit.state is not UnitState.RUNNING:
             continue
         vitals = backend.vitals
         # What is resident changes under a load: a canary then could be one itself.
-        quiet = not loading(desk, backend.name) and not backend.warm_pending
+        quiet = not loading(facts, backend.name) and not backend.warm_pending
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
         ending = backend.phase is Phase.DRAINING and backend.deadline is not None
         orders.append(
             ProbeOrder(
                 backend=backend.name,
-                url=engine_url(desk.settings, wanted),
+                url=engine_url(facts.settings, wanted),
                 fence=unit.invocation,
                 fast=backend.phase is Phase.STARTING or ending or suspect,
                 canary_due=vitals.canary_due and quiet,
@@ -182,32 +239,32 @@ def _probes(desk: Desk) -> tuple[ProbeOrder, ...]:
     return tuple(orders)
 
 
-def _decision(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> Decision:
-    listed = [*desk.settings.active.backends]
-    listed += [name for name in desk.backends if name not in listed]
-    used = used_by_holder(ledgers)
+def _decision(facts: Facts, tick: _Tick) -> Decision:
+    listed = [*facts.settings.active.backends]
+    listed += [name for name in facts.backends if name not in listed]
+    used = used_by_holder(facts.ledgers)
     views = {
-        name: backend_view(desk, desk.backends[name], used.get(name, 0))
+        name: backend_view(facts, facts.backends[name], used.get(name, 0))
         for name in listed
-        if name in desk.backends
+        if name in facts.backends
     }
-    devices = {uuid: device_view(desk, uuid, ledgers[uuid]) for uuid in desk.seen.devices}
-    quiet = all(b.phase is Phase.STOPPED and not b.pending for b in desk.backends.values())
-    blind = bool(desk.seen.nvml) or any(
-        seen.state is not GpuState.OK for seen in desk.seen.devices.values()
+    devices = {uuid: device_view(facts, uuid, facts.ledgers[uuid]) for uuid in facts.seen.devices}
+    quiet = all(b.phase is Phase.STOPPED and not b.pending for b in facts.backends.values())
+    blind = bool(facts.seen.nvml) or any(
+        seen.state is not GpuState.OK for seen in facts.seen.devices.values()
     )
     return Decision(
-        actions=tuple(desk.actions),
-        events=tuple(desk.events),
-        probes=_probes(desk),
+        actions=tuple(tick.actions),
+        events=tuple(tick.events),
+        probes=_probes(facts),
         backends=views,
         devices=devices,
-        incidents=tuple(desk.incidents),
+        incidents=facts.incidents,
         blind=blind,
-        learned=desk.learned,
-        switch=switch.view(desk),
-        last_switch=desk.state.last,
-        times=switch.known_times(desk),
-        lists_soon=any(lists_soon(state, desk.seen.now) for state in desk.devices.values()),
-        settled=quiet and not desk.actions,
+        learned=facts.learned,
+        switch=switch.view(facts),
+        last_switch=facts.state.last,
+        times=switch.known_times(facts),
+        lists_soon=any(lists_soon(state, facts.seen.now) for state in facts.devices.values()),
+        settled=quiet and not tick.actions,
     )

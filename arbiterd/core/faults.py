@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.failing import fail
-from arbiterd.core.state import DeviceState
+from arbiterd.core.notes import About, Close, Notes, Say
+from arbiterd.core.state import DeviceState, updated
 from arbiterd.core.xids import XidClass, describe, xid_class
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase
@@ -22,41 +23,46 @@ from arbiterd.model.reading import Known
 _ALIVE = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 
-def judge_xids(desk: Desk) -> None:
+def judge_xids(facts: Facts) -> tuple[Facts, Notes]:
     """Act on the XIDs of this tick, and let a card go that has recovered."""
-    for event in desk.seen.xids:
+    notes: Notes = ()
+    for event in facts.seen.xids:
         match xid_class(event.code):
             case XidClass.APP:
-                _app(desk, event)
+                facts, said = _app(facts, event)
             case XidClass.INFO:
-                _note(desk, event, "noted; nothing is done")
+                said = (_note(facts, event, "noted; nothing is done"),)
             case _:
-                _broken(desk, event)
-    for uuid, state in desk.devices.items():
+                facts, said = _broken(facts, event)
+        notes = (*notes, *said)
+    for uuid, state in facts.devices.items():
         if state.fault:
-            _recovered(desk, uuid, state)
+            new, said = _recovered(facts, uuid, state)
+            facts, notes = facts.put_device(uuid, new), (*notes, *said)
+    return facts, notes
 
 
-def _app(desk: Desk, event: XidEvent) -> None:
-    name = _backend_of(desk, event)
-    backend = desk.backends.get(name)
+def _app(facts: Facts, event: XidEvent) -> tuple[Facts, Notes]:
+    name = _backend_of(facts, event)
+    backend = facts.backends.get(name)
     if backend is None or backend.phase not in _ALIVE:
         # Our own kill of a working engine makes some of them; a stranger's is a stranger's.
         whose = f"pid {event.pid}" if event.pid else "nobody named"
-        _note(desk, event, f"{whose}: not one of ours that runs; nothing is done")
-        return
+        what = f"{whose}: not one of ours that runs; nothing is done"
+        return facts, (_note(facts, event, what),)
     text = f"{describe(event.code)} of its process {event.pid}: its CUDA context is broken"
-    fail(desk, backend, text, Cause(CauseClass.CONTEXT_POISONED, event.detail, text))
+    failed = fail(facts, backend, text, Cause(CauseClass.CONTEXT_POISONED, event.detail, text))
+    return facts.put(failed.backend), failed.notes
 
 
-def _backend_of(desk: Desk, event: XidEvent) -> str:
+def _backend_of(facts: Facts, event: XidEvent) -> str:
     """The backend of the pid that the kernel's log names, "" for none."""
     if not event.pid:
         return ""
-    for unit in desk.seen.units.values():
+    for unit in facts.seen.units.values():
         if event.pid in unit.pids:
             return unit.backend
-    for seen in desk.seen.devices.values():
+    for seen in facts.seen.devices.values():
         listed = seen.processes.value if isinstance(seen.processes, Known) else ()
         for process in listed:
             if process.pid == event.pid:
@@ -64,77 +70,78 @@ def _backend_of(desk: Desk, event: XidEvent) -> str:
     return ""
 
 
-def _note(desk: Desk, event: XidEvent, what: str) -> None:
-    text = f"{_card(desk, event.uuid)}: {describe(event.code)}: {what}"
-    desk.tell(EventName.XID, Severity.NOTICE, text, gpu=event.uuid, reason=event.detail)
+def _note(facts: Facts, event: XidEvent, what: str) -> Say:
+    text = f"{_card(facts, event.uuid)}: {describe(event.code)}: {what}"
+    return facts.say(EventName.XID, Severity.NOTICE, text, gpu=event.uuid, reason=event.detail)
 
 
-def _broken(desk: Desk, event: XidEvent) -> None:
+def _broken(facts: Facts, event: XidEvent) -> tuple[Facts, Notes]:
     """One incident per card, whatever else it says afterwards."""
-    uuid = _whole(desk, event.uuid)
+    uuid = _whole(facts, event.uuid)
     if not uuid:
-        _note(desk, event, "of a card that NVML does not list")
-        return
-    state = desk.devices.get(uuid, DeviceState())
+        return facts, (_note(facts, event, "of a card that NVML does not list"),)
+    known = facts.devices.get(uuid, DeviceState()).fault
     reboot = xid_class(event.code) is XidClass.HOST
     cure = "a reboot" if reboot else "a reset"
     fault = f"{describe(event.code)}: it needs {cure}; nothing is started on it"
-    for one in _with_slices(desk, uuid):
-        desk.devices[one] = replace(
-            desk.devices.get(one, DeviceState()), fault=fault, fault_code=event.code
-        )
-    if state.fault or desk.open_incident("", uuid, EventName.GPU_FAULT):
-        _note(desk, event, "the card is known to be broken")
-        return
+    for one in _with_slices(facts, uuid):
+        state = facts.devices.get(one, DeviceState())
+        facts = facts.put_device(one, replace(state, fault=fault, fault_code=event.code))
+    again = _note(facts, event, "the card is known to be broken")
+    if known:
+        return facts, (again,)
     todo = "reboot" if reboot else "nvidia-smi --gpu-reset, or reboot"
-    text = f"{_card(desk, uuid)}: {fault}; what runs there is left to run; then: {todo}"
-    pids = (event.pid,) if event.pid else ()
-    evidence = (("xid", str(event.code)), ("kernel", event.detail))
-    desk.raise_incident(
-        EventName.GPU_FAULT, Severity.CRITICAL, text, gpu=uuid, pids=pids, evidence=evidence
+    text = f"{_card(facts, uuid)}: {fault}; what runs there is left to run; then: {todo}"
+    said = facts.open(
+        EventName.GPU_FAULT,
+        Severity.CRITICAL,
+        text,
+        _about(uuid),
+        pids=(event.pid,) if event.pid else (),
+        evidence=(("xid", str(event.code)), ("kernel", event.detail)),
+        otherwise=again,
     )
+    return facts, (said,)
 
 
-def _recovered(desk: Desk, uuid: str, state: DeviceState) -> None:
+def _about(uuid: str) -> About:
+    return About((EventName.GPU_FAULT,), gpu=uuid)
+
+
+def _recovered(facts: Facts, uuid: str, state: DeviceState) -> tuple[DeviceState, Notes]:
     """The driver wants nothing any more, or an operator has said so by a resume."""
-    seen = desk.seen.devices.get(uuid)
+    seen = facts.seen.devices.get(uuid)
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
-        return
-    wants = seen.recovery_action
-    if wants:
-        if not state.fault_seen:
-            desk.devices[uuid] = replace(state, fault_seen=True)
-        return
+        return state, ()
+    if seen.recovery_action:
+        return updated(state, fault_seen=True), ()
     if not state.fault_seen and not state.fault_cleared:
-        return  # the field has not said anything yet: it is read each ten seconds
-    desk.devices[uuid] = replace(
-        state, fault="", fault_code=0, fault_seen=False, fault_cleared=False
-    )
-    incident = desk.open_incident("", uuid, EventName.GPU_FAULT)
-    if incident is not None:
-        text = f"{_card(desk, uuid)} needs no reset any more"
-        desk.close_incident(incident.id, EventName.RECOVERED, text)
+        return state, ()  # the field has not said anything yet: it is read each ten seconds
+    well = replace(state, fault="", fault_code=0, fault_seen=False, fault_cleared=False)
+    text = f"{_card(facts, uuid)} needs no reset any more"
+    return well, (Close(_about(uuid), EventName.RECOVERED, text),)
 
 
-def forgive(desk: Desk, name: str) -> None:
+def forgive(facts: Facts, name: str) -> Facts:
     """An operator resumes a backend: he has looked at its card."""
-    placement = desk.placements.get(name)
+    placement = facts.placements.get(name)
     for uuid in placement.devices if placement else ():
-        state = desk.devices.get(uuid)
+        state = facts.devices.get(uuid)
         if state is not None and state.fault:
-            desk.devices[uuid] = replace(state, fault_cleared=True)
+            facts = facts.put_device(uuid, replace(state, fault_cleared=True))
+    return facts
 
 
-def _whole(desk: Desk, uuid: str) -> str:
+def _whole(facts: Facts, uuid: str) -> str:
     """The card of a slice, the card itself; "" when it is not listed."""
-    seen = desk.seen.devices.get(uuid)
+    seen = facts.seen.devices.get(uuid)
     return "" if seen is None else seen.device.parent_uuid or uuid
 
 
-def _with_slices(desk: Desk, uuid: str) -> list[str]:
-    return [u for u, s in desk.seen.devices.items() if uuid in (u, s.device.parent_uuid)]
+def _with_slices(facts: Facts, uuid: str) -> list[str]:
+    return [u for u, s in facts.seen.devices.items() if uuid in (u, s.device.parent_uuid)]
 
 
-def _card(desk: Desk, uuid: str) -> str:
-    seen = desk.seen.devices.get(uuid)
+def _card(facts: Facts, uuid: str) -> str:
+    seen = facts.seen.devices.get(uuid)
     return f"GPU {seen.device.index}" if seen else uuid or "a GPU"

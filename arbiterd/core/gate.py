@@ -12,8 +12,9 @@ from enum import StrEnum
 from typing import Self
 
 from arbiterd.core import nodes
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import FRESH_SAMPLES, PORT_LOST_AFTER_S
+from arbiterd.core.notes import Notes, Order
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.pressure import critical_free_bytes
@@ -73,15 +74,15 @@ class MemoryEvent:
 _SLEEP_DOING = {SleepStage.FALLING: Doing.SLEEPING, SleepStage.WAKING: Doing.WAKING}
 
 
-def memory_event(desk: Desk, uuid: str, but: str) -> MemoryEvent | None:
+def memory_event(facts: Facts, uuid: str, but: str) -> MemoryEvent | None:
     """The memory event under way on a device. One that hangs holds nobody up; its bytes stay booked
     (``_room``).
     """
-    for now in desk.backends.values():
-        other = desk.moved.get(now.name, now)
-        if other.name == but or not _on(desk, other, uuid) or why_hung(other):
+    for now in facts.backends.values():
+        other = facts.moved.get(now.name, now)
+        if other.name == but or not _on(facts, other, uuid) or why_hung(other):
             continue
-        doing = moves(other) or (Doing.LOADING if loading(desk, other.name) else None)
+        doing = moves(other) or (Doing.LOADING if loading(facts, other.name) else None)
         if doing is not None:
             return MemoryEvent(other.name, doing)
     return None
@@ -98,143 +99,138 @@ def moves(backend: BackendState) -> Doing | None:
     return _SLEEP_DOING.get(backend.sleep.stage)
 
 
-def _on(desk: Desk, backend: BackendState, uuid: str) -> bool:
-    placement = desk.placements.get(backend.name)
+def _on(facts: Facts, backend: BackendState, uuid: str) -> bool:
+    placement = facts.placements.get(backend.name)
     return uuid in backend.held_bytes or (placement is not None and uuid in placement.devices)
 
 
-def loading(desk: Desk, name: str) -> str:
+def loading(facts: Facts, name: str) -> str:
     """The model that a client's granted load brings into this backend, "" for none."""
-    return next((one.model for one in desk.leases.values() if one.backend == name), "")
+    return next((one.model for one in facts.leases.values() if one.backend == name), "")
 
 
-def blocked(desk: Desk, backend: BackendState) -> Blocked | None:
+def blocked(facts: Facts, backend: BackendState) -> Blocked | None:
     """Why this backend may not start now, None when it may."""
-    problem = _host(desk, backend.name)
+    problem = _host(facts, backend.name)
     if problem is not None:
         return problem
-    problem = _nodes(desk, backend)
+    problem = _nodes(facts, backend)
     if problem is not None:
         return problem
-    for uuid in desk.placements[backend.name].devices:
-        reason = _device(desk, backend, uuid)
+    for uuid in facts.placements[backend.name].devices:
+        reason = _device(facts, backend, uuid)
         if reason is not None:
             return reason
     return None
 
 
-def _host(desk: Desk, name: str) -> Blocked | None:
-    placement = desk.placements.get(name)
+def _host(facts: Facts, name: str) -> Blocked | None:
+    placement = facts.placements.get(name)
     if placement is None or placement.problem:
         why = placement.problem if placement else "not placed"
-        if not desk.seen.devices and desk.seen.nvml:
-            why = f"the GPUs cannot be read: {desk.seen.nvml}"
+        if not facts.seen.devices and facts.seen.nvml:
+            why = f"the GPUs cannot be read: {facts.seen.nvml}"
         return Blocked(why, HOST)
-    facts = desk.seen.host
-    if not facts.looked:
+    host = facts.seen.host
+    if not host.looked:
         return Blocked("the host is being looked at: versions, commands, ports", HOST)
-    for found in (facts.missing_commands.get(name), facts.taken_ports.get(name)):
+    for found in (host.missing_commands.get(name), host.taken_ports.get(name)):
         if found:
             return Blocked(found, HOST)
     return None
 
 
-def _nodes(desk: Desk, backend: BackendState) -> Blocked | None:
+def _nodes(facts: Facts, backend: BackendState) -> Blocked | None:
     """Device nodes that its unit could not open later, and a wall that would not hold."""
-    wanted = desk.settings.active.backends[backend.name]
-    uuids = desk.placements[backend.name].devices
-    known = all(uuid in desk.seen.devices for uuid in uuids)
-    wall = _wall(desk, backend.name) if known else ""
-    shut = nodes.shut_dxg(wanted, uuids, desk.seen.host) or wall
+    wanted = facts.settings.active.backends[backend.name]
+    uuids = facts.placements[backend.name].devices
+    known = all(uuid in facts.seen.devices for uuid in uuids)
+    wall = _wall(facts, backend.name) if known else ""
+    shut = nodes.shut_dxg(wanted, uuids, facts.seen.host) or wall
     if shut:
         return Blocked(shut, HOST)
-    lacking = nodes.missing(wanted, uuids, desk.seen)
+    lacking = nodes.missing(wanted, uuids, facts.seen)
     if not lacking:
         return None
     why = f" ({backend.nodes_problem})" if backend.nodes_problem else ""
     return Blocked(nodes.waits_for(wanted, lacking) + why, NODES)
 
 
-def heard_of_nodes(desk: Desk, backend: BackendState) -> BackendState:
+def heard_of_nodes(facts: Facts, backend: BackendState) -> BackendState:
     """With what came of making its nodes."""
-    outcome = desk.outcome_of(backend.nodes_asked)
+    outcome = facts.outcome_of(backend.nodes_asked)
     if outcome is None:
         return backend
-    return desk.put(replace(backend, nodes_asked="", nodes_problem=outcome.detail))
+    return replace(backend, nodes_asked="", nodes_problem=outcome.detail)
 
 
-def ask_for_nodes(desk: Desk, backend: BackendState, reason: Blocked) -> BackendState:
+def ask_for_nodes(
+    facts: Facts, backend: BackendState, reason: Blocked
+) -> tuple[BackendState, Notes]:
     """Have the nodes made that it waits for, now and then until they are there."""
-    now = desk.seen.now
-    if (
-        reason.kind != NODES
-        or backend.nodes_asked
-        or now - backend.nodes_asked_at < nodes.ASK_EVERY_S
-    ):
-        return backend
-    wanted = desk.settings.active.backends[backend.name]
-    uuids = desk.placements[backend.name].devices
-    lacking = nodes.missing(wanted, uuids, desk.seen)
-    gpu = desk.gpu_of(backend.name)
-    action = MakeNodes(
-        desk.action_id("nodes", backend.name), backend.name, gpu, str(reason), lacking
-    )
-    desk.act(action)
-    return desk.put(replace(backend, nodes_asked=action.id, nodes_asked_at=now))
+    name, now = backend.name, facts.seen.now
+    soon = now - backend.nodes_asked_at < nodes.ASK_EVERY_S
+    if reason.kind != NODES or backend.nodes_asked or soon:
+        return backend, ()
+    wanted = facts.settings.active.backends[name]
+    lacking = nodes.missing(wanted, facts.placements[name].devices, facts.seen)
+    id_ = facts.action_id("nodes", name)
+    action = MakeNodes(id_, name, facts.gpu_of(name), str(reason), lacking)
+    return replace(backend, nodes_asked=action.id, nodes_asked_at=now), (Order(action),)
 
 
-def context_of(desk: Desk, name: str) -> LaunchContext:
+def context_of(facts: Facts, name: str) -> LaunchContext:
     """What the engine of a backend is started with now. Its placement has no problem."""
     return launch_context(
-        desk.settings,
+        facts.settings,
         name,
-        desk.placements,
-        {uuid: seen.device for uuid, seen in desk.seen.devices.items()},
-        version=desk.seen.host.versions.get(name, ""),
-        client=desk.seen.host.containers.get(name, ""),
-        overhead_bytes=desk.state.overheads.get(name),
+        facts.placements,
+        {uuid: seen.device for uuid, seen in facts.seen.devices.items()},
+        version=facts.seen.host.versions.get(name, ""),
+        client=facts.seen.host.containers.get(name, ""),
+        overhead_bytes=facts.state.overheads.get(name),
     )
 
 
-def _wall(desk: Desk, name: str) -> str:
-    if not desk.settings.active.backends[name].device_wall:
+def _wall(facts: Facts, name: str) -> str:
+    if not facts.settings.active.backends[name].device_wall:
         return ""
-    context = context_of(desk, name)
-    devices = context.devices if desk.seen.host.driver else ()
+    context = context_of(facts, name)
+    devices = context.devices if facts.seen.host.driver else ()
     return nodes.refusal(context.backend, launch_spec(context), devices)
 
 
-def _device(desk: Desk, backend: BackendState, uuid: str) -> Blocked | None:
-    seen = desk.seen.devices.get(uuid)
+def _device(facts: Facts, backend: BackendState, uuid: str) -> Blocked | None:
+    seen = facts.seen.devices.get(uuid)
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
         state = seen.state.value if seen else "not seen yet"
         detail = f": {seen.detail}" if seen and seen.detail else ""
         return Blocked(f"{_label(seen, uuid)} is {state}{detail}", BLIND)
-    known = desk.devices.get(uuid, DeviceState())
+    known = facts.devices.get(uuid, DeviceState())
     if known.samples < FRESH_SAMPLES:
         return Blocked(f"{_label(seen, uuid)}: {known.samples} fresh samples so far", BLIND)
     if known.fault:
         return Blocked(f"{_label(seen, uuid)}: {known.fault}", BLIND)
     if known.pressure is Pressure.CRITICAL:
         return Blocked(f"{_label(seen, uuid)} is critical", ROOM)
-    event = memory_event(desk, uuid, backend.name)
+    event = memory_event(facts, uuid, backend.name)
     if event is not None:
         return Blocked(f"{event} on {_label(seen, uuid)}", ORDER)
-    first = _earlier(desk, backend, uuid)
+    first = _earlier(facts, backend, uuid)
     if first:
         return Blocked(f"{first} starts first on {_label(seen, uuid)}", ORDER)
-    return _room(desk, backend, seen)
+    return _room(facts, backend, seen)
 
 
-def _earlier(desk: Desk, backend: BackendState, uuid: str) -> str:
+def _earlier(facts: Facts, backend: BackendState, uuid: str) -> str:
     """A waiting backend whose turn comes before; one that waits for room or the host is passed."""
-    mine = desk.wanted(backend.name)
+    mine = facts.wanted(backend.name)
     if mine is None:
         return ""
     my_key = (engine_of(mine.kind).start_rank, backend.name)
-    for other in desk.backends.values():
-        theirs = desk.wanted(other.name)
-        placement = desk.placements.get(other.name)
+    for other in facts.backends.values():
+        theirs = facts.wanted(other.name)
+        placement = facts.placements.get(other.name)
         if theirs is None or placement is None or other.phase is not Phase.WAITING:
             continue
         if uuid not in placement.devices or other.blocked_by not in ("", ORDER):
@@ -244,16 +240,16 @@ def _earlier(desk: Desk, backend: BackendState, uuid: str) -> str:
     return ""
 
 
-def _room(desk: Desk, backend: BackendState, seen: DeviceObservation) -> Blocked | None:
+def _room(facts: Facts, backend: BackendState, seen: DeviceObservation) -> Blocked | None:
     """Free memory must hold the cap and leave the device above the critical line; beside a memory event
     that hangs it must hold what is booked and not yet taken, too: it may go on at any moment.
     """
     if not isinstance(seen.memory, Known):
         return Blocked("its memory cannot be read", BLIND)
-    cap = desk.placements[backend.name].cap_bytes
-    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    cap = facts.placements[backend.name].cap_bytes
+    headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     uuid = seen.device.uuid
-    booked, hung = beside_hung(desk, uuid, backend.name)
+    booked, hung = beside_hung(facts, uuid, backend.name)
     need = cap + critical_free_bytes(headroom) + booked
     free = seen.memory.value.free_bytes
     if free >= need:
@@ -266,18 +262,18 @@ def _room(desk: Desk, backend: BackendState, seen: DeviceObservation) -> Blocked
     return Blocked(text, ROOM)
 
 
-def beside_hung(desk: Desk, uuid: str, but: str) -> tuple[int, str]:
+def beside_hung(facts: Facts, uuid: str, but: str) -> tuple[int, str]:
     """(bytes that are to stay free, whose memory event hangs there); (0, "") when none does."""
-    hung = [b.name for b in desk.backends.values() if why_hung(b) and _on(desk, b, uuid)]
+    hung = [b.name for b in facts.backends.values() if why_hung(b) and _on(facts, b, uuid)]
     others = [name for name in hung if name != but]
-    return (promised(desk, uuid, but), others[0]) if others else (0, "")
+    return (promised(facts, uuid, but), others[0]) if others else (0, "")
 
 
-def promised(desk: Desk, uuid: str, but: str) -> int:
+def promised(facts: Facts, uuid: str, but: str) -> int:
     """Bytes of a device that are booked for other backends and that they do not hold yet."""
     return sum(
         max(0, (row.booked_bytes or 0) - (row.used_bytes or 0))
-        for row in desk.ledgers.get(uuid, ())
+        for row in facts.ledgers.get(uuid, ())
         if row.holder != but and row.booked_bytes is not None
     )
 
@@ -307,11 +303,11 @@ def _label(seen: DeviceObservation | None, uuid: str) -> str:
     return f"GPU {seen.device.index}"
 
 
-def port_lost(desk: Desk, backend: BackendState) -> bool:
+def port_lost(facts: Facts, backend: BackendState) -> bool:
     """Somebody else listens where this engine should. TensorFlow Serving says so in its log and lives on
     without its REST port; in WAITING the thief is named. A container's forwarder may look like one.
     """
-    wanted = desk.wanted(backend.name)
+    wanted = facts.wanted(backend.name)
     here = wanted is not None and not wanted.image
-    late = desk.seen.now - backend.since >= PORT_LOST_AFTER_S
-    return here and late and backend.name in desk.seen.host.taken_ports
+    late = facts.seen.now - backend.since >= PORT_LOST_AFTER_S
+    return here and late and backend.name in facts.seen.host.taken_ports

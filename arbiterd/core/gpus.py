@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from arbiterd.core import pressure
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
+from arbiterd.core.notes import About, Close, Note, Notes
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.state import After, BackendState, DeviceState
-from arbiterd.model.backend import LedgerRow, Phase
+from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Severity
 
@@ -19,19 +20,16 @@ _TROUBLE = {
 _NAMES = tuple(name for name, _ in _TROUBLE.values())
 
 
-def judge(desk: Desk, ledgers: dict[str, tuple[LedgerRow, ...]]) -> dict[str, DeviceState]:
-    """New device states; opens and closes device incidents."""
+def judge(facts: Facts) -> dict[str, DeviceState]:
+    """New device states."""
     out: dict[str, DeviceState] = {}
-    allow = desk.settings.foreign_allow_bytes
-    now, wall = desk.seen.now, desk.seen.wall
-    leaving = frozenset(b.name for b in desk.backends.values() if _leaves(b))
-    for uuid, seen in desk.seen.devices.items():
-        headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
-        old = desk.devices.get(uuid, DeviceState())
-        new = pressure.observe(seen, old, ledgers[uuid], headroom, allow, now, wall, leaving)
-        out[uuid] = new
-        _trouble(desk, seen)
-    _nvml(desk)
+    allow = facts.settings.foreign_allow_bytes
+    now, wall = facts.seen.now, facts.seen.wall
+    leaving = frozenset(b.name for b in facts.backends.values() if _leaves(b))
+    for uuid, seen in facts.seen.devices.items():
+        headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
+        old, rows = facts.devices.get(uuid, DeviceState()), facts.ledgers[uuid]
+        out[uuid] = pressure.observe(seen, old, rows, headroom, allow, now, wall, leaving)
     return out
 
 
@@ -41,29 +39,34 @@ def _leaves(backend: BackendState) -> bool:
     return backend.phase is Phase.STOPPING or (draining and backend.after is not After.SLEEPING)
 
 
-def _nvml(desk: Desk) -> None:
+def troubles(facts: Facts) -> Notes:
+    """Incidents of NVML itself: of devices that cannot be read, and of all of it."""
+    notes = [note for seen in facts.seen.devices.values() if (note := _device(facts, seen))]
+    return (*notes, *_nvml(facts))
+
+
+def _nvml(facts: Facts) -> Notes:
     """NVML as a whole: missing, or not answering, with no device ever seen."""
-    open_ = desk.open_incident("", "", EventName.DRIVER_HUNG)
-    if desk.seen.nvml and not desk.seen.devices and open_ is None and not desk.state.first_tick:
-        text = f"NVML does not answer: {desk.seen.nvml}; GPU backends wait, nothing is stopped"
-        desk.raise_incident(EventName.DRIVER_HUNG, Severity.ERROR, text)
-    elif not desk.seen.nvml and open_ is not None and not open_.gpu:
-        desk.close_incident(open_.id, EventName.DRIVER_BACK, "NVML answers again")
+    why, name = facts.seen.nvml, EventName.DRIVER_HUNG
+    if not why:
+        about = About((name,), gpu="")
+        return (Close(about, EventName.DRIVER_BACK, "NVML answers again"),)
+    if facts.seen.devices or facts.before.first_tick:
+        return ()
+    text = f"NVML does not answer: {why}; GPU backends wait, nothing is stopped"
+    return (facts.open(name, Severity.ERROR, text, About((name,))),)
 
 
-def _trouble(desk: Desk, seen: DeviceObservation) -> None:
-    uuid = seen.device.uuid
-    open_ = desk.open_incident("", uuid, *_NAMES)
+def _device(facts: Facts, seen: DeviceObservation) -> Note | None:
+    about = About(_NAMES, gpu=seen.device.uuid)
+    card = f"GPU {seen.device.index} ({seen.device.name})"
     if seen.state is GpuState.OK:
-        if open_ is not None:
-            text = f"GPU {seen.device.index} ({seen.device.name}) can be read again"
-            desk.close_incident(open_.id, EventName.DRIVER_BACK, text)
-        return
-    if open_ is not None or desk.state.first_tick:
-        return
+        return Close(about, EventName.DRIVER_BACK, f"{card} can be read again")
+    if facts.before.first_tick:
+        return None
     name, severity = _TROUBLE[seen.state]
     text = (
-        f"GPU {seen.device.index} ({seen.device.name}) is {seen.state.value}: {seen.detail}; "
+        f"{card} is {seen.state.value}: {seen.detail}; "
         "no starts and no loads there until it can be read, traffic goes on"
     )
-    desk.raise_incident(name, severity, text, gpu=uuid)
+    return facts.open(name, severity, text, about)

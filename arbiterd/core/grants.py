@@ -7,31 +7,34 @@ the tick in which another engine dies; each grant is seen by the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from arbiterd.core import lifecycle, sleeping, warm
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.gate import moves
+from arbiterd.core.notes import Notes
 from arbiterd.core.state import Ask, BackendState
 
 
-def grant(desk: Desk, asks: Mapping[str, Ask | None], before: Mapping[str, BackendState]) -> None:
+def grant(
+    facts: Facts, asks: Mapping[str, Ask | None], before: Mapping[str, BackendState]
+) -> tuple[Facts, Notes]:
     """In the order of the asks: what begins now, why the rest waits. ``before``: as the steps found them.
 
     A memory event that has ended in this tick is over at once for those that come after its backend, and
-    from the next tick on for those that come before it.
+    from the next tick on for those that come before it (``Facts.moved``).
     """
     moved = {name: before[name] for name in asks if moves(before[name])}
+    notes: Notes = ()
     for name, ask in asks.items():
         moved.pop(name, None)
-        desk.moved = moved
-        backend = desk.backends[name]
-        match ask:
-            case Ask.START:
-                lifecycle.start(desk, backend)
-            case Ask.WAKE:
-                sleeping.wake(desk, backend)
-            case Ask.WARM:
-                warm.load(desk, backend)
-            case None:
-                pass
-    desk.moved = {}
+        if ask is None:
+            continue
+        here, backend = replace(facts, moved=dict(moved)), facts.backends[name]
+        if ask is Ask.START:
+            here, said = lifecycle.start(here, backend)
+        else:
+            step = sleeping.wake(here, backend) if ask is Ask.WAKE else warm.load(here, backend)
+            here, said = here.put(step.backend), step.notes
+        facts, notes = here, (*notes, *said)
+    return replace(facts, moved={}) if facts.moved else facts, notes

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import offenders, pressure, reclaim, victim
-from arbiterd.core.brakes import brake, thawed
-from arbiterd.core.desk import Desk
+from arbiterd.core import brakes, offenders, pressure, reclaim, victim
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
+from arbiterd.core.notes import About, Close, Note, Notes
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.state import DeviceState, updated
 from arbiterd.core.victim import Need
@@ -34,55 +34,79 @@ from arbiterd.quantities import format_duration, format_size
 _RANK = {Pressure.UNKNOWN: 0, Pressure.CALM: 0, Pressure.TIGHT: 1, Pressure.CRITICAL: 2}
 
 
-def climb(desk: Desk) -> None:
-    """One tick of the ladder on every device."""
-    for uuid, seen in desk.seen.devices.items():
-        if seen.device.mig_enabled:
+def bands(facts: Facts) -> tuple[Facts, Notes]:
+    """Incidents of devices under pressure and of whoever is over a bound there."""
+    devices, notes = dict(facts.devices), list[Note]()
+    for uuid, seen in facts.seen.devices.items():
+        state = devices[uuid]
+        blind = not state.samples or seen.state is not GpuState.OK
+        if blind or seen.device.mig_enabled or facts.seen.stopping:
             continue
-        before = desk.state.devices.get(uuid, DeviceState()).pressure
-        desk.devices[uuid] = _device(desk, uuid, seen, before)
+        before = facts.before.devices.get(uuid, DeviceState()).pressure
+        devices[uuid], said = offenders.judge(facts, uuid, state)
+        notes += (*said, *_band(facts, seen, state, before))
+    if devices == facts.devices:
+        return facts, tuple(notes)
+    return facts.having(devices=devices), tuple(notes)
 
 
-def _device(desk: Desk, uuid: str, seen: DeviceObservation, before: Pressure) -> DeviceState:
-    state = desk.devices[uuid]
+def climb(facts: Facts) -> tuple[Facts, Notes]:
+    """One tick of the ladder on every device."""
+    notes: Notes = ()
+    for uuid, seen in facts.seen.devices.items():
+        if not seen.device.mig_enabled:
+            facts, said = _device(facts, uuid, seen)
+            notes = (*notes, *said)
+    return facts, notes
+
+
+def _device(facts: Facts, uuid: str, seen: DeviceObservation) -> tuple[Facts, Notes]:
+    state = facts.devices[uuid]
     if not state.samples or seen.state is not GpuState.OK:
         # Blind: no pressure actions; brakes stay, traffic goes on; what was ordered is still heard.
-        return reclaim.hear(desk, thawed(desk, state))[0]
-    if desk.seen.stopping:
-        return updated(state, candidates=(), loads_held="")
-    offenders.tell(desk, uuid, state)
-    state = desk.devices[uuid]
-    _tell_band(desk, seen, state, before)
-    state = reclaim.follow(desk, uuid, state)
-    state = brake(desk, uuid, state)
+        state, thawed = brakes.thawed(facts, state)
+        state, heard, _ = reclaim.hear(facts, state)
+        return facts.put_device(uuid, state), (*thawed, *heard)
+    if facts.seen.stopping:
+        return facts.put_device(uuid, updated(state, candidates=(), loads_held="")), ()
+    followed = reclaim.follow(facts, uuid, state)
+    if followed.backend is not None:
+        facts = facts.put(followed.backend)
+    state, braked = brakes.brake(facts, uuid, followed.device)
+    notes = (*followed.notes, *braked)
     if _RANK[state.pressure] == 0:
-        return updated(state, candidates=())
-    return _reclaim(desk, uuid, seen, state)
+        return facts.put_device(uuid, updated(state, candidates=())), notes
+    facts, ordered = _reclaim(facts, uuid, seen, state)
+    return facts, (*notes, *ordered)
 
 
-def _reclaim(desk: Desk, uuid: str, seen: DeviceObservation, state: DeviceState) -> DeviceState:
+def _reclaim(
+    facts: Facts, uuid: str, seen: DeviceObservation, state: DeviceState
+) -> tuple[Facts, Notes]:
     """Rank who could give memory back, and order the best of it when it is time."""
-    need = _need(desk, seen, state)
-    found = victim.options(desk, uuid, state, need)
-    wait = _wait(desk, uuid, state, need)
+    need = _need(facts, seen, state)
+    found = victim.options(facts, uuid, state, need)
+    wait = _wait(facts, uuid, state, need)
     chosen = None if wait else victim.choose(found, need)
     state = replace(state, candidates=victim.listed(found, chosen))
     if chosen is None:
-        return state
+        return facts.put_device(uuid, state), ()
     rung = chosen.candidate.rung
-    backend = desk.backends[chosen.candidate.backend]
-    wanted = desk.settings.active.backends[backend.name]
+    backend = facts.backends[chosen.candidate.backend]
+    wanted = facts.settings.active.backends[backend.name]
     drain = 0.0
     if rung is not Rung.TRIM and backend.phase is not Phase.STARTING:
         # Its streams may end if the card can wait so long: half of the time that is left.
         drain = min(wanted.drain_timeout_s, max(0.0, (need.seconds - LEAD_S) / 2))
         unknown = state.time_to_full_s is None and pressure.grows(state, backend.name)
         drain = 0.0 if drain < 1.0 or unknown else drain
-    return reclaim.begin(desk, uuid, state, chosen, drain_s=drain)
+    begun = reclaim.begin(facts, uuid, state, chosen, drain_s=drain)
+    facts = facts.put(begun.backend or backend).put_device(uuid, begun.device)
+    return facts, begun.notes
 
 
-def _need(desk: Desk, seen: DeviceObservation, state: DeviceState) -> Need:
-    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+def _need(facts: Facts, seen: DeviceObservation, state: DeviceState) -> Need:
+    headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     free = seen.memory.value.free_bytes if isinstance(seen.memory, Known) else 0
     speed = max(0.0, state.slope or 0.0)
     seconds = state.time_to_full_s if state.time_to_full_s is not None else float("inf")
@@ -91,7 +115,7 @@ def _need(desk: Desk, seen: DeviceObservation, state: DeviceState) -> Need:
     return Need(max(lacking, GROWING_BYTES), seconds, critical)
 
 
-def _wait(desk: Desk, uuid: str, state: DeviceState, need: Need) -> str:
+def _wait(facts: Facts, uuid: str, state: DeviceState, need: Need) -> str:
     """Why no reclaim is ordered now, "" when one may be."""
     if state.reclaim is not None:
         return "one is in flight"
@@ -99,12 +123,12 @@ def _wait(desk: Desk, uuid: str, state: DeviceState, need: Need) -> str:
         return "critical by one sample only"
     if not need.critical and need.bytes <= GROWING_BYTES:
         return "memory is short on the books only: loads wait for a margin"
-    for backend in desk.backends.values():
-        placement = desk.placements.get(backend.name)
+    for backend in facts.backends.values():
+        placement = facts.placements.get(backend.name)
         here = uuid in backend.held_bytes or (placement and uuid in placement.devices)
         if not here:
             continue
-        late = desk.seen.now - backend.since >= BYTES_BACK_S
+        late = facts.seen.now - backend.since >= BYTES_BACK_S
         if backend.phase is Phase.STOPPING and not late:
             return f"{backend.name} is giving its memory back"
         if backend.phase is Phase.STARTING and not need.critical:
@@ -115,26 +139,24 @@ def _wait(desk: Desk, uuid: str, state: DeviceState, need: Need) -> str:
 
 
 # -- telling -----------------------------------------------------------------------------------------
-def _tell_band(desk: Desk, seen: DeviceObservation, state: DeviceState, before: Pressure) -> None:
+def _band(facts: Facts, seen: DeviceObservation, state: DeviceState, before: Pressure) -> Notes:
     """One incident from the first band above calm until calm."""
     new, uuid = state.pressure, seen.device.uuid
-    open_ = desk.open_incident("", uuid, EventName.PRESSURE_RISE)
+    about = About((EventName.PRESSURE_RISE,), gpu=uuid)
+    if new is Pressure.CALM:
+        text = f"GPU {seen.device.index}: pressure is calm again: {numbers(seen, state)}"
+        return (Close(about, EventName.PRESSURE_CALM, text),)
     if _RANK[new] == 0:
-        if open_ is not None and new is Pressure.CALM:
-            text = f"GPU {seen.device.index}: pressure is calm again: {numbers(seen, state)}"
-            desk.close_incident(open_.id, EventName.PRESSURE_CALM, text)
-        return
-    known = _RANK[new] == _RANK[before] or (before, new) == (Pressure.UNKNOWN, Pressure.TIGHT)
-    if open_ is not None and known:
-        return
+        return ()
     text = f"GPU {seen.device.index}: pressure is {new.value}: {numbers(seen, state)}"
     severity = Severity.ERROR if new is Pressure.CRITICAL else Severity.WARNING
-    if open_ is None:
-        evidence = (("holders", offenders.who(seen)),)
-        desk.raise_incident(EventName.PRESSURE_RISE, severity, text, gpu=uuid, evidence=evidence)
-        return
-    name = EventName.PRESSURE_RISE if _RANK[new] > _RANK[before] else EventName.PRESSURE_CALM
-    desk.tell(name, severity, text, gpu=uuid, incident=open_.id)
+    known = _RANK[new] == _RANK[before] or (before, new) == (Pressure.UNKNOWN, Pressure.TIGHT)
+    rises = _RANK[new] > _RANK[before]
+    name = EventName.PRESSURE_RISE if rises else EventName.PRESSURE_CALM
+    moved = None if known else facts.say(name, severity, text, about=about, gpu=uuid)
+    evidence = (("holders", offenders.who(seen)),)
+    rise = EventName.PRESSURE_RISE
+    return (facts.open(rise, severity, text, about, evidence=evidence, otherwise=moved),)
 
 
 def numbers(seen: DeviceObservation, state: DeviceState) -> str:

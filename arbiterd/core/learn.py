@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from arbiterd.core import pressure
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
     CAP_CALM_S,
     CAP_FLOOR_FRACTION,
@@ -23,6 +23,7 @@ from arbiterd.core.limits import (
     OOM_TRACE_S,
     REPEATED_OOMS,
 )
+from arbiterd.core.notes import Note, Notes
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.state import BackendState, DeviceState, State
@@ -68,8 +69,8 @@ def key(settings: Settings, seen: Observation, name: str, gpu: str) -> str:
 
 
 def apply(
-    placements: dict[str, Placement], seen: Observation, state: State, settings: Settings
-) -> dict[str, Placement]:
+    placements: Mapping[str, Placement], seen: Observation, state: State, settings: Settings
+) -> Mapping[str, Placement]:
     """Placements with the learned caps; never below the floor."""
     if not state.learned:
         return placements
@@ -114,15 +115,15 @@ def _of(
 
 
 # -- classes -----------------------------------------------------------------------------------------
-def refine(desk: Desk, backend: BackendState, cause: Cause, lines: tuple[str, ...]) -> Cause:
+def refine(facts: Facts, backend: BackendState, cause: Cause, lines: tuple[str, ...]) -> Cause:
     """The class from the words, corrected by the exit and by what the memory showed."""
-    if desk.unit(backend.name).host_oom:
+    if facts.unit(backend.name).host_oom:
         summary = "the kernel's OOM killer ended it: the host ran out of memory"
         return Cause(CauseClass.HOST_RAM, cause.line, summary)
     if cause.cause not in (CauseClass.OOM_RUNTIME, CauseClass.OOM_START):
         return cause
-    uuid = desk.gpu_of(backend.name)
-    seen, state = desk.seen.devices.get(uuid), desk.devices.get(uuid, DeviceState())
+    uuid = facts.gpu_of(backend.name)
+    seen, state = facts.seen.devices.get(uuid), facts.devices.get(uuid, DeviceState())
     if seen is None:
         return cause
     text = " ".join(lines)
@@ -130,13 +131,13 @@ def refine(desk: Desk, backend: BackendState, cause: Cause, lines: tuple[str, ..
     lowest = min((free for _, free in state.frees), default=None)
     if said_free is not None:
         lowest = said_free if lowest is None else min(lowest, said_free)
-    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     line = max(critical_free_bytes(headroom), tried or 0)
     if lowest is None or lowest >= line:
         return cause
-    other = _others(desk, backend.name, state)
+    other = _others(facts, backend.name, state)
     short = f"{format_size(lowest)} were free" + (f", {format_size(tried)} asked" if tried else "")
-    if other and not _own(desk, backend, state):
+    if other and not _own(facts, backend, state):
         return Cause(CauseClass.NEIGHBOUR, cause.line, f"the card was full ({short}): {other}")
     if cause.cause is CauseClass.OOM_START:
         return Cause(
@@ -152,7 +153,7 @@ def _size(pattern: re.Pattern[str], text: str) -> int | None:
     return int(float(found[1]) * _UNIT[found[2]]) if found else None
 
 
-def _own(desk: Desk, backend: BackendState, state: DeviceState) -> bool:
+def _own(facts: Facts, backend: BackendState, state: DeviceState) -> bool:
     """Whether it was over its cap itself. What it asked for last does not count: while others hold
     more than was granted, nobody knows that it would not have fitted beside them.
     """
@@ -160,20 +161,20 @@ def _own(desk: Desk, backend: BackendState, state: DeviceState) -> bool:
         (size for _, size in state.windows.get(backend.name, ())),
         default=max(backend.held_bytes.values(), default=0),
     )
-    cap = desk.placements[backend.name].cap_bytes
+    cap = facts.placements[backend.name].cap_bytes
     return held > cap + pressure.over_margin(cap)
 
 
-def _others(desk: Desk, name: str, state: DeviceState) -> str:
+def _others(facts: Facts, name: str, state: DeviceState) -> str:
     """Who else held more than was granted in the last seconds, "" for nobody."""
-    since = desk.seen.now - OOM_TRACE_S
-    allow = desk.settings.foreign_allow_bytes
+    since = facts.seen.now - OOM_TRACE_S
+    allow = facts.settings.foreign_allow_bytes
     for holder, window in state.windows.items():
         most = max((size for at, size in window if at >= since), default=0)
         if holder == "foreign" and most > allow + FOREIGN_SAID_BYTES:
             return f"strangers held {format_size(most)}, {format_size(allow)} are allowed"
-        placement = desk.placements.get(holder)
-        if holder == name or placement is None or holder not in desk.backends:
+        placement = facts.placements.get(holder)
+        if holder == name or placement is None or holder not in facts.backends:
             continue
         if most > placement.cap_bytes + pressure.over_margin(placement.cap_bytes):
             return (
@@ -183,35 +184,48 @@ def _others(desk: Desk, name: str, state: DeviceState) -> str:
 
 
 # -- lowering and undoing ----------------------------------------------------------------------------
-def after_oom(desk: Desk, backend: BackendState, cause: Cause) -> tuple[BackendState, Cause]:
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What an OOM has taught: its cause in full, and entries of ``State.learned``."""
+
+    backend: BackendState
+    cause: Cause
+    notes: Notes = ()
+    learned: Mapping[str, LearnedCap] = field(default_factory=dict)
+
+
+def after_oom(facts: Facts, backend: BackendState, cause: Cause) -> Lesson:
     """Count it; lower the cap, move to the CPU or stop, as ``on_oom`` says."""
     if cause.cause is not CauseClass.DEVICE_FULL:
-        return backend, cause
-    now = desk.seen.now
+        return Lesson(backend, cause)
+    now = facts.seen.now
     ooms = (*[at for at in backend.ooms if now - at < CAP_CALM_S], now)[-16:]
     backend = replace(backend, ooms=ooms)
-    wanted = desk.settings.active.backends[backend.name]
+    wanted = facts.settings.active.backends[backend.name]
     repeated = len(ooms) >= REPEATED_OOMS
     if repeated and wanted.on_oom == "stop":
         text = f"{cause.summary}; out of memory {len(ooms)} times: on_oom = stop"
-        return backend, replace(cause, summary=text, retry=False)
+        return Lesson(backend, replace(cause, summary=text, retry=False))
     on_cpu = repeated and wanted.on_oom == "cpu" and wanted.kind is Kind.OLLAMA
-    _lower(desk, backend.name, cause, on_cpu=on_cpu)
-    return backend, cause
+    notes, learned = _lowered(facts, backend.name, cause, on_cpu=on_cpu)
+    return Lesson(backend, cause, notes, learned)
 
 
-def _lower(desk: Desk, name: str, cause: Cause, *, on_cpu: bool) -> None:
-    configured = desk.configured[name].cap_bytes
-    model, version = what(desk.settings, desk.seen, name)
+def _lowered(
+    facts: Facts, name: str, cause: Cause, *, on_cpu: bool
+) -> tuple[Notes, dict[str, LearnedCap]]:
+    configured = facts.configured[name].cap_bytes
+    model, version = what(facts.settings, facts.seen, name)
     step = max(int(configured * CAP_STEP_FRACTION), CAP_STEP_MIN_BYTES)
     most = configured - int(configured * CAP_FLOOR_FRACTION)
-    for uuid in desk.configured[name].devices:
-        where = key(desk.settings, desk.seen, name, uuid)
-        old = desk.learned.get(where)
+    notes, learned = list[Note](), dict[str, LearnedCap]()
+    for uuid in facts.configured[name].devices:
+        where = key(facts.settings, facts.seen, name, uuid)
+        old = facts.learned.get(where)
         before = old.lowered_bytes if old else 0
         lowered = min(most, before + step)
-        desk.learned[where] = LearnedCap(
-            mode=desk.settings.mode,
+        learned[where] = LearnedCap(
+            mode=facts.settings.mode,
             backend=name,
             gpu=uuid,
             model=model,
@@ -219,7 +233,7 @@ def _lower(desk: Desk, name: str, cause: Cause, *, on_cpu: bool) -> None:
             lowered_bytes=lowered,
             step_bytes=step,
             ooms=(old.ooms if old else 0) + 1,
-            at=desk.seen.wall,
+            at=facts.seen.wall,
             reason=cause.summary,
             on_cpu=on_cpu,
         )
@@ -233,39 +247,39 @@ def _lower(desk: Desk, name: str, cause: Cause, *, on_cpu: bool) -> None:
                 f"{name}: its cap is {cap} from its next start, {format_size(lowered)} less than "
                 f"configured: {cause.summary}; undo: arbiterctl caps reset {name}"
             )
-        desk.tell(
-            EventName.CAP_LOWERED, Severity.WARNING, text, name, gpu=uuid, reason=cause.summary
-        )
+        event, severity = EventName.CAP_LOWERED, Severity.WARNING
+        notes.append(facts.say(event, severity, text, name, gpu=uuid, reason=cause.summary))
+    return tuple(notes), learned
 
 
-def before_start(desk: Desk, name: str) -> None:
+def before_start(facts: Facts, name: str) -> tuple[Facts, Notes]:
     """Half a step back after a calm day, at a start that happens anyway."""
-    configured = desk.configured.get(name)
-    if configured is None:
-        return
-    for uuid in configured.devices:
-        where = key(desk.settings, desk.seen, name, uuid)
-        old = desk.learned.get(where)
-        if old is None or desk.seen.wall - old.at < CAP_CALM_S:
+    configured = facts.configured.get(name)
+    learned, notes = dict(facts.learned), list[Note]()
+    for uuid in configured.devices if configured else ():
+        where = key(facts.settings, facts.seen, name, uuid)
+        old = learned.get(where)
+        if old is None or facts.seen.wall - old.at < CAP_CALM_S:
             continue
         left = old.lowered_bytes - old.step_bytes // 2
         if left <= 0:
-            del desk.learned[where]
+            del learned[where]
             text = f"{name}: its configured cap is in force again after a calm day"
         else:
-            changed = replace(old, lowered_bytes=left, at=desk.seen.wall, on_cpu=False)
-            desk.learned[where] = changed
+            learned[where] = replace(old, lowered_bytes=left, at=facts.seen.wall, on_cpu=False)
             text = f"{name}: half a step of its cap is given back: {format_size(left)} less than configured"
-        desk.tell(EventName.CAP_RESTORED, Severity.NOTICE, text, name, gpu=uuid)
-        desk.placements[name] = apply(
-            {name: configured}, desk.seen, replace(desk.state, learned=desk.learned), desk.settings
-        )[name]  # fmt: skip
+        notes.append(facts.say(EventName.CAP_RESTORED, Severity.NOTICE, text, name, gpu=uuid))
+    if configured is None or not notes:
+        return facts, ()
+    facts = facts.having(learned=learned)
+    mine = apply({name: configured}, facts.seen, facts.state, facts.settings)
+    return replace(facts, placements={**facts.placements, **mine}), tuple(notes)
 
 
-def reset(desk: Desk, name: str, by: str) -> None:
+def reset(facts: Facts, name: str, by: str) -> tuple[Facts, Note]:
     """``arbiterctl caps reset NAME``: everything learned about it, in every mode."""
-    gone = [where for where, one in desk.learned.items() if one.backend == name]
-    for where in gone:
-        del desk.learned[where]
-    text = f"{name}: {len(gone)} learned caps forgotten by {by}; in force from its next start"
-    desk.tell(EventName.CAP_RESTORED, Severity.NOTICE, text, name, reason=f"operator: {by}")
+    kept = {where: one for where, one in facts.learned.items() if one.backend != name}
+    gone = len(facts.learned) - len(kept)
+    text = f"{name}: {gone} learned caps forgotten by {by}; in force from its next start"
+    said = facts.say(EventName.CAP_RESTORED, Severity.NOTICE, text, name, reason=f"operator: {by}")
+    return facts.having(learned=kept), said

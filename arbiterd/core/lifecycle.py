@@ -1,14 +1,13 @@
 """The life of one backend: one function per phase, each looks at everything anew every tick.
 
-Which phase may follow which: core/phases.py.
-
-No phase waits for a single event: deadlines live in the state (design, section 2).
+Which phase may follow which: core/phases.py. A step changes its own backend and nothing else; what takes
+memory it asks for (core/grants.py). No phase waits for a single event: deadlines live in the state
+(design, section 2).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
 
 from arbiterd.core import (
     breaker,
@@ -22,8 +21,8 @@ from arbiterd.core import (
     trying,
     warm,
 )
-from arbiterd.core.desk import Desk
-from arbiterd.core.failing import TROUBLE, bury, fail, give_back, grace_after_drain
+from arbiterd.core.facts import Facts, Step
+from arbiterd.core.failing import bury, fail, give_back, grace_after_drain
 from arbiterd.core.gate import (
     TOLD,
     ask_for_nodes,
@@ -34,6 +33,7 @@ from arbiterd.core.gate import (
     port_lost,
 )
 from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
+from arbiterd.core.notes import Close, Heard, Notes, Order, Remark, trouble
 from arbiterd.core.planning import launch_spec
 from arbiterd.core.release import remember
 from arbiterd.core.state import (
@@ -56,130 +56,108 @@ from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration, format_size
 
 
-def step(desk: Desk, backend: BackendState) -> Ask | None:
-    """Advance one backend by one tick, up to what takes memory: that it asks for (core/grants.py)."""
+def step(facts: Facts, backend: BackendState) -> Step:
+    """Advance one backend by one tick."""
     match backend.phase:
         case Phase.STOPPED:
-            _stopped(desk, backend)
+            return _stopped(facts, backend)
         case Phase.WAITING:
-            return _waiting(desk, backend)
+            return _waiting(facts, backend)
         case Phase.STARTING:
-            _starting(desk, backend)
+            return _starting(facts, backend)
         case Phase.READY:
-            return _ready(desk, backend)
+            return _leaves(facts, backend) or _ready(facts, backend)
         case Phase.SLEEPING:
-            if not _ended(desk, backend) and _still_wanted(desk, backend):
-                return sleeping.step(desk, desk.backends[backend.name])
+            return _leaves(facts, backend) or sleeping.step(facts, backend)
         case Phase.DRAINING:
-            _draining(desk, backend)
+            return _ended(facts, backend) or _draining(facts, backend)
         case Phase.STOPPING:
-            bury(desk, backend)
+            return bury(facts, backend)
         case Phase.BACKOFF | Phase.FAILED:
-            _resting(desk, backend)
-        case _:
-            assert_never(backend.phase)
-    return None
+            return _resting(facts, backend)
 
 
-def runnable(desk: Desk, backend: BackendState) -> bool:
+def runnable(facts: Facts, backend: BackendState) -> bool:
     """Whether this backend should run at all now."""
-    return desk.wanted(backend.name) is not None and not backend.parked and not desk.seen.stopping
+    return facts.wanted(backend.name) is not None and not backend.parked and not facts.seen.stopping
 
 
-def stop(desk: Desk, backend: BackendState, after: After, why: DrainCause) -> None:
+def stop(facts: Facts, backend: BackendState, after: After, why: DrainCause) -> BackendState:
     """Drain first, then stop."""
-    known = desk.known(backend.name)
+    known = facts.known(backend.name)
     drain = known.drain_timeout_s if known else 30.0
-    deadline = desk.seen.now + drain
+    deadline = facts.seen.now + drain
     changed = replace(backend, after=after, deadline=deadline, pending="", drain=why)
-    desk.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[why])
+    return facts.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[why])
 
 
-def _drained(desk: Desk, backend: BackendState) -> None:
+def _drained(facts: Facts, backend: BackendState) -> BackendState:
     """An operator's drain: without a deadline."""
     changed = replace(backend, deadline=None, drain=DrainCause.OPERATOR)
-    desk.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[DrainCause.OPERATOR])
+    return facts.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[DrainCause.OPERATOR])
 
 
 # -- phases --------------------------------------------------------------------------------------
-def _stopped(desk: Desk, backend: BackendState) -> None:
-    unit = desk.unit(backend.name)
+def _stopped(facts: Facts, backend: BackendState) -> Step:
+    unit = facts.unit(backend.name)
     if unit.state is not UnitState.ABSENT and not backend.pending:
-        give_back(desk, backend, After.STOPPED, "left over from before", grace_s=0.0)
-        return
-    if not runnable(desk, backend):
-        return
-    desk.enter(backend, Phase.WAITING, "waits for its turn")
+        return give_back(facts, backend, After.STOPPED, "left over from before", grace_s=0.0)
+    if not runnable(facts, backend):
+        return Step(backend)
+    return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
 
 
-def _waiting(desk: Desk, backend: BackendState) -> Ask | None:
-    if not runnable(desk, backend):
-        _put_away(desk, backend)
-        return None
-    if desk.unit(backend.name).state is not UnitState.ABSENT:
-        give_back(desk, backend, After.WAITING, "left over from before", grace_s=0.0)
-        return None
-    heard_of_nodes(desk, backend)
-    return Ask.START
+def _waiting(facts: Facts, backend: BackendState) -> Step:
+    if not runnable(facts, backend):
+        return _put_away(facts, backend)
+    if facts.unit(backend.name).state is not UnitState.ABSENT:
+        return give_back(facts, backend, After.WAITING, "left over from before", grace_s=0.0)
+    return Step(heard_of_nodes(facts, backend), ask=Ask.START)
 
 
-def start(desk: Desk, backend: BackendState) -> None:
+def start(facts: Facts, backend: BackendState) -> tuple[Facts, Notes]:
     """Start it, or keep why that must wait."""
-    reason = blocked(desk, backend)
+    reason = blocked(facts, backend)
     if reason is None:
-        _start(desk, backend)
-        return
-    backend = ask_for_nodes(desk, backend, reason)
-    changed = desk.enter(replace(backend, blocked_by=reason.kind), Phase.WAITING, str(reason))
+        return _start(facts, backend)
+    backend, notes = ask_for_nodes(facts, backend, reason)
+    waits = facts.enter(replace(backend, blocked_by=reason.kind), Phase.WAITING, str(reason))
     if reason.kind in TOLD:
-        _say_blocked(desk, changed, str(reason))
+        notes = (*notes, *_blocked_for_long(facts, waits, str(reason)))
+    return facts.put(waits), notes
 
 
-def _say_blocked(desk: Desk, backend: BackendState, reason: str) -> None:
-    taken = backend.name in desk.seen.host.taken_ports
+def _blocked_for_long(facts: Facts, backend: BackendState, reason: str) -> Notes:
+    taken = backend.name in facts.seen.host.taken_ports
+    if facts.seen.now - backend.since < (PORT_TAKEN_AFTER_S if taken else BLOCKED_AFTER_S):
+        return ()
     name = EventName.PORT_TAKEN if taken else EventName.BLOCKED_START
-    waited = desk.seen.now - backend.since
-    if waited < (PORT_TAKEN_AFTER_S if taken else BLOCKED_AFTER_S):
-        return
-    open_ = desk.open_incident(backend.name, "", *TROUBLE, name)
-    if open_ is not None:
-        if taken:  # whose port it is must be told, whatever it was that ended the engine
-            desk.tell_within(open_, name, f"{backend.name} cannot start: {reason}")
-        return
-    gpu = desk.gpu_of(backend.name)
-    seen = desk.seen.devices.get(gpu)
+    about, text = trouble(backend.name), f"{backend.name} cannot start: {reason}"
+    seen = facts.seen.devices.get(facts.gpu_of(backend.name))
     pids: tuple[int, ...] = ()
-    evidence: tuple[tuple[str, str], ...] = ()
+    who: tuple[tuple[str, str], ...] = ()
     if seen and isinstance(seen.processes, Known):
         pids = tuple(p.pid for p in seen.processes.value if p.holder != backend.name)
-        evidence = (("holders", holders(seen, backend.name)),)
-    desk.raise_incident(
-        name,
-        Severity.WARNING,
-        f"{backend.name} cannot start: {reason}",
-        backend=backend.name,
-        pids=pids,
-        evidence=evidence,
+        who = (("holders", holders(seen, backend.name)),)
+    # Whose port it is must be told, whatever it was that ended the engine.
+    remark = Remark(about, name, text) if taken else None
+    note = facts.open(
+        name, Severity.WARNING, text, about, pids=pids, evidence=who, otherwise=remark
     )
+    return (note,)
 
 
-def _start(desk: Desk, backend: BackendState) -> None:
-    settings = desk.settings
-    learn.before_start(desk, backend.name)
-    wanted = settings.active.backends[backend.name]
-    context = context_of(desk, backend.name)
-    spec = launch_spec(context)
+def _start(facts: Facts, backend: BackendState) -> tuple[Facts, Notes]:
+    facts, notes = learn.before_start(facts, backend.name)
+    wanted = facts.settings.active.backends[backend.name]
+    spec = launch_spec(context_of(facts, backend.name))
     reason = backend.cause.summary if backend.cause else "configured"
-    action = StartBackend(
-        desk.action_id("start", backend.name), backend.name, desk.gpu_of(backend.name), reason, spec
-    )
-    trouble = desk.open_incident(backend.name, "", *TROUBLE)
-    desk.act(action, trouble.id if trouble else "")
-    now = desk.seen.now
-    again = backend.attempt > 0
+    gpu, about = facts.gpu_of(backend.name), trouble(backend.name)
+    id_ = facts.action_id("start", backend.name)
+    now, again = facts.seen.now, backend.attempt > 0
     changed = replace(
         backend,
-        pending=action.id,
+        pending=id_,
         intent=spec.intent,
         invocation="",
         deadline=now + wanted.start_timeout_s,
@@ -193,56 +171,57 @@ def _start(desk: Desk, backend: BackendState) -> None:
         sleep=Sleep(),
         canaries=Canaries(),
         missed={},
-        started_cap=desk.placements[backend.name].cap_bytes,
+        started_cap=facts.placements[backend.name].cap_bytes,
         restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
         restart_asked=False,
         gone_at=None,
         release_slow_said=False,
     )
-    desk.enter(changed, Phase.STARTING, "starting")
-    cap = format_size(desk.placements[backend.name].cap_bytes)
-    desk.tell(
+    cap = format_size(facts.placements[backend.name].cap_bytes)
+    text = f"{backend.name}: starting with a cap of {cap}"
+    said = facts.say(
         EventName.RESTART if again else EventName.START,
         Severity.INFO,
-        f"{backend.name}: starting with a cap of {cap}"
-        + (f" (attempt {backend.attempt + 1})" if again else ""),
+        text + (f" (attempt {backend.attempt + 1})" if again else ""),
         backend.name,
-        action=action.id,
+        about,
+        action=id_,
         reason=reason,
-        incident=trouble.id if trouble else "",
     )
+    order = Order(StartBackend(id_, backend.name, gpu, reason, spec), about)
+    return facts.put(facts.enter(changed, Phase.STARTING, "starting")), (*notes, order, said)
 
 
-def _starting(desk: Desk, backend: BackendState) -> None:
-    outcome = desk.outcome_of(backend.pending)
-    if outcome is not None:
-        desk.note_outcome(outcome)
-        backend = desk.put(replace(backend, pending=""))
-        if not outcome.ok:
-            cause = Cause(CauseClass.OTHER, "", outcome.detail)
-            fail(desk, backend, outcome.detail, cause)
-            return
-    unit = desk.unit(backend.name)
-    if _ended(desk, backend) or not _still_wanted(desk, backend):
-        return
-    if unit.state is UnitState.RUNNING:
-        held, spare = remember(desk, backend)
-        backend = desk.put(
-            replace(backend, invocation=unit.invocation, held_bytes=held, spare_then=spare)
-        )
-        alive = desk.seen.health.get(backend.name)
-        if alive and isinstance(alive.alive, Known) and alive.alive.value.verdict.ok:
-            if trying.over(desk, backend):
-                _became_ready(desk, desk.backends[backend.name])
-            return
-    if unit.state is UnitState.RUNNING and port_lost(desk, backend):
-        give_back(desk, backend, After.WAITING, desk.seen.host.taken_ports[backend.name])
-        return
-    _watch_start(desk, backend)
+def _starting(facts: Facts, backend: BackendState) -> Step:
+    outcome = facts.outcome_of(backend.pending)
+    if outcome is None:
+        return _leaves(facts, backend) or _answering(facts, backend)
+    backend, heard = replace(backend, pending=""), (Heard(outcome),)
+    if not outcome.ok:
+        cause = Cause(CauseClass.OTHER, "", outcome.detail)
+        return fail(facts, backend, outcome.detail, cause).after(heard)
+    return (_leaves(facts, backend) or _answering(facts, backend)).after(heard)
 
 
-def _became_ready(desk: Desk, backend: BackendState) -> None:
-    now = desk.seen.now
+def _answering(facts: Facts, backend: BackendState) -> Step:
+    """Whether it answers by now."""
+    unit = facts.unit(backend.name)
+    if unit.state is not UnitState.RUNNING:
+        return _watch_start(facts, backend)
+    held, spare = remember(facts, backend)
+    backend = replace(backend, invocation=unit.invocation, held_bytes=held, spare_then=spare)
+    health = facts.seen.health.get(backend.name)
+    if health and isinstance(health.alive, Known) and health.alive.value.verdict.ok:
+        backend, tried = trying.step(facts, backend)
+        return _became_ready(facts, backend) if tried else Step(backend)
+    if port_lost(facts, backend):
+        thief = facts.seen.host.taken_ports[backend.name]
+        return give_back(facts, backend, After.WAITING, thief)
+    return _watch_start(facts, backend)
+
+
+def _became_ready(facts: Facts, backend: BackendState) -> Step:
+    now, about = facts.seen.now, trouble(backend.name)
     took = now - backend.since
     changed = replace(
         backend,
@@ -254,168 +233,151 @@ def _became_ready(desk: Desk, backend: BackendState) -> None:
         vitals=judge.fresh(now),
         pending="",
     )
-    if backend.held:
-        _drained(desk, changed)
-    else:
-        desk.enter(changed, Phase.READY, "")
+    ready = _drained(facts, changed) if backend.held else facts.enter(changed, Phase.READY, "")
     text = f"{backend.name}: ready after {format_duration(took)}"
-    trouble = desk.open_incident(backend.name, "", *TROUBLE)
-    desk.tell(
-        EventName.READY,
-        Severity.INFO,
-        text,
-        backend.name,
-        took_ms=took * 1000,
-        incident=trouble.id if trouble else "",
-    )
-    if trouble:
-        desk.close_incident(trouble.id, EventName.RECOVERED, f"{backend.name}: recovered, {text}")
+    said = facts.say(EventName.READY, Severity.INFO, text, backend.name, about, took_ms=took * 1000)
+    over = Close(about, EventName.RECOVERED, f"{backend.name}: recovered, {text}")
+    return Step(ready, (said, over))
 
 
-def _watch_start(desk: Desk, backend: BackendState) -> None:
+def _watch_start(facts: Facts, backend: BackendState) -> Step:
     """Deadline, moved on while the start makes progress."""
-    now = desk.seen.now
-    wanted = desk.wanted(backend.name)
+    now = facts.seen.now
+    wanted = facts.wanted(backend.name)
     if wanted is None or backend.deadline is None or backend.hard_deadline is None:
-        return
+        return Step(backend)
     if progress.moved(backend, now):
         limit = max(backend.deadline, now + wanted.start_timeout_s / 2)
-        backend = desk.put(replace(backend, deadline=min(limit, backend.hard_deadline)))
-    if now >= (backend.deadline or now):
-        took = format_duration(now - backend.since)
-        text = f"not ready after {took} (start_timeout {format_duration(wanted.start_timeout_s)})"
-        fail(desk, backend, text, Cause(CauseClass.OTHER, "", text))
+        backend = replace(backend, deadline=min(limit, backend.hard_deadline))
+    if now < (backend.deadline or now):
+        return Step(backend)
+    took = format_duration(now - backend.since)
+    text = f"not ready after {took} (start_timeout {format_duration(wanted.start_timeout_s)})"
+    return fail(facts, backend, text, Cause(CauseClass.OTHER, "", text))
 
 
-def _ready(desk: Desk, backend: BackendState) -> Ask | None:
-    if _ended(desk, backend) or not _still_wanted(desk, backend):
-        return None
-    if desk.unit(backend.name).state is UnitState.STOPPING:
-        return None  # by a person's hand: its door is shut (views.not_accepting), its end is still to come
-    wanted = desk.settings.active.backends[backend.name]
-    backend, why = returned.look(desk, backend)
+def _ready(facts: Facts, backend: BackendState) -> Step:
+    if facts.unit(backend.name).state is UnitState.STOPPING:
+        # By a person's hand: its door is shut (views.not_accepting), its end is still to come.
+        return Step(backend)
+    wanted = facts.settings.active.backends[backend.name]
+    backend, why = returned.look(facts, backend)
     if why:
-        fail(desk, backend, why, Cause(CauseClass.OTHER, "", why))
-        return None
-    held, spare = remember(desk, backend)
-    backend = updated(breaker.closed(backend, desk.seen.now), held_bytes=held, spare_then=spare)
-    backend = _vitals(desk, backend, wanted.stuck_after_s)
+        return fail(facts, backend, why, Cause(CauseClass.OTHER, "", why))
+    held, spare = remember(facts, backend)
+    backend = updated(breaker.closed(backend, facts.seen.now), held_bytes=held, spare_then=spare)
+    backend, notes = _vitals(facts, backend, wanted.stuck_after_s)
     sick_since = backend.vitals.sick_since
-    if sick_since is not None and desk.seen.now - sick_since >= wanted.stuck_after_s:
-        fail(desk, backend, backend.vitals.why, Cause(CauseClass.OTHER, "", backend.vitals.why))
-        return None
+    if sick_since is not None and facts.seen.now - sick_since >= wanted.stuck_after_s:
+        cause = Cause(CauseClass.OTHER, "", backend.vitals.why)
+        return fail(facts, backend, backend.vitals.why, cause).after(notes)
     if backend.held:
-        _drained(desk, backend)
-        return None
-    return warm.note(desk, desk.put(backend))
+        return Step(_drained(facts, backend), notes)
+    return warm.step(facts, backend).after(notes)
 
 
-def _vitals(desk: Desk, backend: BackendState, stuck_after_s: float) -> BackendState:
+def _vitals(
+    facts: Facts, backend: BackendState, stuck_after_s: float
+) -> tuple[BackendState, Notes]:
     """Fold in the probes; say when it falls sick and when it is well again."""
-    health = desk.seen.health.get(backend.name)
+    health = facts.seen.health.get(backend.name)
     if health is None:
-        return desk.put(backend)
-    old, now = backend.vitals, desk.seen.now
-    if trying.needed(desk, backend):
-        seen, kept = evidence.answers(desk, backend.name), bool(backend.canaries.kept)
+        return backend, ()
+    old, now = backend.vitals, facts.seen.now
+    notes: Notes = ()
+    if trying.needed(facts, backend):
+        seen, kept = evidence.answers(facts, backend.name), bool(backend.canaries.kept)
         new = judge.judge_by_door(old, health, seen, stuck_after_s, now, canary=kept)
         if new.suspect and not old.suspect:
-            trying.say_suspect(desk, backend, stuck_after_s)
+            notes = (trying.suspect(facts, backend, stuck_after_s),)
     else:
-        progress = evidence.progress(desk, backend.name)
-        new = judge.judge(old, health, progress, stuck_after_s, now)
+        progress_ = evidence.progress(facts, backend.name)
+        new = judge.judge(old, health, progress_, stuck_after_s, now)
     reason = backend.reason if backend.held else new.why if new.sick_since else ""
-    backend = desk.put(updated(backend, vitals=new, reason=reason))
-    trouble = desk.open_incident(backend.name, "", *TROUBLE)
-    if new.sick_since is not None and old.sick_since is None and not trouble:
-        name = EventName.STUCK if judge.is_stuck(new) else EventName.UNHEALTHY
-        text = f"{backend.name}: takes no new work: {new.why}"
-        desk.raise_incident(name, Severity.ERROR, text, backend=backend.name)
-    elif new.sick_since is None and old.sick_since is not None and trouble:
-        text = f"{backend.name}: answers again"
-        desk.close_incident(trouble.id, EventName.RECOVERED, text)
-    return backend
+    backend = updated(backend, vitals=new, reason=reason)
+    if (new.sick_since is None) is (old.sick_since is None):
+        return backend, notes
+    about = trouble(backend.name)
+    if new.sick_since is None:
+        over = Close(about, EventName.RECOVERED, f"{backend.name}: answers again")
+        return backend, (*notes, over)
+    name = EventName.STUCK if judge.is_stuck(new) else EventName.UNHEALTHY
+    text = f"{backend.name}: takes no new work: {new.why}"
+    return backend, (*notes, facts.open(name, Severity.ERROR, text, about))
 
 
-def _draining(desk: Desk, backend: BackendState) -> None:
-    if _ended(desk, backend):
-        return
-    wanted = desk.wanted(backend.name)
+def _draining(facts: Facts, backend: BackendState) -> Step:
     if backend.deadline is None:
-        if backend.held and runnable(desk, backend):
-            if wanted is not None:
-                _vitals(desk, backend, wanted.stuck_after_s)
-            return
-        if runnable(desk, backend):
-            desk.enter(backend, Phase.READY, "")
-            return
-        stop(desk, backend, After.STOPPED, DrainCause.UNWANTED)
-        return
-    held, spare = remember(desk, backend)
-    backend = desk.put(replace(backend, held_bytes=held, spare_then=spare))
-    busy = evidence.busy(desk, backend.name, backend.since)
-    if (busy and desk.seen.now < (backend.deadline or 0.0)) or reclaim.spared(desk, backend):
-        return
+        return _drained_on(facts, backend)
+    held, spare = remember(facts, backend)
+    in_time = facts.seen.now < backend.deadline
+    backend = replace(backend, held_bytes=held, spare_then=spare)
+    busy = evidence.busy(facts, backend.name, backend.since)
+    if (busy and in_time) or reclaim.spared(facts, backend):
+        return Step(backend)
     if backend.after is After.SLEEPING:
-        sleeping.fall(desk, backend)
-        return
-    grace = grace_after_drain(desk, backend, busy=busy)
-    give_back(desk, backend, backend.after, backend.reason, grace_s=grace)
+        return sleeping.fall(facts, backend)
+    grace = grace_after_drain(facts, backend, busy=busy)
+    return give_back(facts, backend, backend.after, backend.reason, grace_s=grace)
 
 
-def _resting(desk: Desk, backend: BackendState) -> None:
-    if not runnable(desk, backend):
-        _put_away(desk, backend)
-        return
-    if desk.unit(backend.name).state is not UnitState.ABSENT:
-        give_back(desk, backend, After.BACKOFF, "left over from before", grace_s=0.0)
-        return
-    if desk.seen.now >= backend.not_before:
-        desk.enter(backend, Phase.WAITING, "waits for its turn")
+def _drained_on(facts: Facts, backend: BackendState) -> Step:
+    """Drained by an operator, for as long as that is wanted."""
+    if not runnable(facts, backend):
+        return Step(stop(facts, backend, After.STOPPED, DrainCause.UNWANTED))
+    if not backend.held:
+        return Step(facts.enter(backend, Phase.READY, ""))
+    wanted = facts.wanted(backend.name)
+    return Step(*_vitals(facts, backend, wanted.stuck_after_s)) if wanted else Step(backend)
+
+
+def _resting(facts: Facts, backend: BackendState) -> Step:
+    if not runnable(facts, backend):
+        return _put_away(facts, backend)
+    if facts.unit(backend.name).state is not UnitState.ABSENT:
+        return give_back(facts, backend, After.BACKOFF, "left over from before", grace_s=0.0)
+    if facts.seen.now >= backend.not_before:
+        return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
+    return Step(backend)
 
 
 # -- shared --------------------------------------------------------------------------------------
-def _put_away(desk: Desk, backend: BackendState) -> None:
+def _put_away(facts: Facts, backend: BackendState) -> Step:
     """Wanted no more while it does not run: its trouble is over, and a backend that the mode does not
     name is forgotten soon, so nobody would close its incident later.
     """
-    trouble = desk.open_incident(backend.name, "", *TROUBLE)
-    if trouble:
-        text = f"{backend.name}: stopped on purpose"
-        desk.close_incident(trouble.id, EventName.STOP, text)
-    desk.enter(replace(backend, attempt=0, failures=(), cause=None), Phase.STOPPED, "not wanted")
+    over = Close(trouble(backend.name), EventName.STOP, f"{backend.name}: stopped on purpose")
+    rested = replace(backend, attempt=0, failures=(), cause=None)
+    return Step(facts.enter(rested, Phase.STOPPED, "not wanted"), (over,))
 
 
-def _ended(desk: Desk, backend: BackendState) -> bool:
+def _leaves(facts: Facts, backend: BackendState) -> Step | None:
+    """Its end: its own, or because the mode no longer names it or an operator wants it restarted."""
+    ended = _ended(facts, backend)
+    if ended is not None:
+        return ended
+    if not runnable(facts, backend):
+        return Step(stop(facts, backend, After.STOPPED, DrainCause.UNWANTED))
+    if backend.restart_asked:
+        return Step(stop(facts, backend, After.WAITING, DrainCause.RESTART))
+    return None
+
+
+def _ended(facts: Facts, backend: BackendState) -> Step | None:
     """Main process gone, or the unit gone by a person's hand. Any exit nobody asked for is a
     failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966).
     """
-    unit = desk.unit(backend.name)
+    unit = facts.unit(backend.name)
     if unit.vanished or (unit.state is UnitState.ABSENT and backend.invocation):
         text = f"{backend.name}: stopped by hand; it stays stopped until: arbiterctl resume {backend.name}"
-        desk.tell(EventName.STOPPED_BY_OPERATOR, Severity.WARNING, text, backend.name)
+        name = EventName.STOPPED_BY_OPERATOR
+        said = facts.say(name, Severity.WARNING, text, backend.name)
         changed = replace(backend, parked=True, invocation="", pending="", deadline=None)
-        trouble = desk.open_incident(backend.name, "", *TROUBLE)
-        if trouble:
-            desk.close_incident(trouble.id, EventName.STOPPED_BY_OPERATOR, text)
-        give_back(desk, changed, After.STOPPED, "stopped by hand", grace_s=0.0)
-        return True
+        gone = give_back(facts, changed, After.STOPPED, "stopped by hand", grace_s=0.0)
+        return gone.after((said, Close(trouble(backend.name), name, text)))
     if unit.state is not UnitState.EXITED:
-        return False
+        return None
     asleep = backend.after is After.SLEEPING
     if backend.phase is Phase.DRAINING and backend.deadline is not None and not asleep:
-        give_back(desk, backend, backend.after, backend.reason, grace_s=0.0)
-        return True
-    fail(desk, backend, f"main process ended unasked ({unit.exit})", None)
-    return True
-
-
-def _still_wanted(desk: Desk, backend: BackendState) -> bool:
-    """Stop what the mode no longer names, what changed, and what an operator wants restarted."""
-    if not runnable(desk, backend):
-        stop(desk, backend, After.STOPPED, DrainCause.UNWANTED)
-        return False
-    if backend.restart_asked:
-        stop(desk, backend, After.WAITING, DrainCause.RESTART)
-        return False
-    return True
+        return give_back(facts, backend, backend.after, backend.reason, grace_s=0.0)
+    return fail(facts, backend, f"main process ended unasked ({unit.exit})", None)

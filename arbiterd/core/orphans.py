@@ -4,8 +4,9 @@ holds any more. A vLLM EngineCore outlives a killed API server with all its memo
 
 from __future__ import annotations
 
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import ORPHAN_AFTER_S
+from arbiterd.core.notes import About, Close, Heard, Notes, Order
 from arbiterd.model.actions import KillProcesses
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuProcess, ProcessRef
@@ -16,63 +17,60 @@ from arbiterd.model.reading import Known
 _OWNED_PHASES = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 
-def find_orphans(desk: Desk) -> tuple[dict[tuple[int, int], float], str]:
-    """Kill leftovers that stay. Returns when each was first seen, and the kill in flight."""
-    pending = desk.state.orphan_pending
-    outcome = desk.outcome_of(pending)
+def find_orphans(facts: Facts) -> tuple[Facts, Notes]:
+    """Kill leftovers that stay; remember when each was first seen, and the kill in flight."""
+    notes: Notes = ()
+    pending = facts.state.orphan_pending
+    outcome = facts.outcome_of(pending)
     if outcome is not None:
-        desk.note_outcome(outcome)
-        pending = ""
+        pending, notes = "", (Heard(outcome),)
     # The lists may still be those from before the kill: whoever is in them is watched anew.
-    known = desk.state.orphans if outcome is None else {}
+    known = facts.state.orphans if outcome is None else {}
     seen: dict[tuple[int, int], float] = {}
     due: dict[str, list[ProcessRef]] = {}
     gpu_of: dict[str, str] = {}
-    for uuid, device in desk.seen.devices.items():
+    for uuid, device in facts.seen.devices.items():
         if not isinstance(device.processes, Known):
             continue
         for process in device.processes.value:
-            if process.ref is None or not _leftover(desk, process):
+            if process.ref is None or not _leftover(facts, process):
                 continue
             key = (process.ref.pid, process.ref.start_time)
-            seen[key] = known.get(key, desk.seen.now)
-            if desk.seen.now - seen[key] >= ORPHAN_AFTER_S:
+            seen[key] = known.get(key, facts.seen.now)
+            if facts.seen.now - seen[key] >= ORPHAN_AFTER_S:
                 due.setdefault(process.holder, []).append(process.ref)
                 gpu_of[process.holder] = uuid
     if due and not pending:
         name = min(due)
-        pending = _kill(desk, name, gpu_of[name], tuple(dict.fromkeys(due[name])))
-    return seen, pending
+        pending = facts.action_id("leftover", name)
+        refs = tuple(dict.fromkeys(due[name]))
+        notes = (*notes, *_kill(facts, pending, name, gpu_of[name], refs))
+    if (seen, pending) == (facts.state.orphans, facts.state.orphan_pending):
+        return facts, notes
+    return facts.having(orphans=seen, orphan_pending=pending), notes
 
 
-def _leftover(desk: Desk, process: GpuProcess) -> bool:
-    backend = desk.backends.get(process.holder)
+def _leftover(facts: Facts, process: GpuProcess) -> bool:
+    backend = facts.backends.get(process.holder)
     if not process.holder:
         return False
     if backend is None:
         return True
     if backend.pending or backend.phase in _OWNED_PHASES:
         return False
-    return desk.unit(process.holder).state is UnitState.ABSENT
+    return facts.unit(process.holder).state is UnitState.ABSENT
 
 
-def _kill(desk: Desk, name: str, gpu: str, refs: tuple[ProcessRef, ...]) -> str:
+def _kill(facts: Facts, id_: str, name: str, gpu: str, refs: tuple[ProcessRef, ...]) -> Notes:
+    """One incident per leftover, from its end to its end."""
     pids = ", ".join(str(ref.pid) for ref in refs)
     reason = f"left over from {name}, holds memory without a unit"
-    action = KillProcesses(desk.action_id("leftover", name), name, gpu, reason, refs)
+    event, about = EventName.ORPHAN_KILLED, About((EventName.ORPHAN_KILLED,), name)
     text = f"{name}: killing leftover pid {pids}: {reason}"
-    incident = desk.open_incident(name, "", EventName.ORPHAN_KILLED)
-    if incident is None:
-        new = desk.raise_incident(
-            EventName.ORPHAN_KILLED,
-            Severity.WARNING,
-            text,
-            backend=name,
-            gpu=gpu,
-            pids=tuple(ref.pid for ref in refs),
-        )
-        desk.act(action, new)
-        desk.close_incident(new, EventName.KILL, f"{name}: leftover pid {pids} told to go")
-    else:
-        desk.act(action, incident.id)
-    return action.id
+    return (
+        facts.open(
+            event, Severity.WARNING, text, about, gpu=gpu, pids=tuple(ref.pid for ref in refs)
+        ),
+        Order(KillProcesses(id_, name, gpu, reason, refs), about),
+        Close(about, EventName.KILL, f"{name}: leftover pid {pids} told to go"),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import (
     HUNG_AFTER_S,
@@ -17,6 +17,7 @@ from arbiterd.core.limits import (
     PROGRESS_MEMORY_BYTES,
     PROGRESS_UNSEEN_S,
 )
+from arbiterd.core.notes import Notes
 from arbiterd.core.state import BackendState, Effort
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
@@ -25,25 +26,25 @@ from arbiterd.quantities import format_duration
 _SAMPLE_S = 1.0
 
 
-def busy_with(desk: Desk, backend: BackendState) -> str:
+def busy_with(facts: Facts, backend: BackendState) -> str:
     """The memory event whose progress counts, as 'is starting', "" for none."""
     if backend.phase is Phase.STARTING:
         return "is starting"
-    leased = any(one.backend == backend.name for one in desk.leases.values())
+    leased = any(one.backend == backend.name for one in facts.leases.values())
     return "is loading a model" if backend.warm_pending or leased else ""
 
 
-def note(desk: Desk) -> None:
+def note(facts: Facts) -> tuple[Facts, Notes]:
     """Sample every backend that is busy with a memory event; say when one hangs and when it goes on."""
-    for backend in list(desk.backends.values()):
-        what = busy_with(desk, backend)
-        if not what:
-            if backend.effort is not None:
-                desk.put(replace(backend, effort=None))
-            continue
-        sampled = _sampled(desk, backend)
+    notes: Notes = ()
+    for backend in facts.backends.values():
+        what = busy_with(facts, backend)
+        sampled = _sampled(facts, backend) if what else None
         if sampled is not backend.effort:
-            _tell(desk, desk.put(replace(backend, effort=sampled)), backend.effort, what)
+            new = replace(backend, effort=sampled)
+            notes = (*notes, *_said(facts, new, backend.effort, what))
+            facts = facts.put(new)
+    return facts, notes
 
 
 def moved(backend: BackendState, now: float) -> bool:
@@ -58,13 +59,13 @@ def why_hung(backend: BackendState) -> str:
     return f"hung: no output, CPU time, I/O or new memory for {format_duration(HUNG_AFTER_S)}"
 
 
-def _sampled(desk: Desk, backend: BackendState) -> Effort:
+def _sampled(facts: Facts, backend: BackendState) -> Effort:
     """The next sample, at most one a second; the old one in between."""
-    old, now, unit = backend.effort, desk.seen.now, desk.unit(backend.name)
+    old, now, unit = backend.effort, facts.seen.now, facts.unit(backend.name)
     if old is not None and now - old.at < _SAMPLE_S:
         return old
     memory = unit.memory_bytes + sum(
-        used_of(rows, backend.name) or 0 for rows in desk.ledgers.values()
+        used_of(rows, backend.name) or 0 for rows in facts.ledgers.values()
     )
     if old is None:
         return Effort(now, now, unit.cpu_s, unit.log_bytes, unit.io_bytes, memory)
@@ -90,15 +91,14 @@ def _sampled(desk: Desk, backend: BackendState) -> Effort:
     )
 
 
-def _tell(desk: Desk, backend: BackendState, old: Effort | None, what: str) -> None:
+def _said(facts: Facts, backend: BackendState, old: Effort | None, what: str) -> Notes:
     if old is None or backend.effort is None or old.hung == backend.effort.hung:
-        return
+        return ()
     if not backend.effort.hung:
         text = f"{backend.name} {what}: it makes progress again"
-        desk.tell(EventName.RECOVERED, Severity.NOTICE, text, backend.name)
-        return
+        return (facts.say(EventName.RECOVERED, Severity.NOTICE, text, backend.name),)
     text = (
         f"{backend.name} {what}: {why_hung(backend)}; "
         "other backends that fit beside its booked memory may start"
     )
-    desk.tell(EventName.STUCK, Severity.WARNING, text, backend.name)
+    return (facts.say(EventName.STUCK, Severity.WARNING, text, backend.name),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import FRESH_SAMPLES, GROWING_BYTES
 from arbiterd.core.state import BackendState, DeviceState
@@ -18,26 +18,26 @@ from arbiterd.model.reading import Known
 from arbiterd.quantities import format_size
 
 
-def look(desk: Desk, backend: BackendState) -> tuple[BackendState, str]:
+def look(facts: Facts, backend: BackendState) -> tuple[BackendState, str]:
     """(the backend with what it held on lost cards, why its context is gone or "").
 
     Called before ``held_bytes`` is renewed: that of a lost card is the last that was seen.
     """
     missed = dict(backend.missed)
     for uuid, held in backend.held_bytes.items():
-        seen = desk.seen.devices.get(uuid)
+        seen = facts.seen.devices.get(uuid)
         if seen is not None and seen.state is GpuState.LOST and held >= GROWING_BYTES:
             missed.setdefault(uuid, held)
     for uuid, held in list(missed.items()):
-        seen = desk.seen.devices.get(uuid)
-        fresh = desk.devices.get(uuid, DeviceState()).samples >= FRESH_SAMPLES
+        seen = facts.seen.devices.get(uuid)
+        fresh = facts.devices.get(uuid, DeviceState()).samples >= FRESH_SAMPLES
         if seen is None or seen.state is not GpuState.OK or not fresh:
             continue
-        used = used_of(desk.ledgers.get(uuid, ()), backend.name)
+        used = used_of(facts.ledgers.get(uuid, ()), backend.name)
         if used is None:
             continue
         del missed[uuid]
-        if used == 0 and not _unloaded(desk, backend.name):
+        if used == 0 and not _unloaded(facts, backend.name):
             why = (
                 f"GPU {seen.device.index} was lost and is back, and of the {format_size(held)} that it "
                 "held there nothing is left: its CUDA context is gone"
@@ -46,9 +46,9 @@ def look(desk: Desk, backend: BackendState) -> tuple[BackendState, str]:
     return (backend if missed == backend.missed else replace(backend, missed=missed)), ""
 
 
-def _unloaded(desk: Desk, name: str) -> bool:
+def _unloaded(facts: Facts, name: str) -> bool:
     """It says itself that it has no model resident: it needs no context."""
-    wanted, health = desk.wanted(name), desk.seen.health.get(name)
+    wanted, health = facts.wanted(name), facts.seen.health.get(name)
     if wanted is None or not engine_of(wanted.kind).warm_model(wanted):
         return False
     return health is not None and isinstance(health.loaded, Known) and not health.loaded.value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
+from arbiterd.core.notes import Note, Notes
 from arbiterd.engines.base import CauseClass
 from arbiterd.model.events import EventName, Severity
 
@@ -13,11 +14,14 @@ _WHY = {
 }
 
 
-def tell_deaths(desk: Desk) -> None:
+def deaths(facts: Facts) -> Notes:
     """The engine starts a new runner at the next request; nothing is done here."""
-    for name, death in desk.seen.deaths:
+    notes: list[Note] = []
+    for name, death in facts.seen.deaths:
         why = _WHY.get(death.cause, "")
         text = f"{name}: a runner died ({death.how})" + (f": {why}" if why else "")
-        desk.tell(
-            EventName.RUNNER_DIED, Severity.WARNING, text, name, reason=death.line, kind=death.cause
+        event, reason = EventName.RUNNER_DIED, death.line
+        notes.append(
+            facts.say(event, Severity.WARNING, text, name, reason=reason, kind=death.cause)
         )
+    return tuple(notes)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbiterd.core.desk import Desk
 from arbiterd.core.diff import estimate, plan, reason, same
+from arbiterd.core.facts import Facts
+from arbiterd.core.incidents import found
 from arbiterd.core.intent import intent
 from arbiterd.core.limits import BLOCKED_AFTER_S, SWITCH_FAILURES
+from arbiterd.core.notes import About, Close, Note, Notes
 from arbiterd.core.state import BackendState, Switch
 from arbiterd.core.views import not_accepting
 from arbiterd.model.backend import Phase
@@ -24,59 +26,55 @@ from arbiterd.model.switch import Change, Ended, Step, SwitchResult, SwitchView
 from arbiterd.quantities import format_duration
 
 
-def begin(desk: Desk, before: Settings | None) -> None:
+def begin(facts: Facts) -> tuple[Facts, Notes]:
     """Notice new settings; called before the backends are met."""
-    settings, state = desk.settings, desk.state
-    if state.first_tick or before is None:
-        return
+    settings, state, before = facts.settings, facts.state, facts.before.settings
+    if before is settings or state.first_tick or before is None:
+        return facts, ()
     if same(before, settings):
-        _again(desk)
-        return
+        return _again(facts), ()
     back = state.rollback if state.good is not None and same(state.good, settings) else ""
-    _begin(desk, before, back, state.unsettled)
+    return _begin(facts, before, back, state.unsettled)
 
 
-def resume(desk: Desk, carried: Switch | None) -> None:
+def resume(facts: Facts, carried: Switch | None) -> tuple[Facts, Notes]:
     """First tick, once the units are adopted: the switch that was under way as the daemon before us
     ended goes on; one of which only the files tell begins anew.
     """
-    settings, state = desk.settings, desk.state
-    desk.state = state = replace(state, switch=None)
-    if carried is not None and (carried.to_sha, carried.to_mode) == (
-        settings.source.sha256,
-        settings.mode,
-    ):
+    settings = facts.settings
+    here = (settings.source.sha256, settings.mode)
+    if carried is not None and (carried.to_sha, carried.to_mode) == here:
         # Nobody watched for a while: what the file allows counts from now.
-        deadline = desk.seen.now + _patience(settings, _touched(carried.changes))
-        desk.state = replace(state, switch=replace(carried, deadline=deadline), rollback="")
-        return
-    good = state.good
+        deadline = facts.seen.now + _patience(settings, _touched(carried.changes))
+        return facts.having(switch=replace(carried, deadline=deadline), rollback=""), ()
+    facts, good = facts.having(switch=None), facts.state.good
     if good is None:
-        return
-    _begin(desk, good, state.rollback, frozenset(desk.backends))
+        return facts, ()
+    return _begin(facts, good, facts.state.rollback, frozenset(facts.backends))
 
 
-def _begin(desk: Desk, before: Settings, back: str, unsettled: frozenset[str]) -> None:
-    settings, state = desk.settings, desk.state
-    changes = plan(settings, desk.backends, unsettled)
+def _begin(
+    facts: Facts, before: Settings, back: str, unsettled: frozenset[str]
+) -> tuple[Facts, Notes]:
+    settings = facts.settings
+    changes = plan(settings, facts.backends, unsettled)
     touched = _touched(changes)
     switch = Switch(
         from_mode=before.mode,
         to_mode=settings.mode,
-        began=desk.seen.now,
-        began_wall=desk.seen.wall,
-        deadline=desk.seen.now + _patience(settings, touched),
+        began=facts.seen.now,
+        began_wall=facts.seen.wall,
+        deadline=facts.seen.now + _patience(settings, touched),
         changes=changes,
-        failures={name: _failed(desk, name) for name in touched},
+        failures={name: _failed(facts, name) for name in touched},
         rolling_back=back,
-        estimated_s=estimate(settings, known_times(desk), touched),
+        estimated_s=estimate(settings, known_times(facts), touched),
         to_sha=settings.source.sha256,
         loaded_at=settings.source.loaded_at,
     )
-    desk.state = replace(state, switch=switch, rollback="", unsettled=frozenset())
+    facts = facts.having(switch=switch, rollback="", unsettled=frozenset())
     if not touched:  # what is to be told has been told: by the reload, or by the rollback
-        _passed(desk, switch)
-        return
+        return _passed(facts, switch)
     kept = [name for name, change in changes.items() if change is Change.KEEP]
     doing = "; ".join(
         f"{change} {name} ({reason(name, change, before, settings)})"
@@ -88,47 +86,45 @@ def _begin(desk: Desk, before: Settings, back: str, unsettled: frozenset[str]) -
         + f"; about {format_duration(switch.estimated_s)}"
     )
     name = EventName.ROLLBACK if back else EventName.MODE_SWITCH
-    desk.tell(name, Severity.WARNING if back else Severity.NOTICE, text, reason=back)
+    severity = Severity.WARNING if back else Severity.NOTICE
+    return facts, (facts.say(name, severity, text, reason=back),)
 
 
-def _again(desk: Desk) -> None:
+def _again(facts: Facts) -> Facts:
     """The file in force, loaded once more: there is nothing to do, or it is being done."""
-    loaded_at, switch = desk.settings.source.loaded_at, desk.state.switch
-    if switch is not None:
-        if not switch.rolling_back:
-            desk.state = replace(desk.state, switch=replace(switch, loaded_at=loaded_at))
-        return
-    mode = desk.settings.mode
-    done = SwitchResult(mode, mode, loaded_at, desk.seen.wall, 0.0, Ended.IN_FORCE)
-    desk.state = replace(desk.state, last=done)
+    loaded_at, switch = facts.settings.source.loaded_at, facts.state.switch
+    if switch is None:
+        mode = facts.settings.mode
+        done = SwitchResult(mode, mode, loaded_at, facts.seen.wall, 0.0, Ended.IN_FORCE)
+        return facts.having(last=done)
+    if switch.rolling_back:
+        return facts
+    return facts.having(switch=replace(switch, loaded_at=loaded_at))
 
 
-def follow(desk: Desk) -> Settings | None:
+def follow(facts: Facts) -> tuple[Facts, Notes, Settings | None]:
     """One tick of a switch, after the backends' steps. Settings: the layout to go back to."""
-    switch = desk.state.switch
-    if switch is None or desk.seen.stopping:
-        return None
-    left = [step for step in steps(desk, switch) if not step.done]
+    switch = facts.state.switch
+    if switch is None or facts.seen.stopping:
+        return facts, (), None
+    left = [step for step in steps(facts, switch) if not step.done]
     if not left:
-        _passed(desk, switch)
-        return None
-    why = _failure(desk, switch, left)
-    if not why:
-        return None
-    return _failed_gate(desk, switch, why)
+        return *_passed(facts, switch), None
+    why = _failure(facts, switch, left)
+    return _failed_gate(facts, switch, why) if why else (facts, (), None)
 
 
-def steps(desk: Desk, switch: Switch) -> tuple[Step, ...]:
+def steps(facts: Facts, switch: Switch) -> tuple[Step, ...]:
     """How far each backend has come."""
     out = []
     for name, change in switch.changes.items():
-        backend = desk.backends.get(name)
+        backend = facts.backends.get(name)
         if change is Change.STOP:
             done = backend is None or backend.phase is Phase.STOPPED
         elif change is Change.KEEP:
             done = True
         else:
-            done = backend is not None and _settled(desk, backend)
+            done = backend is not None and _settled(facts, backend)
         doing = phase = "gone" if backend is None else backend.phase.value
         if backend is not None and backend.reason and not done:
             doing += f": {backend.reason}"
@@ -136,9 +132,9 @@ def steps(desk: Desk, switch: Switch) -> tuple[Step, ...]:
     return tuple(out)
 
 
-def view(desk: Desk) -> SwitchView | None:
+def view(facts: Facts) -> SwitchView | None:
     """As published."""
-    switch = desk.state.switch
+    switch = facts.state.switch
     if switch is None:
         return None
     return SwitchView(
@@ -146,32 +142,32 @@ def view(desk: Desk) -> SwitchView | None:
         to_mode=switch.to_mode,
         began=switch.began_wall,
         estimated_s=switch.estimated_s,
-        steps=steps(desk, switch),
+        steps=steps(facts, switch),
         rolling_back=switch.rolling_back,
-        queued=desk.seen.queued_mode,
-        left_s=max(0.0, switch.estimated_s - (desk.seen.now - switch.began)),
+        queued=facts.seen.queued_mode,
+        left_s=max(0.0, switch.estimated_s - (facts.seen.now - switch.began)),
     )
 
 
-def _settled(desk: Desk, backend: BackendState) -> bool:
+def _settled(facts: Facts, backend: BackendState) -> bool:
     """It takes work, or an operator keeps it from doing so."""
-    wanted = desk.wanted(backend.name)
+    wanted = facts.wanted(backend.name)
     if wanted is None:
         return False
     if backend.parked and backend.phase is Phase.STOPPED:
         return True
-    current = backend.intent == intent(wanted, desk.settings.active.shares[backend.name])
+    current = backend.intent == intent(wanted, facts.settings.active.shares[backend.name])
     if not current:
         return False
     if backend.held:
         return backend.phase is Phase.DRAINING and backend.deadline is None
-    return backend.phase is Phase.READY and not not_accepting(desk, backend)
+    return backend.phase is Phase.READY and not not_accepting(facts, backend)
 
 
-def known_times(desk: Desk) -> dict[str, tuple[float | None, float | None]]:
+def known_times(facts: Facts) -> dict[str, tuple[float | None, float | None]]:
     """(start, stop) in seconds of every backend that was ever seen, also in another mode."""
-    mine = {one.name: (one.start_took_s, one.stop_took_s) for one in desk.backends.values()}
-    return {**desk.state.times, **mine}
+    mine = {one.name: (one.start_took_s, one.stop_took_s) for one in facts.backends.values()}
+    return {**facts.state.times, **mine}
 
 
 def _touched(changes: Mapping[str, Change]) -> dict[str, Change]:
@@ -187,15 +183,15 @@ def _patience(settings: Settings, touched: dict[str, Change]) -> float:
     return out
 
 
-def _failed(desk: Desk, name: str) -> int:
-    backend = desk.backends.get(name)
+def _failed(facts: Facts, name: str) -> int:
+    backend = facts.backends.get(name)
     return backend.failed_count if backend else 0
 
 
-def _failure(desk: Desk, switch: Switch, left: list[Step]) -> str:
+def _failure(facts: Facts, switch: Switch, left: list[Step]) -> str:
     """Why the new layout does not come through, "" while it may."""
     for step in left:
-        backend = desk.backends.get(step.backend)
+        backend = facts.backends.get(step.backend)
         if backend is None or step.change is Change.STOP:
             continue
         count = backend.failed_count - switch.failures.get(step.backend, 0)
@@ -204,88 +200,81 @@ def _failure(desk: Desk, switch: Switch, left: list[Step]) -> str:
             return f"{step.backend} cannot run in it: {cause}"
         if count >= SWITCH_FAILURES:
             return f"{step.backend} failed {count} times in it: {cause}"
-        lost = _lost(desk, backend)
+        lost = _lost(facts, backend)
         if lost:
             return f"{step.backend} has no GPU in it: {lost}"
-    if desk.seen.now >= switch.deadline:
+    if facts.seen.now >= switch.deadline:
         late = ", ".join(f"{step.backend} {step.doing}" for step in left)
-        return f"not done after {format_duration(desk.seen.now - switch.began)}: {late}"
+        return f"not done after {format_duration(facts.seen.now - switch.began)}: {late}"
     return ""
 
 
-def _lost(desk: Desk, backend: BackendState) -> str:
+def _lost(facts: Facts, backend: BackendState) -> str:
     """Its device is gone for good, as far as can be told."""
-    if backend.phase is not Phase.WAITING or desk.seen.now - backend.since < BLOCKED_AFTER_S:
+    if backend.phase is not Phase.WAITING or facts.seen.now - backend.since < BLOCKED_AFTER_S:
         return ""
-    placement = desk.placements.get(backend.name)
+    placement = facts.placements.get(backend.name)
     if placement is None or placement.problem:
         return placement.problem if placement else "not placed"
     for uuid in placement.devices:
-        seen = desk.seen.devices.get(uuid)
+        seen = facts.seen.devices.get(uuid)
         if seen is not None and seen.state in (GpuState.LOST, GpuState.FAULT):
             return f"GPU {seen.device.index} is {seen.state.value}"
-        if uuid in desk.devices and desk.devices[uuid].fault:
-            return desk.devices[uuid].fault
+        if uuid in facts.devices and facts.devices[uuid].fault:
+            return facts.devices[uuid].fault
     return ""
 
 
-def _passed(desk: Desk, switch: Switch) -> None:
-    took = desk.seen.now - switch.began
+def _passed(facts: Facts, switch: Switch) -> tuple[Facts, Notes]:
+    took, back = facts.seen.now - switch.began, switch.rolling_back
     text = f"mode {switch.to_mode} is in force after {format_duration(took)}"
-    name = EventName.MODE_SWITCH
-    if switch.rolling_back:
+    name, about = EventName.MODE_SWITCH, About((EventName.ROLLBACK,))
+    if back:
         name, text = EventName.ROLLBACK, f"rolled back: {text}"
-    incident = desk.open_incident("", "", EventName.ROLLBACK)
-    if incident is not None:
-        desk.close_incident(incident.id, EventName.ROLLBACK, text)
+    notes: Notes = ()
+    if found(facts.incidents, about) is not None:
+        notes = (Close(about, EventName.ROLLBACK, text),)
     elif _touched(switch.changes):
-        desk.tell(name, Severity.NOTICE, text, took_ms=took * 1000)
-    desk.state = replace(desk.state, switch=None, good=desk.settings, unsettled=frozenset())
-    if switch.rolling_back:
-        _record(desk, switch, Ended.ROLLED_BACK, switch.rolling_back)
-    else:
-        _record(desk, switch, Ended.IN_FORCE, "")
+        notes = (facts.say(name, Severity.NOTICE, text, took_ms=took * 1000),)
+    last = _result(facts, switch, Ended.ROLLED_BACK if back else Ended.IN_FORCE, back)
+    good = facts.settings
+    return facts.having(switch=None, good=good, unsettled=frozenset(), last=last), notes
 
 
-def _failed_gate(desk: Desk, switch: Switch, why: str) -> Settings | None:
-    good = desk.state.good
+def _failed_gate(facts: Facts, switch: Switch, why: str) -> tuple[Facts, Notes, Settings | None]:
+    good, rollback = facts.state.good, EventName.ROLLBACK
     unsettled = frozenset(_touched(switch.changes))
-    state = replace(desk.state, switch=None, unsettled=unsettled)
-    if desk.seen.settings_queued:
+    if facts.seen.settings_queued:
         text = f"mode {switch.to_mode} did not come up ({why}); the newer file follows"
-        desk.tell(EventName.ROLLBACK, Severity.WARNING, text, reason=why)
-        desk.state = state
-        _record(desk, switch, Ended.SUPERSEDED, why)
-        return None
-    if switch.rolling_back or good is None or same(good, desk.settings):
+        note: Note = facts.say(rollback, Severity.WARNING, text, reason=why)
+        last, back, good = _result(facts, switch, Ended.SUPERSEDED, why), "", None
+    elif switch.rolling_back or good is None or same(good, facts.settings):
         text = f"mode {switch.to_mode} did not come up whole: {why}; nothing to go back to"
-        desk.tell(EventName.ROLLBACK, Severity.CRITICAL, text, reason=why)
-        desk.state = state
+        note = facts.say(rollback, Severity.CRITICAL, text, reason=why)
         if switch.rolling_back:
             why = f"{switch.rolling_back}; and going back: {why}"
-        _record(desk, switch, Ended.FAILED, why)
-        return None
-    text = f"mode {switch.to_mode} did not come up: {why}; mode {good.mode} comes back"
-    desk.raise_incident(EventName.ROLLBACK, Severity.ERROR, text, evidence=(("reason", why),))
-    desk.state = replace(state, rollback=why)
-    _record(desk, switch, Ended.ROLLED_BACK, why)
-    return good
+        last, back, good = _result(facts, switch, Ended.FAILED, why), "", None
+    else:
+        text = f"mode {switch.to_mode} did not come up: {why}; mode {good.mode} comes back"
+        never = About(())  # each rollback is told
+        note = facts.open(rollback, Severity.ERROR, text, never, evidence=(("reason", why),))
+        last, back = _result(facts, switch, Ended.ROLLED_BACK, why), why
+    rollback_ = back or facts.state.rollback
+    ended = facts.having(switch=None, unsettled=unsettled, last=last, rollback=rollback_)
+    return ended, (note,), good
 
 
-def _record(desk: Desk, switch: Switch, outcome: Ended, why: str) -> None:
-    """Remember what came of it. A rollback belongs to the reload that it undoes."""
-    last = desk.state.last
+def _result(facts: Facts, switch: Switch, outcome: Ended, why: str) -> SwitchResult:
+    """What came of it. A rollback belongs to the reload that it undoes."""
+    last = facts.state.last
     undone = last if switch.rolling_back and last and last.outcome is Ended.ROLLED_BACK else None
-    now = desk.seen
-    desk.state = replace(
-        desk.state,
-        last=SwitchResult(
-            from_mode=undone.from_mode if undone else switch.from_mode,
-            to_mode=undone.to_mode if undone else switch.to_mode,
-            loaded_at=undone.loaded_at if undone else switch.loaded_at,
-            ended=now.wall,
-            took_s=now.now - switch.began + (undone.took_s if undone else 0.0),
-            outcome=outcome,
-            reason=why,
-        ),
+    now = facts.seen
+    return SwitchResult(
+        from_mode=undone.from_mode if undone else switch.from_mode,
+        to_mode=undone.to_mode if undone else switch.to_mode,
+        loaded_at=undone.loaded_at if undone else switch.loaded_at,
+        ended=now.wall,
+        took_s=now.now - switch.began + (undone.took_s if undone else 0.0),
+        outcome=outcome,
+        reason=why,
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from math import nextafter
 
-from arbiterd.core.desk import Desk
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import TRIAL_MOST_S, TRIAL_MOVED_BYTES, TRIAL_READ_S
+from arbiterd.core.notes import Note
 from arbiterd.core.state import BackendState, Canaries
 from arbiterd.engines import engine_of
 from arbiterd.model.events import EventName, Severity
@@ -17,49 +18,48 @@ from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration, format_size
 
 
-def over(desk: Desk, backend: BackendState) -> bool:
-    """Whether every model has been tried; else one more step of it."""
-    wanted, found = desk.wanted(backend.name), backend.canaries
+def step(facts: Facts, backend: BackendState) -> tuple[BackendState, bool]:
+    """One more step of it, and whether every model has been tried."""
+    wanted, found = facts.wanted(backend.name), backend.canaries
     trials = engine_of(wanted.kind).trials if wanted else None
     if wanted is None or trials is None or found.done:
-        return True
+        return backend, True
     models = trials.models(wanted)
     if backend.adopted:
         why = "not tried: it was running before this daemon"
         found = replace(found, done=True, without=dict.fromkeys(models, why))
     elif found.asked:
-        found = _settle(desk, backend, found)
+        found = _settle(facts, backend, found)
     if found.loaded_at is None:
-        found = replace(found, loaded_at=_answered_at(desk, backend.name))
+        found = replace(found, loaded_at=_answered_at(facts, backend.name))
     if not found.asked and not found.done:
-        found = _next(desk, backend, found, models, found.loaded_at or 0.0)
-    desk.put(replace(backend, canaries=found))
-    return found.done
+        found = _next(facts, backend, found, models, found.loaded_at or 0.0)
+    return replace(backend, canaries=found), found.done
 
 
-def needed(desk: Desk, backend: BackendState) -> bool:
+def needed(facts: Facts, backend: BackendState) -> bool:
     """Whether this engine's canaries are such, and its progress what its door counts."""
-    wanted = desk.wanted(backend.name)
+    wanted = facts.wanted(backend.name)
     return wanted is not None and engine_of(wanted.kind).trials is not None
 
 
-def say_suspect(desk: Desk, backend: BackendState, stuck_after_s: float) -> None:
+def suspect(facts: Facts, backend: BackendState, stuck_after_s: float) -> Note:
     """Once per silence: nothing is done about it, people may know better."""
     whys = "; ".join(f"{model}: {why}" for model, why in backend.canaries.without.items())
     text = (
         f"{backend.name}: no answer for {format_duration(stuck_after_s)} to the requests let in; not "
         f"restarting: without a canary a slow model looks the same ({whys or 'no model is named'})"
     )
-    desk.tell(EventName.STUCK, Severity.WARNING, text, backend.name)
+    return facts.say(EventName.STUCK, Severity.WARNING, text, backend.name)
 
 
-def _answered_at(desk: Desk, name: str) -> float:
-    health = desk.seen.health.get(name)
-    return health.alive.at if health and isinstance(health.alive, Known) else desk.seen.now
+def _answered_at(facts: Facts, name: str) -> float:
+    health = facts.seen.health.get(name)
+    return health.alive.at if health and isinstance(health.alive, Known) else facts.seen.now
 
 
 def _next(
-    desk: Desk,
+    facts: Facts,
     backend: BackendState,
     found: Canaries,
     models: tuple[str, ...],
@@ -71,24 +71,24 @@ def _next(
     left = [one for one in models if one not in found.kept and one not in found.without]
     if not left:
         return replace(found, done=True)
-    held = _held(desk, backend.name, nextafter(loaded_at, 0.0))
+    held = _held(facts, backend.name, nextafter(loaded_at, 0.0))
     if held is None:
-        late = desk.seen.now - loaded_at >= TRIAL_READ_S
+        late = facts.seen.now - loaded_at >= TRIAL_READ_S
         return _none(found, left[0], "its memory could not be read") if late else found
-    return replace(found, asked=left[0], asked_at=desk.seen.now, before=held)
+    return replace(found, asked=left[0], asked_at=facts.seen.now, before=held)
 
 
-def _settle(desk: Desk, backend: BackendState, found: Canaries) -> Canaries:
+def _settle(facts: Facts, backend: BackendState, found: Canaries) -> Canaries:
     """Whether the canary on trial is kept."""
-    now, model = desk.seen.now, found.asked
-    health = desk.seen.health.get(backend.name)
+    now, model = facts.seen.now, found.asked
+    health = facts.seen.health.get(backend.name)
     trial = health.trial if health else None
     if trial is None or trial.model != model or trial.ended < found.asked_at:
         late = now - found.asked_at >= TRIAL_MOST_S
         return _none(found, model, f"not tried within {TRIAL_MOST_S:g} s") if late else found
     if not trial.ok:
         return _none(found, model, trial.detail)
-    held = _held(desk, backend.name, trial.ended)
+    held = _held(facts, backend.name, trial.ended)
     if held is None:
         late = now - trial.ended >= TRIAL_READ_S
         return _none(found, model, "its memory could not be read") if late else found
@@ -102,14 +102,14 @@ def _none(found: Canaries, model: str, why: str) -> Canaries:
     return replace(found, asked="", without={**found.without, model: why})
 
 
-def _held(desk: Desk, name: str, after: float) -> dict[str, int] | None:
+def _held(facts: Facts, name: str, after: float) -> dict[str, int] | None:
     """Bytes per device that it holds (where the driver lists none: that all hold), by readings newer
     than ``after``; None while there are none.
     """
     out = {}
-    placement = desk.placements.get(name)
+    placement = facts.placements.get(name)
     for uuid in placement.devices if placement else ():
-        seen = desk.seen.devices.get(uuid)
+        seen = facts.seen.devices.get(uuid)
         if seen is None or not isinstance(seen.memory, Known) or seen.memory.at <= after:
             return None
         if not isinstance(seen.processes, Known) or seen.processes.at <= after:

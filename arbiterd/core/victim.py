@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from arbiterd.core import pressure
-from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import traffic
+from arbiterd.core.facts import Facts
 from arbiterd.core.gate import loading
 from arbiterd.core.limits import (
     DISRUPTIVE_MAX,
@@ -58,14 +58,14 @@ class Option:
     grows: bool = False
 
 
-def options(desk: Desk, uuid: str, state: DeviceState, need: Need) -> list[Option]:
+def options(facts: Facts, uuid: str, state: DeviceState, need: Need) -> list[Option]:
     """Everything that could be done on this device, mildest first, the best first within a rung."""
-    names = [n for n, p in desk.placements.items() if uuid in p.devices and n in desk.backends]
-    found = [one for name in names for one in _trims(desk, name, state, need)]
+    names = [n for n, p in facts.placements.items() if uuid in p.devices and n in facts.backends]
+    found = [one for name in names for one in _trims(facts, name, state, need)]
     found.sort(key=lambda one: (not one.possible, -min(one.candidate.bytes_expected, need.bytes)))
     found += sorted(
-        (_over(desk, uuid, name, state, need) for name in names),
-        key=lambda one: (not one.possible, _rank(desk, one.candidate)),
+        (_over(facts, uuid, name, state, need) for name in names),
+        key=lambda one: (not one.possible, _rank(facts, one.candidate)),
     )
     return found
 
@@ -101,22 +101,22 @@ def recent(times: tuple[float, ...], now: float) -> tuple[float, ...]:
     return tuple(at for at in times if now - at < DISRUPTIVE_WINDOW_S)
 
 
-def resident(desk: Desk, name: str) -> tuple[LoadedModel, ...]:
+def resident(facts: Facts, name: str) -> tuple[LoadedModel, ...]:
     """Models an engine says are loaded."""
-    health = desk.seen.health.get(name)
+    health = facts.seen.health.get(name)
     return health.loaded.value if health and isinstance(health.loaded, Known) else ()
 
 
 # -- trim ------------------------------------------------------------------------------------------
-def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option]:
+def _trims(facts: Facts, name: str, state: DeviceState, need: Need) -> list[Option]:
     """Idle models of an engine that can unload, least recently used first, the warm one last."""
-    wanted, backend = desk.wanted(name), desk.backends[name]
-    models = resident(desk, name)
+    wanted, backend = facts.wanted(name), facts.backends[name]
+    models = resident(facts, name)
     if wanted is None or not models or not engine_of(wanted.kind).unload_requests(wanted, "x"):
         return []
     warm = engine_of(wanted.kind).warm_model(wanted)
     order = sorted(models, key=lambda m: (same_model(m.name, warm), m.expires_in_s or 0.0))
-    seen = traffic(desk, name)
+    seen = traffic(facts, name)
     busy = seen is not None and seen.in_flight > 0
     out = []
     for number, model in enumerate(order):
@@ -125,16 +125,16 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
         last = state.done.get(key, float("-inf"))
         failed = state.done.get(f"failed {key}", float("-inf"))
         why = ""
-        if not serves(backend) or backend.warm_pending or loading(desk, name):
+        if not serves(backend) or backend.warm_pending or loading(facts, name):
             why = f"{name} is {backend.phase.value} or loading"
         elif not model.vram_bytes:
             why = "it is not on the card"
         elif busy and number == len(order) - 1:
             why = "requests are running on it: an unload waits for them"
-        elif desk.seen.now - failed < TRIM_FAILED_S:
-            why = f"told to go in vain {format_duration(desk.seen.now - failed)} ago"
-        elif desk.seen.now - last < TRIM_AGAIN_S:
-            why = f"asked {format_duration(desk.seen.now - last)} ago"
+        elif facts.seen.now - failed < TRIM_FAILED_S:
+            why = f"told to go in vain {format_duration(facts.seen.now - failed)} ago"
+        elif facts.seen.now - last < TRIM_AGAIN_S:
+            why = f"asked {format_duration(facts.seen.now - last)} ago"
         rank = f"idle, number {number + 1} by last use of {len(order)}"
         enough = "enough" if size >= need.bytes else f"{format_size(need.bytes)} are needed"
         text = f"{model.name} of {name}: {rank}, {enough}" if not why else f"{model.name}: {why}"
@@ -143,15 +143,15 @@ def _trims(desk: Desk, name: str, state: DeviceState, need: Need) -> list[Option
 
 
 # -- the guilty -------------------------------------------------------------------------------------
-def _over(desk: Desk, uuid: str, name: str, state: DeviceState, need: Need) -> Option:
+def _over(facts: Facts, uuid: str, name: str, state: DeviceState, need: Need) -> Option:
     """What may be done to one backend beyond trimming."""
-    backend, held = desk.backends[name], state.used.get(name, 0)
-    cap = desk.placements[name].cap_bytes
+    backend, held = facts.backends[name], state.used.get(name, 0)
+    cap = facts.placements[name].cap_bytes
     if name not in state.over_since:
         text = f"within its cap of {format_size(cap)}: never touched for a neighbour"
         return Option(Candidate(name, Rung.RESTART, held, False, text), possible=False)
     over = f"{format_size(held - cap)} over its cap of {format_size(cap)}"
-    rung, not_now = _rung(desk, backend, state, need)
+    rung, not_now = _rung(facts, backend, state, need)
     speed = pressure.slope_of(state, name)
     grows = pressure.grows(state, name)
     how = (
@@ -163,21 +163,21 @@ def _over(desk: Desk, uuid: str, name: str, state: DeviceState, need: Need) -> O
     )
     if not need.critical:
         not_now = NotNow.NOT_CRITICAL
-    elif not pressure.is_over(state, name, desk.seen.now):
+    elif not pressure.is_over(state, name, facts.seen.now):
         not_now = NotNow.SPIKE
     elif backend.phase not in _RUNNING:
         not_now = NotNow.PHASE
-    elif _taken_elsewhere(desk, uuid, name):
+    elif _taken_elsewhere(facts, uuid, name):
         not_now = NotNow.ELSEWHERE
-    priority = desk.settings.active.backends[name].priority
+    priority = facts.settings.active.backends[name].priority
     text = f"{over}{how}, priority {priority}"
     if not_now is not None:
-        text += f"; not now: {_sentence(not_now, desk, backend, state)}"
+        text += f"; not now: {_sentence(not_now, facts, backend, state)}"
     candidate = Candidate(name, rung, held, False, text, not_now)
     return Option(candidate, possible=not_now is None, grows=grows)
 
 
-def _sentence(why: NotNow, desk: Desk, backend: BackendState, state: DeviceState) -> str:
+def _sentence(why: NotNow, facts: Facts, backend: BackendState, state: DeviceState) -> str:
     match why:
         case NotNow.NOT_CRITICAL:
             return "the device is not critical: throttled and named only"
@@ -191,31 +191,31 @@ def _sentence(why: NotNow, desk: Desk, backend: BackendState, state: DeviceState
             window = format_duration(DISRUPTIVE_WINDOW_S)
             return f"{DISRUPTIVE_MAX} interventions within {window}: manual intervention required"
         case NotNow.COOLDOWN:
-            since = desk.seen.now - _last_restart(state, backend.name)
+            since = facts.seen.now - _last_restart(state, backend.name)
             return f"restarted {format_duration(since)} ago"
         case _:
             assert_never(why)
 
 
-def _taken_elsewhere(desk: Desk, uuid: str, name: str) -> bool:
+def _taken_elsewhere(facts: Facts, uuid: str, name: str) -> bool:
     """Whether a sleep or a restart of this backend, on several GPUs, is in flight on another of them."""
     return any(
         other != uuid
         and one.reclaim is not None
         and one.reclaim.backend == name
         and one.reclaim.rung is not Rung.TRIM
-        for other, one in desk.devices.items()
+        for other, one in facts.devices.items()
     )
 
 
 def _rung(
-    desk: Desk, backend: BackendState, state: DeviceState, need: Need
+    facts: Facts, backend: BackendState, state: DeviceState, need: Need
 ) -> tuple[Rung, NotNow | None]:
     """(sleep, restart or stop, why not now)."""
-    now, name = desk.seen.now, backend.name
+    now, name = facts.seen.now, backend.name
     if len(recent(state.disruptive, now)) >= DISRUPTIVE_MAX:
         return Rung.RESTART, NotNow.BUDGET_SPENT
-    if _can_sleep(desk, backend, state, need):
+    if _can_sleep(facts, backend, state, need):
         return Rung.SLEEP, None
     restarts = recent(state.restarts.get(name, ()), now)
     rung = Rung.STOP if len(restarts) >= STOP_AFTER_RESTARTS else Rung.RESTART
@@ -227,8 +227,8 @@ def _last_restart(state: DeviceState, name: str) -> float:
     return max(state.done.get(f"{one}:{name}", float("-inf")) for one in (Rung.RESTART, Rung.STOP))
 
 
-def _can_sleep(desk: Desk, backend: BackendState, state: DeviceState, need: Need) -> bool:
-    wanted, now = desk.wanted(backend.name), desk.seen.now
+def _can_sleep(facts: Facts, backend: BackendState, state: DeviceState, need: Need) -> bool:
+    wanted, now = facts.wanted(backend.name), facts.seen.now
     if wanted is None or backend.phase is not Phase.READY or backend.vitals.sick_since is not None:
         return False
     if not engine_of(wanted.kind).sleep_requests(wanted):
@@ -236,13 +236,13 @@ def _can_sleep(desk: Desk, backend: BackendState, state: DeviceState, need: Need
     if now - state.done.get(f"{Rung.SLEEP}:{backend.name}", float("-inf")) < SLEEP_AGAIN_S:
         return False
     held = state.used.get(backend.name, 0)
-    ram = desk.seen.host.ram_free_bytes
+    ram = facts.seen.host.ram_free_bytes
     if ram < held + HOST_RAM_SPARE:
         return False
     return need.seconds > held / SLEEP_BYTES_S + wanted.drain_timeout_s
 
 
-def _rank(desk: Desk, candidate: Candidate) -> tuple[int, int]:
+def _rank(facts: Facts, candidate: Candidate) -> tuple[int, int]:
     """Lowest priority first, then who holds most."""
-    wanted = desk.wanted(candidate.backend)
+    wanted = facts.wanted(candidate.backend)
     return (wanted.priority if wanted else 0, -candidate.bytes_expected)

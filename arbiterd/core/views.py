@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core import brakes, judge, ledger, pressure, progress
-from arbiterd.core.desk import Desk
 from arbiterd.core.evidence import outstanding, traffic
+from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
     DISRUPTIVE_MAX,
     FIRST_START_GUESS_S,
@@ -25,11 +25,11 @@ from arbiterd.model.reading import Known
 from arbiterd.model.settings import Kind
 
 
-def device_view(desk: Desk, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceView:
+def device_view(facts: Facts, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceView:
     """One device as published, with the numbers behind its band."""
-    state = desk.devices.get(uuid, DeviceState())
-    seen = desk.seen.devices[uuid]
-    headroom = headroom_bytes(desk.settings.arbiter.headroom_bytes, seen.device)
+    state = facts.devices.get(uuid, DeviceState())
+    seen = facts.seen.devices[uuid]
+    headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     memory = seen.memory
     detail = PressureView(
         solvency_bytes=state.solvency,
@@ -41,12 +41,12 @@ def device_view(desk: Desk, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceVie
         slope=state.slope,
         time_to_full_s=state.time_to_full_s,
         lead_s=state.lead_s,
-        holders=_trends(desk, state, rows),
+        holders=_trends(facts, state, rows),
         candidates=state.candidates,
         reclaim=_reclaim_view(state),
         braked={name: text for name, one in state.braked.items() if (text := _braked(one))},
         loads_held=state.loads_held,
-        disruptive=len(recent(state.disruptive, desk.seen.now)),
+        disruptive=len(recent(state.disruptive, facts.seen.now)),
         disruptive_max=DISRUPTIVE_MAX,
         fault=state.fault,
         capacity_bytes=seen.device.capacity_bytes,
@@ -57,15 +57,15 @@ def device_view(desk: Desk, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceVie
             if _braked(one)
         },
     )
-    detail = _terms(desk, state, detail)
+    detail = _terms(facts, state, detail)
     return DeviceView(uuid, state.pressure, rows, state.time_to_full_s, detail)
 
 
-def _terms(desk: Desk, state: DeviceState, detail: PressureView) -> PressureView:
+def _terms(facts: Facts, state: DeviceState, detail: PressureView) -> PressureView:
     """Solvency's terms, of the sample that it was computed from."""
     if state.solvency is None:
         return detail
-    foreign = max(0, state.used.get(ledger.FOREIGN, 0) - desk.settings.foreign_allow_bytes)
+    foreign = max(0, state.used.get(ledger.FOREIGN, 0) - facts.settings.foreign_allow_bytes)
     rest = max(0, state.used.get(ledger.UNATTRIBUTED, 0) - state.releasing)
     granted = detail.capacity_bytes - state.solvency - foreign - rest
     return replace(
@@ -73,7 +73,7 @@ def _terms(desk: Desk, state: DeviceState, detail: PressureView) -> PressureView
     )
 
 
-def _trends(desk: Desk, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tuple[Holder, ...]:
+def _trends(facts: Facts, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tuple[Holder, ...]:
     """Those who hold more than they were granted."""
     if not state.excess:
         return ()
@@ -81,7 +81,7 @@ def _trends(desk: Desk, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tupl
     for row in rows:
         used, cap = state.used.get(row.holder, 0), row.cap_bytes or 0
         if row.holder == ledger.FOREIGN:
-            over = used - desk.settings.foreign_allow_bytes
+            over = used - facts.settings.foreign_allow_bytes
         elif row.holder == ledger.UNATTRIBUTED:
             over = used - state.releasing
         else:
@@ -124,16 +124,16 @@ def used_by_holder(ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, in
     return out
 
 
-def backend_view(desk: Desk, backend: BackendState, used: int | None) -> BackendView:
+def backend_view(facts: Facts, backend: BackendState, used: int | None) -> BackendView:
     """One backend as published; ``used``: the bytes that the ledgers say it holds, None: unknown."""
-    wanted = desk.wanted(backend.name)
-    placement = desk.placements.get(backend.name)
-    unit = desk.unit(backend.name)
-    running, waiting = outstanding(desk, backend.name)
-    if placement and any(uuid not in desk.seen.devices for uuid in placement.devices):
+    wanted = facts.wanted(backend.name)
+    placement = facts.placements.get(backend.name)
+    unit = facts.unit(backend.name)
+    running, waiting = outstanding(facts, backend.name)
+    if placement and any(uuid not in facts.seen.devices for uuid in placement.devices):
         used = None  # a device that was never seen by this daemon: nothing tells what is held there
-    reason = not_accepting(desk, backend) or shut(desk, backend.name)
-    full = "" if reason else _full(desk, backend.name)
+    reason = not_accepting(facts, backend) or shut(facts, backend.name)
+    full = "" if reason else _full(facts, backend.name)
     return BackendView(
         name=backend.name,
         kind=wanted.kind.value if wanted else "",
@@ -141,8 +141,8 @@ def backend_view(desk: Desk, backend: BackendState, used: int | None) -> Backend
         drained=backend.phase is Phase.DRAINING and backend.deadline is None,
         accepting=not reason and not full,
         reason=reason or full or backend.vitals.degraded,
-        retry_after_s=retry_after_s(desk, backend) if reason else 1 if full else 0,
-        since=backend.since_wall or desk.seen.wall,
+        retry_after_s=retry_after_s(facts, backend) if reason else 1 if full else 0,
+        since=backend.since_wall or facts.seen.wall,
         devices=placement.devices if placement else (),
         cap_bytes=placement.cap_bytes if placement else 0,
         used_bytes=used,
@@ -151,8 +151,8 @@ def backend_view(desk: Desk, backend: BackendState, used: int | None) -> Backend
         in_flight=running,
         queued=waiting,
         degraded=backend.vitals.degraded,
-        learned_bytes=_learned(desk, backend.name),
-        throttled=_throttled(desk, backend.name),
+        learned_bytes=_learned(facts, backend.name),
+        throttled=_throttled(facts, backend.name),
         priority=wanted.priority if wanted else 0,
         intent=backend.intent,
         canaries=dict.fromkeys(backend.canaries.kept, "") | dict(backend.canaries.without),
@@ -161,36 +161,36 @@ def backend_view(desk: Desk, backend: BackendState, used: int | None) -> Backend
     )
 
 
-def _learned(desk: Desk, name: str) -> int:
+def _learned(facts: Facts, name: str) -> int:
     """Bytes taken off its configured cap."""
-    configured, placed = desk.configured.get(name), desk.placements.get(name)
+    configured, placed = facts.configured.get(name), facts.placements.get(name)
     return configured.cap_bytes - placed.cap_bytes if configured and placed else 0
 
 
-def _throttled(desk: Desk, name: str) -> int | None:
-    wanted = desk.wanted(name)
+def _throttled(facts: Facts, name: str) -> int | None:
+    wanted = facts.wanted(name)
     if wanted is None:
         return None
-    found = brakes.limit(desk, name, wanted.max_in_flight)
+    found = brakes.limit(facts, name, wanted.max_in_flight)
     return found if found < wanted.max_in_flight else None
 
 
-def not_accepting(desk: Desk, backend: BackendState) -> str:
+def not_accepting(facts: Facts, backend: BackendState) -> str:
     """Why no new work is let in, "" when it is."""
     if backend.phase is not Phase.READY:
         reason = backend.reason or backend.phase.value
         hung = progress.why_hung(backend)
         return f"{reason}; {hung}" if hung else reason
-    if desk.unit(backend.name).state is UnitState.STOPPING:
+    if facts.unit(backend.name).state is UnitState.STOPPING:
         return "its unit is being stopped"  # vLLM answers 500 to new work, and 200 on /health
     if not judge.accepting(backend.vitals):
         return backend.vitals.why
-    return brakes.held(desk, backend.name)
+    return brakes.held(facts, backend.name)
 
 
-def shut(desk: Desk, name: str) -> str:
+def shut(facts: Facts, name: str) -> str:
     """Why its door is shut although the engine may be well, "" when it is open."""
-    seen = desk.seen.gateway
+    seen = facts.seen.gateway
     if not seen.enabled:
         return ""
     if seen.problem:
@@ -200,25 +200,25 @@ def shut(desk: Desk, name: str) -> str:
         return f"its door stays shut: {taken}"
     if name in seen.opening:
         return "its door is being opened"
-    backend, wanted = desk.backends.get(name), desk.wanted(name)
+    backend, wanted = facts.backends.get(name), facts.wanted(name)
     if backend is None or backend.phase is not Phase.READY:
         return ""
     if seen.gate_problem and wanted is not None and wanted.kind is Kind.OLLAMA:
         return f"the load gate does not serve: {seen.gate_problem}"
-    return backend.vitals.door_why or unreached(desk, name)
+    return backend.vitals.door_why or unreached(facts, name)
 
 
-def unreached(desk: Desk, name: str) -> str:
+def unreached(facts: Facts, name: str) -> str:
     """Whether HAProxy's own checks find a port of this engine shut: its door is 503 then, whatever an
     older connection of ours still says.
     """
-    seen = traffic(desk, name)
+    seen = traffic(facts, name)
     return "its port takes no connections" if seen is not None and seen.engine_down else ""
 
 
-def _full(desk: Desk, name: str) -> str:
+def _full(facts: Facts, name: str) -> str:
     """Whether its queue at the door is full."""
-    seen, wanted = traffic(desk, name), desk.wanted(name)
+    seen, wanted = traffic(facts, name), facts.wanted(name)
     if seen is None or wanted is None:
         return ""
     if seen.in_flight < seen.limit or seen.queued < wanted.max_queue:
@@ -226,11 +226,11 @@ def _full(desk: Desk, name: str) -> str:
     return f"full: {seen.in_flight} in flight, {seen.queued} queued"
 
 
-def retry_after_s(desk: Desk, backend: BackendState) -> int:
+def retry_after_s(facts: Facts, backend: BackendState) -> int:
     """Whole seconds, 1 to 120: what is left of the start, of the back-off, of the release."""
-    now = desk.seen.now
+    now = facts.seen.now
     start = backend.start_took_s or FIRST_START_GUESS_S
-    wanted = desk.wanted(backend.name)
+    wanted = facts.wanted(backend.name)
     match backend.phase:
         case Phase.STARTING:
             left = start - (now - backend.since)
@@ -239,8 +239,8 @@ def retry_after_s(desk: Desk, backend: BackendState) -> int:
         case Phase.READY if not judge.accepting(backend.vitals):
             sick = backend.vitals.sick_since or now
             left = (wanted.stuck_after_s if wanted else 0) - (now - sick) + start
-        case Phase.READY if brakes.held(desk, backend.name):
-            left = brakes.held_for_s(desk, backend.name)
+        case Phase.READY if brakes.held(facts, backend.name):
+            left = brakes.held_for_s(facts, backend.name)
         case Phase.READY:
             left = start
         case Phase.SLEEPING if backend.sleep.stage in (SleepStage.WAKING, SleepStage.CHECKING):
