@@ -39,7 +39,8 @@ def meet(facts: Facts) -> Facts:
         len(backends) == len(facts.backends)
     ):
         return facts
-    return facts.having(times=times, backends=backends)
+    facts = replace(facts, backends=backends)
+    return facts if times == facts.state.times else facts.having(times=times)
 
 
 def _new(facts: Facts, name: str) -> BackendState:

@@ -103,10 +103,10 @@ class _Tick:
             return facts
         state = facts.state
         prefix = f"inc-{state.run}-{state.tick}-"
-        incidents, actions, events = reconcile(notes, state.incidents, prefix, facts.seen.wall)
+        incidents, actions, events = reconcile(notes, facts.incidents, prefix, facts.seen.wall)
         self.actions += actions
         self.events += events
-        return facts if incidents == state.incidents else facts.having(incidents=incidents)
+        return facts if incidents == facts.incidents else replace(facts, incidents=incidents)
 
     def keep(self, facts: Facts, notes: Notes, result: T) -> tuple[Facts, T]:
         """The same of a stage with a result of its own."""
@@ -119,7 +119,20 @@ def _facts(seen: Observation, state: State, settings: Settings) -> Facts:
         state = replace(state, placed=placed)
     configured = placed.placements
     placements = learn.apply(configured, seen, state, settings)
-    return Facts(seen, settings, state, state, placements, configured)
+    return Facts(
+        seen=seen,
+        settings=settings,
+        before=state,
+        state=state,
+        placements=placements,
+        configured=configured,
+        backends=state.backends,
+        devices=state.devices,
+        doors=state.doors,
+        leases=state.leases,
+        learned=state.learned,
+        incidents=state.incidents,
+    )
 
 
 def _first(facts: Facts) -> tuple[Facts, Notes]:
@@ -128,7 +141,7 @@ def _first(facts: Facts) -> tuple[Facts, Notes]:
     facts, notes = adopt(facts, carried or Carry())
     facts, said = switch.resume(facts, carried.switch if carried else None)
     if carried is not None:
-        facts = facts.having(devices=devices_of(carried, facts.seen.now))
+        facts = replace(facts, devices=devices_of(carried, facts.seen.now))
     return facts, (*notes, *said)
 
 
@@ -139,19 +152,15 @@ def _observed(facts: Facts) -> Facts:
         uuid: ledger.rows(seen, facts.placements, facts.backends, headroom)
         for uuid, seen in facts.seen.devices.items()
     }
-    facts = replace(facts, ledgers=ledgers)
-    return facts.having(devices=gpus.judge(facts))
+    return replace(facts, ledgers=ledgers, devices=gpus.judge(facts, ledgers))
 
 
 def _stepped(facts: Facts, steps: Mapping[str, Step]) -> tuple[Facts, Notes]:
     notes = tuple(note for one in steps.values() for note in one.notes)
     learned = {key: cap for one in steps.values() for key, cap in one.learned.items()}
     if learned:
-        facts = facts.having(learned={**facts.learned, **learned})
-    backends = {name: steps[name].backend for name in facts.backends}
-    if any(new is not facts.backends[name] for name, new in backends.items()):
-        facts = facts.having(backends=backends)
-    return facts, notes
+        facts = replace(facts, learned={**facts.learned, **learned})
+    return replace(facts, backends={name: steps[name].backend for name in facts.backends}), notes
 
 
 def _after(facts: Facts) -> State:
@@ -164,6 +173,12 @@ def _after(facts: Facts) -> State:
         good=facts.state.good or facts.settings,
         first_tick=False,
         carried=None,
+        backends=facts.backends,
+        devices=facts.devices,
+        doors=facts.doors,
+        leases=facts.leases,
+        learned=facts.learned,
+        incidents=facts.incidents,
         refusals=refusals(facts),
         loads_at=facts.seen.now,
     )

@@ -58,7 +58,7 @@ def wish(facts: Facts) -> tuple[Facts, Notes, GatewayWish]:
         notes += _told(facts, name, before, door, why)
         made[name] = _wish(facts, backend, wanted, why, door)
     if doors != old:
-        facts = facts.having(doors=doors)
+        facts = replace(facts, doors=doors)
     return facts, tuple(notes), GatewayWish(made, failover, _adapters(facts))
 
 

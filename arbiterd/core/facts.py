@@ -46,8 +46,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """``before``: the state as the tick found it; ``state``: with what the stages so far have changed.
-    ``configured``: placements without what OOMs have taught. ``moved``: see core/grants.py.
+    """``before``: the state as the tick found it. Backends to incidents: as far as the stages have come;
+    ``state``: everything else of it, likewise. ``configured``: placements without what OOMs have taught.
+    ``moved``: see core/grants.py.
     """
 
     seen: Observation
@@ -56,39 +57,14 @@ class Facts:
     state: State
     placements: Mapping[str, Placement]
     configured: Mapping[str, Placement]
+    backends: Mapping[str, BackendState]
+    devices: Mapping[str, DeviceState]
+    doors: Mapping[str, DoorState]
+    leases: Mapping[str, Lease]
+    learned: Mapping[str, LearnedCap]
+    incidents: tuple[Incident, ...]
     ledgers: Mapping[str, tuple[LedgerRow, ...]] = field(default_factory=dict)
     moved: Mapping[str, BackendState] = field(default_factory=dict)
-
-    # -- the state so far ----------------------------------------------------------------------
-    @property
-    def backends(self) -> Mapping[str, BackendState]:
-        """By name."""
-        return self.state.backends
-
-    @property
-    def devices(self) -> Mapping[str, DeviceState]:
-        """By uuid."""
-        return self.state.devices
-
-    @property
-    def doors(self) -> Mapping[str, DoorState]:
-        """By backend."""
-        return self.state.doors
-
-    @property
-    def leases(self) -> Mapping[str, Lease]:
-        """By id."""
-        return self.state.leases
-
-    @property
-    def incidents(self) -> tuple[Incident, ...]:
-        """Newest first."""
-        return self.state.incidents
-
-    @property
-    def learned(self) -> Mapping[str, LearnedCap]:
-        """By ``learn.key``."""
-        return self.state.learned
 
     # -- questions -----------------------------------------------------------------------------
     def wanted(self, name: str) -> BackendSettings | None:
@@ -125,18 +101,18 @@ class Facts:
     # -- what a stage returns ------------------------------------------------------------------
     def put(self, backend: BackendState) -> Facts:
         """With this backend."""
-        if self.state.backends.get(backend.name) is backend:
+        if self.backends.get(backend.name) is backend:
             return self
-        return self.having(backends={**self.state.backends, backend.name: backend})
+        return replace(self, backends={**self.backends, backend.name: backend})
 
     def put_device(self, uuid: str, device: DeviceState) -> Facts:
         """With this device."""
-        if self.state.devices.get(uuid) is device:
+        if self.devices.get(uuid) is device:
             return self
-        return self.having(devices={**self.state.devices, uuid: device})
+        return replace(self, devices={**self.devices, uuid: device})
 
     def having(self, **changes: Any) -> Facts:
-        """With these fields of the state."""
+        """With these fields of ``state``."""
         return replace(self, state=replace(self.state, **changes))
 
     def enter(self, backend: BackendState, phase: Phase, reason: str) -> BackendState:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from arbiterd.core import pressure
 from arbiterd.core.facts import Facts
 from arbiterd.core.notes import About, Close, Note, Notes
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.state import After, BackendState, DeviceState
-from arbiterd.model.backend import Phase
+from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Severity
 
@@ -20,7 +22,7 @@ _TROUBLE = {
 _NAMES = tuple(name for name, _ in _TROUBLE.values())
 
 
-def judge(facts: Facts) -> dict[str, DeviceState]:
+def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, DeviceState]:
     """New device states."""
     out: dict[str, DeviceState] = {}
     allow = facts.settings.foreign_allow_bytes
@@ -28,7 +30,7 @@ def judge(facts: Facts) -> dict[str, DeviceState]:
     leaving = frozenset(b.name for b in facts.backends.values() if _leaves(b))
     for uuid, seen in facts.seen.devices.items():
         headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
-        old, rows = facts.devices.get(uuid, DeviceState()), facts.ledgers[uuid]
+        old, rows = facts.devices.get(uuid, DeviceState()), ledgers[uuid]
         out[uuid] = pressure.observe(seen, old, rows, headroom, allow, now, wall, leaving)
     return out
 

@@ -47,7 +47,7 @@ def bands(facts: Facts) -> tuple[Facts, Notes]:
         notes += (*said, *_band(facts, seen, state, before))
     if devices == facts.devices:
         return facts, tuple(notes)
-    return facts.having(devices=devices), tuple(notes)
+    return replace(facts, devices=devices), tuple(notes)
 
 
 def climb(facts: Facts) -> tuple[Facts, Notes]:

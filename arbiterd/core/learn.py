@@ -70,10 +70,10 @@ def key(settings: Settings, seen: Observation, name: str, gpu: str) -> str:
 
 def apply(
     placements: Mapping[str, Placement], seen: Observation, state: State, settings: Settings
-) -> Mapping[str, Placement]:
+) -> dict[str, Placement]:
     """Placements with the learned caps; never below the floor."""
     if not state.learned:
-        return placements
+        return dict(placements)
     out = {}
     for name, placement in placements.items():
         learned = _of(placement, seen, state, settings)
@@ -271,9 +271,10 @@ def before_start(facts: Facts, name: str) -> tuple[Facts, Notes]:
         notes.append(facts.say(EventName.CAP_RESTORED, Severity.NOTICE, text, name, gpu=uuid))
     if configured is None or not notes:
         return facts, ()
-    facts = facts.having(learned=learned)
-    mine = apply({name: configured}, facts.seen, facts.state, facts.settings)
-    return replace(facts, placements={**facts.placements, **mine}), tuple(notes)
+    state = replace(facts.before, learned=learned)
+    mine = apply({name: configured}, facts.seen, state, facts.settings)
+    placements = {**facts.placements, **mine}
+    return replace(facts, learned=learned, placements=placements), tuple(notes)
 
 
 def reset(facts: Facts, name: str, by: str) -> tuple[Facts, Note]:
@@ -282,4 +283,4 @@ def reset(facts: Facts, name: str, by: str) -> tuple[Facts, Note]:
     gone = len(facts.learned) - len(kept)
     text = f"{name}: {gone} learned caps forgotten by {by}; in force from its next start"
     said = facts.say(EventName.CAP_RESTORED, Severity.NOTICE, text, name, reason=f"operator: {by}")
-    return facts.having(learned=kept), said
+    return replace(facts, learned=kept), said

@@ -57,7 +57,7 @@ def settle_loads(facts: Facts) -> tuple[Facts, Notes]:
         name: replace(one, load_ended_at=now, client_load_at=now) if name in ended else one
         for name, one in facts.backends.items()
     }
-    return facts.having(leases=leases, backends=backends), tuple(notes)
+    return replace(facts, leases=leases, backends=backends), tuple(notes)
 
 
 def answer_loads(facts: Facts) -> tuple[Facts, Notes, tuple[LoadAnswer, ...]]:
@@ -88,7 +88,7 @@ def _granted(facts: Facts, ask: LoadAsk, lease_s: float) -> Facts:
     now = facts.seen.now
     lease = Lease(ask.id, ask.backend, ask.model, ask.predicted_bytes, now, now + lease_s)
     facts = facts.put(asked_for(facts, facts.backends[ask.backend], ask.model))
-    return facts.having(leases={**facts.leases, ask.id: lease})
+    return replace(facts, leases={**facts.leases, ask.id: lease})
 
 
 def _held(facts: Facts, ask: LoadAsk, answer: LoadAnswer, since: float) -> Notes:
