@@ -10,22 +10,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from arbiterd.core import gpus, learn, ledger, progress, switch
+from arbiterd.core import conditions, gpus, learn, ledger, progress, switch
 from arbiterd.core.adopt import adopt, meet
 from arbiterd.core.carry import devices_of
-from arbiterd.core.doors import judge_gateway, wish
+from arbiterd.core.doors import gateway, wish
 from arbiterd.core.evidence import refusals
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.faults import judge_xids
-from arbiterd.core.files import judge_files
 from arbiterd.core.gate import loading
 from arbiterd.core.grants import grant
 from arbiterd.core.incidents import reconcile
-from arbiterd.core.ladder import bands, climb
+from arbiterd.core.ladder import climb
 from arbiterd.core.lifecycle import step
-from arbiterd.core.limits import BLOCKED_AFTER_S
 from arbiterd.core.loads import answer_loads, settle_loads
-from arbiterd.core.notes import About, Close, Notes
+from arbiterd.core.notes import Notes
 from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
 from arbiterd.core.planning import engine_url
@@ -41,7 +39,7 @@ from arbiterd.model.actions import Action
 from arbiterd.model.backend import Phase
 from arbiterd.model.decision import Decision
 from arbiterd.model.devices import GpuState
-from arbiterd.model.events import Event, EventName, Severity
+from arbiterd.model.events import Event
 from arbiterd.model.health import ProbeOrder
 from arbiterd.model.launch import UnitState
 from arbiterd.model.observation import Observation
@@ -62,7 +60,8 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     facts = tick.take(*take_requests(facts))
     if facts.before.first_tick:
         facts = tick.take(*_first(facts))
-    facts = tick.take(_observed(facts), gpus.troubles(facts))
+    facts = tick.take(_observed(facts))
+    facts = tick.take(facts, conditions.of_nvml(facts))
     facts = tick.take(*judge_xids(facts))
     facts = tick.take(facts, deaths(facts))
     facts = tick.take(*settle_loads(facts))
@@ -74,16 +73,15 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     before, facts = facts.backends, tick.take(*_stepped(facts, steps))
     facts = tick.take(*grant(facts, {name: one.ask for name, one in steps.items()}, before))
     facts = tick.take(*find_orphans(facts))
-    facts = tick.take(*bands(facts))
+    facts = tick.take(facts, conditions.of_devices(facts))
     facts = tick.take(*climb(facts))
     facts, back_to = tick.keep(*switch.follow(facts))
 
     # what clients meet
-    facts = tick.take(*judge_gateway(facts))
-    facts = tick.take(facts, judge_files(facts))
+    facts = tick.take(*gateway(facts))
     facts, loads = tick.keep(*answer_loads(facts))
     facts, doors = tick.keep(*wish(facts))
-    facts = tick.take(facts, _available(facts))
+    facts = tick.take(facts, conditions.of_host(facts))
 
     decision = _decision(facts, tick)
     decision = replace(decision, gateway=doors, loads=loads, back_to=back_to)
@@ -202,31 +200,6 @@ def _order(facts: Facts) -> list[str]:
         return (engine_of(wanted.kind).start_rank if wanted else -1, name)
 
     return sorted(facts.backends, key=key)
-
-
-def _available(facts: Facts) -> Notes:
-    """One incident while no backend takes work although some should."""
-    seen, name, about = facts.seen, EventName.ALL_UNAVAILABLE, About((EventName.ALL_UNAVAILABLE,))
-    expected = [b for b in facts.backends.values() if facts.wanted(b.name) and not b.parked]
-    up = [
-        b
-        for b in expected
-        if (b.phase is Phase.READY and b.vitals.sick_since is None)
-        or (b.adopted and b.phase is Phase.STARTING)  # it ran before we came
-    ]
-    if up:
-        return (Close(about, EventName.RECOVERED, f"{up[0].name} takes work again"),)
-    if facts.state.switch is not None and not facts.state.switch.rolling_back:
-        return ()  # every engine may move at once in a switch: that was asked for, and is followed itself
-    # A first start is no outage.
-    settled = all(
-        b.start_took_s or b.attempt or seen.now - b.since >= BLOCKED_AFTER_S for b in expected
-    )
-    if not expected or not settled or seen.stopping:
-        return ()
-    names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
-    text = f"no backend takes work: {names}"
-    return (facts.open(name, Severity.CRITICAL, text, about),)
 
 
 def _probes(facts: Facts) -> tuple[ProbeOrder, ...]:

@@ -21,12 +21,12 @@ from arbiterd.core.limits import (
     HOLD_MAX_S,
     RETRY_AFTER_MAX_S,
 )
-from arbiterd.core.notes import About, Close, Note, Notes
+from arbiterd.core.notes import About, Note, Notes, Open
 from arbiterd.core.state import BackendState, DoorState
 from arbiterd.core.views import not_accepting, retry_after_s, unreached
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish, Traffic
 from arbiterd.model.reading import Known
 from arbiterd.model.settings import BackendSettings
@@ -180,32 +180,64 @@ def broken(backend: BackendState) -> str:
     return "" if sick else backend.vitals.door_why
 
 
-def judge_gateway(facts: Facts) -> tuple[Facts, Notes]:
-    """Incidents of the gateway itself: it does not serve, a door leads nowhere, or somebody has its
-    port.
-    """
+def gateway(facts: Facts) -> tuple[Facts, Notes]:
+    """Since when the gateway does not serve, and whom clients have called it."""
     seen, now, state = facts.seen.gateway, facts.seen.now, facts.state
     if not seen.enabled:
         return facts, ()
-    ways = [note for backend in facts.backends.values() if (note := _way(facts, backend))]
     problem = seen.problem or seen.gate_problem
     since = state.gateway_bad_since
     since = (now if since is None else since) if problem and not facts.seen.stopping else None
     served = state.gateway_served or not problem
-    notes = (*ways, *_blinked(facts, still=since is not None))
-    about = About((EventName.GATEWAY_DOWN,))
-    grace = GATEWAY_DOWN_S if served else GATEWAY_FIRST_S
+    new = seen.unknown_hosts - state.hosts_told
+    if not new and (since, served) == (state.gateway_bad_since, state.gateway_served):
+        return facts, ()
+    notes = (*_blinked(facts, still=since is not None), *_named(facts, new))
+    told = state.hosts_told | new
+    return facts.having(gateway_bad_since=since, gateway_served=served, hosts_told=told), notes
+
+
+def wrong(facts: Facts) -> list[Open]:
+    """The gateway does not serve, a door leads nowhere, or somebody has its port."""
+    seen, now, since = facts.seen.gateway, facts.seen.now, facts.state.gateway_bad_since
+    if not seen.enabled:
+        return []
+    found = [note for backend in facts.backends.values() if (note := _way(facts, backend))]
+    grace = GATEWAY_DOWN_S if facts.state.gateway_served else GATEWAY_FIRST_S
     if since is not None and now - since >= grace:
-        text = f"the gateway does not serve: {problem}"
-        notes = (*notes, facts.open(EventName.GATEWAY_DOWN, Severity.CRITICAL, text, about))
-    elif not problem:
-        notes = (*notes, Close(about, EventName.RECOVERED, "the gateway serves again"))
-    told = state.hosts_told | seen.unknown_hosts
-    notes = (*notes, *_taken(facts), *_named(facts, seen.unknown_hosts - state.hosts_told))
-    now_known = (since, served, len(told))
-    if now_known != (state.gateway_bad_since, state.gateway_served, len(state.hosts_told)):
-        facts = facts.having(gateway_bad_since=since, gateway_served=served, hosts_told=told)
-    return facts, notes
+        name, text = EventName.GATEWAY_DOWN, seen.problem or seen.gate_problem
+        text = f"the gateway does not serve: {text}"
+        found.append(facts.open(name, Severity.CRITICAL, text, About((name,))))
+    for door, text in seen.taken_doors.items():
+        name, mark = EventName.PORT_TAKEN, (_DOOR, door)
+        summary, about = f"the door {door} stays shut: {text}", About((name,), mark=mark)
+        found.append(facts.open(name, Severity.ERROR, summary, about, evidence=(mark,)))
+    return found
+
+
+def gateway_over(facts: Facts, _: Incident) -> tuple[EventName, str] | None:
+    """It serves again."""
+    seen = facts.seen.gateway
+    bad = seen.problem or seen.gate_problem or not seen.enabled
+    return None if bad else (EventName.RECOVERED, "the gateway serves again")
+
+
+def way_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Clients reach it by its door, or it does not run."""
+    backend, open_ = facts.backends.get(one.backend), facts.seen.gateway.enabled
+    if backend is None or not open_ or (broken(backend) and not facts.seen.stopping):
+        return None
+    ready = backend.phase is Phase.READY
+    text = "answers through its door again" if ready else f"is {backend.phase.value} now"
+    return EventName.RECOVERED, f"{backend.name}: {text}"
+
+
+def taken_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Nobody else has the door's port; that of a backend is its trouble (core/lifecycle.py)."""
+    door, seen = dict(one.evidence).get(_DOOR, ""), facts.seen.gateway
+    if not door or door in seen.taken_doors or not seen.enabled:
+        return None
+    return EventName.RECOVERED, f"the door {door} is open"
 
 
 def _named(facts: Facts, hosts: frozenset[str]) -> list[Note]:
@@ -234,31 +266,11 @@ def _blinked(facts: Facts, *, still: bool) -> Notes:
     return (facts.say(EventName.GATEWAY_DOWN, Severity.WARNING, text),)
 
 
-def _way(facts: Facts, backend: BackendState) -> Note | None:
+def _way(facts: Facts, backend: BackendState) -> Open | None:
     """One incident per backend whose door leads nowhere; it never touches the engine."""
-    name, about = EventName.DOOR_BROKEN, About((EventName.DOOR_BROKEN,), backend.name)
-    why = "" if facts.seen.stopping else broken(backend)
-    if not why:
-        ready = backend.phase is Phase.READY
-        text = "answers through its door again" if ready else f"is {backend.phase.value} now"
-        return Close(about, EventName.RECOVERED, f"{backend.name}: {text}")
     since = backend.vitals.door_since
-    if since is None or facts.seen.now - since < GATEWAY_DOWN_S:
+    if since is None or facts.seen.stopping or facts.seen.now - since < GATEWAY_DOWN_S:
         return None
-    return facts.open(name, Severity.ERROR, f"{backend.name}: {why}", about)
-
-
-def _taken(facts: Facts) -> list[Note]:
-    """One incident per taken door, marked with its name."""
-    doors, name, notes = facts.seen.gateway.taken_doors, EventName.PORT_TAKEN, list[Note]()
-    for door, text in doors.items():
-        mark = (_DOOR, door)
-        summary = f"the door {door} stays shut: {text}"
-        about = About((name,), mark=mark)
-        notes.append(facts.open(name, Severity.ERROR, summary, about, evidence=(mark,)))
-    for one in facts.incidents:
-        door = dict(one.evidence).get(_DOOR, "")
-        if one.closed_at is None and one.event is name and door and door not in doors:
-            about = About((name,), mark=(_DOOR, door))
-            notes.append(Close(about, EventName.RECOVERED, f"the door {door} is open"))
-    return notes
+    why, name = broken(backend), EventName.DOOR_BROKEN
+    text = f"{backend.name}: {why}"
+    return facts.open(name, Severity.ERROR, text, About((name,), backend.name)) if why else None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from arbiterd.core.facts import Facts
-from arbiterd.core.notes import About, Close, Notes
-from arbiterd.model.events import EventName, Severity
+from arbiterd.core.notes import About, Open
+from arbiterd.model.events import EventName, Incident, Severity
 
 
-def judge_files(facts: Facts) -> Notes:
-    """An incident from the first file that is behind until none is."""
-    behind, about = facts.seen.unwritten, About((EventName.STATE_UNWRITABLE,))
+def wrong(facts: Facts) -> tuple[Open, ...]:
+    """With the first file that is behind."""
+    behind, name = facts.seen.unwritten, EventName.STATE_UNWRITABLE
     if not behind:
-        text = "every file of the daemon is written again"
-        return (Close(about, EventName.RECOVERED, text),)
+        return ()
     text = f"{behind[0]}; the daemon goes on without it and tries again"
     evidence = (("files", "; ".join(behind)),)
-    return (facts.open(EventName.STATE_UNWRITABLE, Severity.ERROR, text, about, evidence=evidence),)
+    return (facts.open(name, Severity.ERROR, text, About((name,)), evidence=evidence),)
+
+
+def over(facts: Facts, _: Incident) -> tuple[EventName, str] | None:
+    """None is behind."""
+    if facts.seen.unwritten:
+        return None
+    return EventName.RECOVERED, "every file of the daemon is written again"

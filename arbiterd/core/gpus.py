@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from arbiterd.core import pressure
+from arbiterd.core import offenders, pressure
 from arbiterd.core.facts import Facts
-from arbiterd.core.notes import About, Close, Note, Notes
+from arbiterd.core.notes import About, Open
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.state import After, BackendState, DeviceState
 from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.events import EventName, Incident, Severity
 
 _TROUBLE = {
     GpuState.LOST: (EventName.GPU_LOST, Severity.CRITICAL),
@@ -19,7 +19,7 @@ _TROUBLE = {
     GpuState.HUNG: (EventName.DRIVER_HUNG, Severity.ERROR),
     GpuState.UNKNOWN: (EventName.DRIVER_HUNG, Severity.ERROR),
 }
-_NAMES = tuple(name for name, _ in _TROUBLE.values())
+NAMES = tuple(name for name, _ in _TROUBLE.values())
 
 
 def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[str, DeviceState]:
@@ -31,7 +31,8 @@ def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[st
     for uuid, seen in facts.seen.devices.items():
         headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
         old, rows = facts.devices.get(uuid, DeviceState()), ledgers[uuid]
-        out[uuid] = pressure.observe(seen, old, rows, headroom, allow, now, wall, leaving)
+        new = pressure.observe(seen, old, rows, headroom, allow, now, wall, leaving)
+        out[uuid] = offenders.calmed(facts, uuid, new)
     return out
 
 
@@ -41,34 +42,35 @@ def _leaves(backend: BackendState) -> bool:
     return backend.phase is Phase.STOPPING or (draining and backend.after is not After.SLEEPING)
 
 
-def troubles(facts: Facts) -> Notes:
-    """Incidents of NVML itself: of devices that cannot be read, and of all of it."""
-    notes = [note for seen in facts.seen.devices.values() if (note := _device(facts, seen))]
-    return (*notes, *_nvml(facts))
-
-
-def _nvml(facts: Facts) -> Notes:
-    """NVML as a whole: missing, or not answering, with no device ever seen."""
-    why, name = facts.seen.nvml, EventName.DRIVER_HUNG
-    if not why:
-        about = About((name,), gpu="")
-        return (Close(about, EventName.DRIVER_BACK, "NVML answers again"),)
-    if facts.seen.devices or facts.before.first_tick:
-        return ()
-    text = f"NVML does not answer: {why}; GPU backends wait, nothing is stopped"
-    return (facts.open(name, Severity.ERROR, text, About((name,))),)
-
-
-def _device(facts: Facts, seen: DeviceObservation) -> Note | None:
-    about = About(_NAMES, gpu=seen.device.uuid)
-    card = f"GPU {seen.device.index} ({seen.device.name})"
-    if seen.state is GpuState.OK:
-        return Close(about, EventName.DRIVER_BACK, f"{card} can be read again")
+def wrong(facts: Facts) -> list[Open]:
+    """NVML itself: devices that cannot be read, and all of it. A first tick has not seen any yet."""
+    found: list[Open] = []
     if facts.before.first_tick:
+        return found
+    for uuid, seen in facts.seen.devices.items():
+        if seen.state is not GpuState.OK:
+            name, severity = _TROUBLE[seen.state]
+            text = (
+                f"{_card(seen)} is {seen.state.value}: {seen.detail}; "
+                "no starts and no loads there until it can be read, traffic goes on"
+            )
+            found.append(facts.open(name, severity, text, About(NAMES, gpu=uuid)))
+    if facts.seen.nvml and not facts.seen.devices:
+        name = EventName.DRIVER_HUNG
+        text = f"NVML does not answer: {facts.seen.nvml}; GPU backends wait, nothing is stopped"
+        found.append(facts.open(name, Severity.ERROR, text, About((name,))))
+    return found
+
+
+def over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """It can be read again."""
+    if not one.gpu:
+        return None if facts.seen.nvml else (EventName.DRIVER_BACK, "NVML answers again")
+    seen = facts.seen.devices.get(one.gpu)
+    if seen is None or seen.state is not GpuState.OK:
         return None
-    name, severity = _TROUBLE[seen.state]
-    text = (
-        f"{card} is {seen.state.value}: {seen.detail}; "
-        "no starts and no loads there until it can be read, traffic goes on"
-    )
-    return facts.open(name, severity, text, about)
+    return EventName.DRIVER_BACK, f"{_card(seen)} can be read again"
+
+
+def _card(seen: DeviceObservation) -> str:
+    return f"GPU {seen.device.index} ({seen.device.name})"

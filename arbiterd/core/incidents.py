@@ -57,14 +57,19 @@ class _Books:
             case Remark():
                 self._remark(note)
             case Close(about, name, message):
-                one = found(self.incidents, about)
+                one = self._open_one(about)
                 if one is not None:
-                    self._edit(one.id, lambda old: replace(old, closed_at=self._wall))
+                    self._put(replace(one, closed_at=self._wall))
                     self._tell(one, name, Severity.NOTICE, message)
             case Heard():
                 self._heard(note)
             case Record(incident, record):
                 self._edit(incident, lambda old: replace(old, actions=(*old.actions, record)))
+
+    def _open_one(self, about: About | str) -> Incident | None:
+        if isinstance(about, About):
+            return found(self.incidents, about)
+        return next((i for i in self.incidents if i.id == about and i.closed_at is None), None)
 
     def _id(self, about: About | str | None) -> str:
         if about is None or isinstance(about, str):

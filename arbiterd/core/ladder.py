@@ -19,14 +19,15 @@ from dataclasses import replace
 
 from arbiterd.core import brakes, offenders, pressure, reclaim, victim
 from arbiterd.core.facts import Facts
+from arbiterd.core.incidents import found
 from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
-from arbiterd.core.notes import About, Close, Note, Notes
+from arbiterd.core.notes import About, Notes, Open
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.state import DeviceState, updated
 from arbiterd.core.victim import Need
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration, format_size
@@ -34,20 +35,14 @@ from arbiterd.quantities import format_duration, format_size
 _RANK = {Pressure.UNKNOWN: 0, Pressure.CALM: 0, Pressure.TIGHT: 1, Pressure.CRITICAL: 2}
 
 
-def bands(facts: Facts) -> tuple[Facts, Notes]:
-    """Incidents of devices under pressure and of whoever is over a bound there."""
-    devices, notes = dict(facts.devices), list[Note]()
+def wrong(facts: Facts) -> list[Open]:
+    """Devices under pressure, and who is over a bound there."""
+    open_: list[Open] = []
     for uuid, seen in facts.seen.devices.items():
-        state = devices[uuid]
-        blind = not state.samples or seen.state is not GpuState.OK
-        if blind or seen.device.mig_enabled or facts.seen.stopping:
-            continue
-        before = facts.before.devices.get(uuid, DeviceState()).pressure
-        devices[uuid], said = offenders.judge(facts, uuid, state)
-        notes += (*said, *_band(facts, seen, state, before))
-    if devices == facts.devices:
-        return facts, tuple(notes)
-    return replace(facts, devices=devices), tuple(notes)
+        state = facts.devices[uuid]
+        if offenders.judged(facts, uuid, state):
+            open_ += (*offenders.wrong(facts, uuid, state), *_band(facts, seen, state))
+    return open_
 
 
 def climb(facts: Facts) -> tuple[Facts, Notes]:
@@ -85,10 +80,10 @@ def _reclaim(
 ) -> tuple[Facts, Notes]:
     """Rank who could give memory back, and order the best of it when it is time."""
     need = _need(facts, seen, state)
-    found = victim.options(facts, uuid, state, need)
+    options = victim.options(facts, uuid, state, need)
     wait = _wait(facts, uuid, state, need)
-    chosen = None if wait else victim.choose(found, need)
-    state = replace(state, candidates=victim.listed(found, chosen))
+    chosen = None if wait else victim.choose(options, need)
+    state = replace(state, candidates=victim.listed(options, chosen))
     if chosen is None:
         return facts.put_device(uuid, state), ()
     rung = chosen.candidate.rung
@@ -139,24 +134,34 @@ def _wait(facts: Facts, uuid: str, state: DeviceState, need: Need) -> str:
 
 
 # -- telling -----------------------------------------------------------------------------------------
-def _band(facts: Facts, seen: DeviceObservation, state: DeviceState, before: Pressure) -> Notes:
-    """One incident from the first band above calm until calm."""
+def _band(facts: Facts, seen: DeviceObservation, state: DeviceState) -> tuple[Open, ...]:
+    """One incident from the first band above calm until calm; a change of band is told within it."""
     new, uuid = state.pressure, seen.device.uuid
-    about = About((EventName.PRESSURE_RISE,), gpu=uuid)
-    if new is Pressure.CALM:
-        text = f"GPU {seen.device.index}: pressure is calm again: {numbers(seen, state)}"
-        return (Close(about, EventName.PRESSURE_CALM, text),)
     if _RANK[new] == 0:
+        return ()
+    before = facts.before.devices.get(uuid, DeviceState()).pressure
+    about = About((EventName.PRESSURE_RISE,), gpu=uuid)
+    known = _RANK[new] == _RANK[before] or (before, new) == (Pressure.UNKNOWN, Pressure.TIGHT)
+    if known and found(facts.incidents, about) is not None:
         return ()
     text = f"GPU {seen.device.index}: pressure is {new.value}: {numbers(seen, state)}"
     severity = Severity.ERROR if new is Pressure.CRITICAL else Severity.WARNING
-    known = _RANK[new] == _RANK[before] or (before, new) == (Pressure.UNKNOWN, Pressure.TIGHT)
     rises = _RANK[new] > _RANK[before]
     name = EventName.PRESSURE_RISE if rises else EventName.PRESSURE_CALM
     moved = None if known else facts.say(name, severity, text, about=about, gpu=uuid)
     evidence = (("holders", offenders.who(seen)),)
     rise = EventName.PRESSURE_RISE
     return (facts.open(rise, severity, text, about, evidence=evidence, otherwise=moved),)
+
+
+def over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Calm again."""
+    state = facts.devices.get(one.gpu, DeviceState())
+    if state.pressure is not Pressure.CALM or not offenders.judged(facts, one.gpu, state):
+        return None
+    seen = facts.seen.devices[one.gpu]
+    text = f"GPU {seen.device.index}: pressure is calm again: {numbers(seen, state)}"
+    return EventName.PRESSURE_CALM, text
 
 
 def numbers(seen: DeviceObservation, state: DeviceState) -> str:

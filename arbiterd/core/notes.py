@@ -64,9 +64,9 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close an incident, if it is open, and log how."""
+    """Close an incident, also by its id, if it is open, and log how."""
 
-    about: About
+    about: About | str
     name: EventName
     message: str
 

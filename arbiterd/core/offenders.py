@@ -8,23 +8,45 @@ from __future__ import annotations
 from arbiterd.core import pressure
 from arbiterd.core.facts import Facts
 from arbiterd.core.gate import describe, holders
+from arbiterd.core.incidents import found
 from arbiterd.core.ledger import FOREIGN
 from arbiterd.core.limits import CALM_S, FOREIGN_SAID_BYTES, OVER_S
-from arbiterd.core.notes import About, Close, Note, Notes, trouble
+from arbiterd.core.notes import About, Open, trouble
 from arbiterd.core.state import DeviceState, updated
 from arbiterd.model.backend import Phase
-from arbiterd.model.devices import DeviceObservation
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.devices import DeviceObservation, GpuState
+from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_size
 
 
-def judge(facts: Facts, uuid: str, state: DeviceState) -> tuple[DeviceState, Notes]:
-    """The incidents of this device's offenders."""
-    if state.seen_at != state.last_sample_at:
-        return state, ()  # the list is older than the memory: whose the bytes are is not known yet
-    state, foreign = _foreign(facts, uuid, state)
-    return state, (*foreign, *_over(facts, uuid, state))
+def wrong(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
+    """Who is over a bound on this device."""
+    if not listed(facts, uuid, state):
+        return []
+    return [*_foreign(facts, uuid, state), *_over(facts, uuid, state)]
+
+
+def listed(facts: Facts, uuid: str, state: DeviceState) -> bool:
+    """Whether it is known whose the bytes are: the list is as new as the memory."""
+    return judged(facts, uuid, state) and state.seen_at == state.last_sample_at
+
+
+def judged(facts: Facts, uuid: str, state: DeviceState) -> bool:
+    """Whether anything is said of a device's memory at all: not blind, not while the daemon ends."""
+    seen = facts.seen.devices.get(uuid)
+    if seen is None or seen.device.mig_enabled or facts.seen.stopping:
+        return False
+    return bool(state.samples) and seen.state is GpuState.OK
+
+
+def calmed(facts: Facts, uuid: str, state: DeviceState) -> DeviceState:
+    """With the moment since which foreign memory is within its allowance."""
+    if not listed(facts, uuid, state):
+        return state
+    since = state.foreign_calm_at if state.foreign_calm_at is not None else facts.seen.now
+    over = state.used.get(FOREIGN, 0) > facts.settings.foreign_allow_bytes
+    return updated(state, foreign_calm_at=None if over else since)
 
 
 def who(seen: DeviceObservation) -> str:
@@ -32,34 +54,38 @@ def who(seen: DeviceObservation) -> str:
     return holders(seen)
 
 
-def _foreign(facts: Facts, uuid: str, state: DeviceState) -> tuple[DeviceState, Notes]:
-    seen, now = facts.seen.devices[uuid], facts.seen.now
-    allow = facts.settings.foreign_allow_bytes
-    held = state.used.get(FOREIGN, 0)
-    about, notes = About((EventName.FOREIGN_MEMORY,), gpu=uuid), list[Note]()
-    since = None if held > allow else state.foreign_calm_at
-    if held <= allow and since is None:
-        since = now
-    if held > allow + FOREIGN_SAID_BYTES:
-        strangers = _strangers(seen)
-        text = (
-            f"GPU {seen.device.index}: {format_size(held)} are held by processes that are none of "
-            f"ours ({format_size(allow)} allowed): {', '.join(text for _, text in strangers)}"
-        )
-        notes.append(
-            facts.open(
-                EventName.FOREIGN_MEMORY,
-                Severity.WARNING,
-                text,
-                about,
-                pids=tuple(pid for pid, _ in strangers),
-                evidence=tuple((f"pid {pid}", text) for pid, text in strangers),
-            )
-        )
-    if since is not None and now - since >= CALM_S:
-        text = f"GPU {seen.device.index}: foreign memory is within {format_size(allow)} again"
-        notes.append(Close(about, EventName.RECOVERED, text))
-    return updated(state, foreign_calm_at=since), tuple(notes)
+def _foreign(facts: Facts, uuid: str, state: DeviceState) -> tuple[Open, ...]:
+    seen, name = facts.seen.devices[uuid], EventName.FOREIGN_MEMORY
+    allow, held = facts.settings.foreign_allow_bytes, state.used.get(FOREIGN, 0)
+    about = About((name,), gpu=uuid)
+    if held <= allow + FOREIGN_SAID_BYTES or found(facts.incidents, about) is not None:
+        return ()
+    strangers = _strangers(seen)
+    text = (
+        f"GPU {seen.device.index}: {format_size(held)} are held by processes that are none of "
+        f"ours ({format_size(allow)} allowed): {', '.join(text for _, text in strangers)}"
+    )
+    return (
+        facts.open(
+            name,
+            Severity.WARNING,
+            text,
+            about,
+            pids=tuple(pid for pid, _ in strangers),
+            evidence=tuple((f"pid {pid}", text) for pid, text in strangers),
+        ),
+    )
+
+
+def foreign_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Within the allowance for long enough."""
+    state = facts.devices.get(one.gpu, DeviceState())
+    since = state.foreign_calm_at if listed(facts, one.gpu, state) else None
+    if since is None or facts.seen.now - since < CALM_S:
+        return None
+    index = facts.seen.devices[one.gpu].device.index
+    allow = format_size(facts.settings.foreign_allow_bytes)
+    return EventName.RECOVERED, f"GPU {index}: foreign memory is within {allow} again"
 
 
 def _strangers(seen: DeviceObservation) -> list[tuple[int, str]]:
@@ -75,12 +101,13 @@ def _strangers(seen: DeviceObservation) -> list[tuple[int, str]]:
     return [(one.pid, f"{describe(one)} {format_size(size)}") for size, one in found]
 
 
-def _over(facts: Facts, uuid: str, state: DeviceState) -> Notes:
-    now, notes = facts.seen.now, list[Note]()
+def _over(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
+    now, leaks = facts.seen.now, list[Open]()
     for name in state.over_since:
         if name not in facts.placements:  # a reload has just dropped it; no newer sample yet
             continue
-        if pressure.over_for(state, name, now) < OVER_S:
+        lately = pressure.over_for(state, name, now) < OVER_S
+        if lately or found(facts.incidents, trouble(name)) is not None:
             continue
         cap = facts.placements[name].cap_bytes
         over = format_size(state.used.get(name, 0) - cap)
@@ -88,14 +115,15 @@ def _over(facts: Facts, uuid: str, state: DeviceState) -> Notes:
         grows = f", growing {format_size(int(speed))}/s" if speed and speed > 0 else ""
         text = f"{name} holds {over} more than its cap of {format_size(cap)}{grows}"
         event, severity = EventName.LEAK, Severity.WARNING
-        notes.append(facts.open(event, severity, text, trouble(name), gpu=uuid))
-    for one in facts.incidents:
-        leak = one.closed_at is None and one.event is EventName.LEAK and one.gpu == uuid
-        if not leak or one.backend in state.over_since:
-            continue
-        backend = facts.backends.get(one.backend)
-        if backend is None or backend.phase in (Phase.READY, Phase.SLEEPING):
-            about = About((EventName.LEAK,), one.backend, uuid)
-            text = f"{one.backend} is within its cap again"
-            notes.append(Close(about, EventName.RECOVERED, text))
-    return tuple(notes)
+        leaks.append(facts.open(event, severity, text, trouble(name), gpu=uuid))
+    return leaks
+
+
+def leak_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Within its cap, as it serves or sleeps."""
+    state, backend = facts.devices.get(one.gpu, DeviceState()), facts.backends.get(one.backend)
+    if one.backend in state.over_since or not listed(facts, one.gpu, state):
+        return None
+    if backend is not None and backend.phase not in (Phase.READY, Phase.SLEEPING):
+        return None
+    return EventName.RECOVERED, f"{one.backend} is within its cap again"
