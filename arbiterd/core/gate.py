@@ -188,7 +188,6 @@ def context_of(facts: Facts, name: str) -> LaunchContext:
         {uuid: seen.device for uuid, seen in facts.seen.devices.items()},
         version=facts.seen.host.versions.get(name, ""),
         client=facts.seen.host.containers.get(name, ""),
-        overhead_bytes=facts.state.overheads.get(name),
     )
 
 

@@ -26,12 +26,11 @@ def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[st
     """New device states."""
     out: dict[str, DeviceState] = {}
     allow = facts.settings.foreign_allow_bytes
-    now, wall = facts.seen.now, facts.seen.wall
     leaving = frozenset(b.name for b in facts.backends.values() if _leaves(b))
     for uuid, seen in facts.seen.devices.items():
         headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
         old, rows = facts.devices.get(uuid, DeviceState()), ledgers[uuid]
-        new = pressure.observe(seen, old, rows, headroom, allow, now, wall, leaving)
+        new = pressure.observe(seen, old, rows, headroom, allow, facts.seen.now, leaving)
         out[uuid] = offenders.calmed(facts, uuid, new)
     return out
 

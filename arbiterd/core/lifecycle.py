@@ -368,7 +368,7 @@ def _ended(facts: Facts, backend: BackendState) -> Step | None:
     failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966).
     """
     unit = facts.unit(backend.name)
-    if unit.vanished or (unit.state is UnitState.ABSENT and backend.invocation):
+    if unit.state is UnitState.ABSENT and backend.invocation:
         text = f"{backend.name}: stopped by hand; it stays stopped until: arbiterctl resume {backend.name}"
         name = EventName.STOPPED_BY_OPERATOR
         said = facts.say(name, Severity.WARNING, text, backend.name)

@@ -51,7 +51,6 @@ def launch_context(
     *,
     version: str = "",
     client: str = "",
-    overhead_bytes: int | None = None,
 ) -> LaunchContext:
     """Everything the engine's file needs to render its knobs. The placement has no problem."""
     backend = settings.active.backends[name]
@@ -79,7 +78,6 @@ def launch_context(
         files_dir=f"{settings.arbiter.runtime_dir}/backends/{name}",
         intent=intent(backend, settings.active.shares[name]),
         version=backend.version or version,
-        overhead_bytes=overhead_bytes,
         container=client or backend.container,
     )
 

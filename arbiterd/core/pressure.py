@@ -67,7 +67,6 @@ def observe(
     headroom: int,
     allow: int,
     now: float,
-    wall: float = 0.0,
     leaving: frozenset[str] = frozenset(),
 ) -> DeviceState:
     """Fold the newest sample into the device's state and move its band. ``leaving``: backends on their
@@ -97,7 +96,7 @@ def observe(
                 state, solvency=None, seen_at=-1.0, excess=0, slope=None, over_since={}, windows={}
             )
         state = _urgency(state, free, headroom, now)
-    return _band(state, free, headroom, now, wall)
+    return _band(state, free, headroom, now)
 
 
 def confirmed(state: DeviceState) -> bool:
@@ -264,16 +263,16 @@ def _urgency(state: DeviceState, free: int, headroom: int, now: float) -> Device
 
 
 # -- bands ----------------------------------------------------------------------------------------------
-def _band(state: DeviceState, free: int, headroom: int, now: float, wall: float) -> DeviceState:
+def _band(state: DeviceState, free: int, headroom: int, now: float) -> DeviceState:
     if state.alarms:
-        return _enter(state, Pressure.CRITICAL, wall)
+        return _enter(state, Pressure.CRITICAL)
     if state.pressure is Pressure.CRITICAL:
         calm = now - state.alarm_at >= CRITICAL_LEFT_S
         if not calm or free < CRITICAL_LEFT_FACTOR * critical_free_bytes(headroom):
             return state
-        state = _enter(state, Pressure.TIGHT, wall)
+        state = _enter(state, Pressure.TIGHT)
     if state.solvency is None:
-        return _enter(state, Pressure.UNKNOWN, wall)
+        return _enter(state, Pressure.UNKNOWN)
     if state.pressure is Pressure.TIGHT:
         wants, dwell = _calming(state, headroom, now)
         target = Pressure.CALM
@@ -282,13 +281,13 @@ def _band(state: DeviceState, free: int, headroom: int, now: float, wall: float)
         if (
             not short
         ):  # out of UNKNOWN, a short device stays unknown until it has been so long enough
-            state = _enter(state, Pressure.CALM, wall)
+            state = _enter(state, Pressure.CALM)
         wants, dwell, target = short, TIGHT_S, Pressure.TIGHT
     if not wants:
         return state if state.band_since is None else replace(state, band_since=None)
     since = state.band_since if state.band_since is not None else now
     if now - since >= dwell:
-        return _enter(state, target, wall)
+        return _enter(state, target)
     return state if since == state.band_since else replace(state, band_since=since)
 
 
@@ -302,10 +301,10 @@ def _calming(state: DeviceState, headroom: int, now: float) -> tuple[bool, float
     return quiet and solvent >= tight_below(headroom), CALM_SLOW_S
 
 
-def _enter(state: DeviceState, band: Pressure, wall: float) -> DeviceState:
+def _enter(state: DeviceState, band: Pressure) -> DeviceState:
     if state.pressure is band:
         return state
-    return replace(state, pressure=band, band_since=None, band_wall=wall)
+    return replace(state, pressure=band, band_since=None)
 
 
 def lead_of(took_s: float, old: float, most: float) -> float:

@@ -309,7 +309,6 @@ class DeviceState:
     last_sample_at: float = -1.0
     pressure: Pressure = Pressure.UNKNOWN
     band_since: float | None = None
-    band_wall: float = 0.0
     seen_at: float = -1.0
     solvency: int | None = None
     used: Mapping[str, int] = field(default_factory=dict)
@@ -413,7 +412,6 @@ class State:
     gateway_bad_since: float | None = None
     gateway_served: bool = False  # since this daemon came
     hosts_told: frozenset[str] = frozenset()
-    overheads: Mapping[str, int] = field(default_factory=dict)
     learned: Mapping[str, LearnedCap] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
     settings: Settings | None = None

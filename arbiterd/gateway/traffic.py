@@ -45,7 +45,6 @@ def traffic_of(
         bytes_out=sum(r.number("bout") for r in mine),
         connect_errors=sum(r.number("econ") + r.number("eresp") for r in mine),
         latency_ms=float(max((r.number("ttime") for r in mine), default=0)),
-        queue_ms=float(max((r.number("qtime") for r in mine), default=0)),
         engine_up=any(r.values.get("status", "").startswith("UP") for r in mine),
         engine_down=any(r.values.get("status", "").startswith("DOWN") for r in mine),
     )

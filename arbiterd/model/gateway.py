@@ -61,8 +61,8 @@ class Traffic:
     """Counters of one backend at the gateway, over all of its doors and over old workers that still
     have streams. Totals grow until HAProxy restarts.
 
-    ``responses``: finished answers by first digit of their status ('2' .. '5'); ``latency_ms`` and
-    ``queue_ms``: HAProxy's means over the last 1024 requests. ``engine_up``: HAProxy's checks reach one of
+    ``responses``: finished answers by first digit of their status ('2' .. '5'); ``latency_ms``:
+    HAProxy's mean over the last 1024 requests. ``engine_up``: HAProxy's checks reach one of
     its ports; ``engine_down``: they do not reach one of them (neither while it is in maintenance).
     """
 
@@ -74,7 +74,6 @@ class Traffic:
     bytes_out: int = 0
     connect_errors: int = 0
     latency_ms: float = 0.0
-    queue_ms: float = 0.0
     engine_up: bool = False
     engine_down: bool = False
 

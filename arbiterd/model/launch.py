@@ -90,7 +90,6 @@ class UnitObservation:
     ``pids`` are all processes in its cgroup (or session and tag). ``exit`` is set once the main
     process is gone (state EXITED: main gone, perhaps with processes of the cgroup still alive; see
     ``pids``). ``intent`` is what it was started with. ``since`` is monotonic seconds.
-    ``vanished``: the unit disappeared without our stop: a person stopped it by hand.
     Signs of progress, 0 when not readable, at most a second old: ``cpu_s``, CPU seconds used by the whole
     cgroup; ``log_bytes``, a number that changes with its output (its size under direct; under systemd the
     last entry's time while a start is watched); ``io_bytes``, read and written so far, sockets included
@@ -106,13 +105,11 @@ class UnitObservation:
     invocation: str = ""
     intent: str = ""
     exit: Exit | None = None
-    vanished: bool = False
     cpu_s: float = 0.0
     log_bytes: int = 0
     io_bytes: int = 0
     memory_bytes: int = 0
     started_wall: float = 0.0
-    last_lines: tuple[str, ...] = field(default=())
     frozen: bool = False
     host_oom: bool = False
 

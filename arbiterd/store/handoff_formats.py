@@ -7,6 +7,7 @@ and a step.
 1  0.2.0 and the versions before: fields without the names of their classes. 0.2.0 told why a backend
    drains by its sentence alone.
 2  values as in traces, with the names of their classes (trace/codec.py).
+3  without the time at which a device's band began, which nobody read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 from arbiterd.trace.codec import classes
 
 Json: TypeAlias = Any
-FORMAT = 2
+FORMAT = 3
 
 # -- 1 to 2 ------------------------------------------------------------------------------------------
 # Which class stands in a field; *: in each value of it. What is not a key here is an enumeration.
@@ -92,8 +93,15 @@ def _field(kind: str, value: Json) -> Json:
     return [_named(kind[1:], one) for one in value]
 
 
+# -- 2 to 3 ------------------------------------------------------------------------------------------
+def _no_band_time(carry: Json) -> Json:
+    for one in carry["devices"].values() if "devices" in carry else ():
+        one.pop("band_wall", None)
+    return carry
+
+
 # -- all of them -------------------------------------------------------------------------------------
-_STEPS: dict[int, Callable[[Json], Json]] = {1: _names}
+_STEPS: dict[int, Callable[[Json], Json]] = {1: _names, 2: _no_band_time}
 
 
 def migrated(carry: Json, written_as: int) -> Json:

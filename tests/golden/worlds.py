@@ -40,9 +40,7 @@ def _up() -> World:
     world = World(_settings(), gpus=2).up()
     counts = tuple(range(1, len(BUCKETS_S) + 2))
     for name in world.engines:
-        world.traffic[name] = Traffic(
-            0, 0, 8, 90, {"2": 80, "5": 1}, 5000, 1, 12.0, 1.0, engine_up=True
-        )
+        world.traffic[name] = Traffic(0, 0, 8, 90, {"2": 80, "5": 1}, 5000, 1, 12.0, engine_up=True)
         world.codes[name] = Requests({"200": 80}, {"shed": 1}, counts, 3.0, counts, 1.0)
     world.tick(2)
     return world
