@@ -7,6 +7,7 @@ and is not done (facts/engines.md, 3.6).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from arbiterd.core import pressure
@@ -99,7 +100,9 @@ def _loads(facts: Facts, uuid: str, state: DeviceState) -> str:
     return ""
 
 
-def _whom_to_hold(facts: Facts, uuid: str, state: DeviceState, names: list[str]) -> dict[str, str]:
+def _whom_to_hold(
+    facts: Facts, uuid: str, state: DeviceState, names: Sequence[str]
+) -> dict[str, str]:
     """Backends whose new requests are held, each with its reason. Who was held stays so until the
     device is no longer critical: a door must not flap with every sample.
     """
@@ -127,7 +130,7 @@ def _whom_to_hold(facts: Facts, uuid: str, state: DeviceState, names: list[str])
     return out
 
 
-def _lowest(facts: Facts, names: list[str]) -> str:
+def _lowest(facts: Facts, names: Sequence[str]) -> str:
     active = facts.settings.active.backends
     growable = [
         n

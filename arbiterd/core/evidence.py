@@ -6,6 +6,7 @@ What the gateway counts is true of every engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arbiterd.core.facts import Facts
@@ -61,7 +62,7 @@ def answers(facts: Facts, name: str) -> Answers | None:
     return Answers(seen.in_flight, seen.requests, sum(seen.responses.values()))
 
 
-def pool_refusals(facts: Facts, names: list[str]) -> int:
+def pool_refusals(facts: Facts, names: Sequence[str]) -> int:
     """Answers 429 since the last tick of engines whose own pool is full (TensorFlow Serving says so,
     and stays up): less load helps, a lower cap would not.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -18,13 +18,13 @@ def reconcile(
     notes: Notes, incidents: tuple[Incident, ...], prefix: str, wall: float
 ) -> tuple[tuple[Incident, ...], tuple[Action, ...], tuple[Event, ...]]:
     """(incidents, newest first; actions; events). ``prefix``: of this tick's ids. ``wall``: epoch, s."""
-    books = _Books(list(incidents), prefix, wall)
+    books = _Books(incidents, prefix, wall)
     for note in notes:
         books.write(note)
     return tuple(books.incidents), tuple(books.actions), tuple(books.events)
 
 
-def found(incidents: tuple[Incident, ...] | list[Incident], about: About) -> Incident | None:
+def found(incidents: Sequence[Incident], about: About) -> Incident | None:
     """The newest open one."""
     for one in incidents:
         if one.closed_at is not None or one.event not in about.events:
@@ -38,8 +38,8 @@ def found(incidents: tuple[Incident, ...] | list[Incident], about: About) -> Inc
 class _Books:
     """The incidents while the notes of one stage are written into them."""
 
-    def __init__(self, incidents: list[Incident], prefix: str, wall: float) -> None:
-        self.incidents = incidents
+    def __init__(self, incidents: Sequence[Incident], prefix: str, wall: float) -> None:
+        self.incidents = list(incidents)
         self.actions: list[Action] = []
         self.events: list[Event] = []
         self._prefix = prefix

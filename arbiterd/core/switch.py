@@ -7,7 +7,7 @@ has failed, and that the layout before comes back then (design, section 7). A ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from arbiterd.core.diff import estimate, plan, reason, same
@@ -174,7 +174,7 @@ def _touched(changes: Mapping[str, Change]) -> dict[str, Change]:
     return {name: change for name, change in changes.items() if change is not Change.KEEP}
 
 
-def _patience(settings: Settings, touched: dict[str, Change]) -> float:
+def _patience(settings: Settings, touched: Mapping[str, Change]) -> float:
     """The sum of everything the file allows those that are touched."""
     out = 0.0
     for name in touched:
@@ -188,7 +188,7 @@ def _failed(facts: Facts, name: str) -> int:
     return backend.failed_count if backend else 0
 
 
-def _failure(facts: Facts, switch: Switch, left: list[Step]) -> str:
+def _failure(facts: Facts, switch: Switch, left: Sequence[Step]) -> str:
     """Why the new layout does not come through, "" while it may."""
     for step in left:
         backend = facts.backends.get(step.backend)

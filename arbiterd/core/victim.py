@@ -6,6 +6,7 @@ A backend within its cap is never killed for a neighbour; strangers are not on t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -70,7 +71,7 @@ def options(facts: Facts, uuid: str, state: DeviceState, need: Need) -> list[Opt
     return found
 
 
-def choose(found: list[Option], need: Need) -> Option | None:
+def choose(found: Sequence[Option], need: Need) -> Option | None:
     """The mildest that frees enough in time; when nothing mild does, the guilty one; else what there is.
 
     While somebody grows beyond his cap, an idle model of somebody else would only buy him seconds:
@@ -91,7 +92,7 @@ def choose(found: list[Option], need: Need) -> Option | None:
     return trims[0] if trims else None
 
 
-def listed(found: list[Option], chosen: Option | None) -> tuple[Candidate, ...]:
+def listed(found: Sequence[Option], chosen: Option | None) -> tuple[Candidate, ...]:
     """For publishing: the chosen one marked."""
     return tuple(replace(one.candidate, chosen=one is chosen) for one in found)
 
