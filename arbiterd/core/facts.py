@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
 from arbiterd.core import phases
 from arbiterd.core.notes import About, Notes, Open, Remark, Say
-from arbiterd.core.state import Ask, BackendState, DeviceState, DoorState, Lease, State
+from arbiterd.core.state import BackendState, DeviceState, DoorState, Lease, State
 from arbiterd.model.actions import Outcome
 from arbiterd.model.backend import LedgerRow, Phase, Placement
 from arbiterd.model.events import Event, EventName, Incident, Severity
@@ -28,6 +29,14 @@ class EventFields(TypedDict, total=False):
     bytes_freed: int
     took_ms: float
     kind: str
+
+
+class Ask(StrEnum):
+    """What a backend would begin, if its devices are free for it."""
+
+    START = "start"
+    WAKE = "wake"
+    WARM = "warm"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from arbiterd.core import (
     trying,
     warm,
 )
-from arbiterd.core.facts import Facts, Step
+from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.failing import bury, fail, give_back, grace_after_drain
 from arbiterd.core.gate import (
     TOLD,
@@ -39,7 +39,6 @@ from arbiterd.core.release import remember
 from arbiterd.core.state import (
     DRAIN_SENTENCES,
     After,
-    Ask,
     BackendState,
     Canaries,
     DrainCause,

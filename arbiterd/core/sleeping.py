@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.facts import Facts, Step
+from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.failing import fail, give_back
 from arbiterd.core.gate import beside_hung, memory_event
 from arbiterd.core.judge import fresh
@@ -25,7 +25,6 @@ from arbiterd.core.planning import engine_url
 from arbiterd.core.state import (
     LADDER,
     After,
-    Ask,
     BackendState,
     DeviceState,
     DrainCause,

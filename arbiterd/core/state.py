@@ -60,14 +60,6 @@ class After(StrEnum):
     SLEEPING = "sleeping"
 
 
-class Ask(StrEnum):
-    """What a backend would begin, if its devices are free for it."""
-
-    START = "start"
-    WAKE = "wake"
-    WARM = "warm"
-
-
 class SleepStage(StrEnum):
     """How far a sleep, or the way back, has come."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.facts import Facts, Step
+from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.gate import beside_hung, loading, memory_event
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import (
@@ -17,7 +17,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.notes import Note, Notes, Order
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import Ask, BackendState, DeviceState, updated
+from arbiterd.core.state import BackendState, DeviceState, updated
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel
