@@ -7,7 +7,6 @@ open only when every model is loaded; SIGTERM kills it at once, as the real one 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import signal
@@ -15,15 +14,13 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from arbiterd.engines.serving_flags import SWITCHES, VALUED
 from arbiterd.quantities import MIB
-from arbiterd.sim.engines.common import CONTEXT_BYTES, Card, Faults, Server, say
+from arbiterd.sim.engines.common import CONTEXT_BYTES, Server, say
 from arbiterd.sim.engines.growth import Grower, leak
 from arbiterd.sim.engines.tensorflow_config import (
     ModelConfig,
@@ -31,106 +28,16 @@ from arbiterd.sim.engines.tensorflow_config import (
     metrics_path,
     models_of,
 )
-from arbiterd.sim.engines.tensorflow_json import Invalid
+from arbiterd.sim.engines.tensorflow_rest import Rest
+from arbiterd.sim.engines.tensorflow_state import Model, State
 from arbiterd.sim.gpu import OutOfMemory
 
 _GROW_FIRST = 256 * MIB
-OOM_TEXT = (
-    "OOM when allocating tensor with shape[64,1024,1024] and type float on "
-    "/job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc"
-)
 _CRASHES = {  # what some do instead of a 429, then SIGABRT
     "in_use": "F bfc_allocator.cc:519] Check failed: c->in_use() && (c->bin_num == kInvalidBinNum)",
     "bad_alloc": "terminate called after throwing an instance of 'std::bad_alloc'",
     "cudnn": "E cuda_dnn.cc:466] Could not create cudnn handle: CUDNN_STATUS_ALLOC_FAILED",
 }
-
-
-def _signature(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A signature as /metadata tells it; ``inputs``: name to data type and shape (None: any rank)."""
-
-    def row(name: str, dtype: str, shape: list[int] | None) -> dict[str, Any]:
-        dims = [{"size": str(one), "name": ""} for one in shape or ()]
-        known = {"dim": dims, "unknown_rank": shape is None}
-        return {"dtype": dtype, "tensor_shape": known, "name": f"{name}:0"}
-
-    return {
-        "inputs": {name: row(name, one["dtype"], one["shape"]) for name, one in inputs.items()},
-        "outputs": {"y": row("y", "DT_FLOAT", [-1, 1])},
-        "method_name": "tensorflow/serving/predict",
-        "defaults": {},
-    }
-
-
-class Model:
-    """A served model: its versions (oldest first), labels, and the signatures of the newest.
-
-    It is half plus two, unless ``signature.json`` in its folder names other inputs:
-    ``{"NAME": {"dtype": "DT_FLOAT", "shape": [-1, 3]}}``.
-    """
-
-    def __init__(self, folder: Path, versions: list[int], labels: dict[str, int]) -> None:
-        self.versions, self.labels = versions, labels
-        inputs: dict[str, Any] = {"x": {"dtype": "DT_FLOAT", "shape": [-1, 1]}}
-        with suppress(OSError):
-            inputs = json.loads((folder / "signature.json").read_text())
-        self.signatures = {"serving_default": _signature(inputs)}
-
-
-class State:
-    """Models and counters."""
-
-    oom_text = OOM_TEXT
-
-    def __init__(self) -> None:
-        self.faults = Faults()
-        self.card = Card()
-        self.models: dict[str, Model] = {}
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.metrics_path = ""
-        self.cors = False
-        self.lock = threading.Lock()
-        self.pool: Grower | None = None  # with memory growth
-
-    def refuses(self) -> bool:
-        """A predict finds no room: by fault, or because the growing pool cannot grow."""
-        full = self.pool is not None and self.pool.full
-        return self.faults.take("oom_next_request") or full
-
-    def servable(self, name: str, version: int | None, label: str | None) -> tuple[Model, int]:
-        """A model and the version that answers.
-
-        Raises:
-            KeyError: there is none; the request as the real one writes it.
-            Invalid: there is no such label.
-        """
-        model = self.models.get(name)
-        if label is not None:
-            if model is None or label not in model.labels:
-                raise Invalid(f"Unrecognized servable version label: {label}")
-            version = model.labels[label]
-        if version is None:
-            if model is None:
-                raise KeyError(f"Latest({name})")
-            return model, model.versions[-1]
-        if model is None or version not in model.versions:
-            raise KeyError(f"Specific({name}, {version})")
-        return model, version
-
-    def count(self, name: str, code: str) -> None:
-        """One request, by model and status: those for a status and refused ones as well."""
-        with self.lock:
-            self.counts[name, code] += 1
-
-    def metrics(self) -> str:
-        """The page (util/prometheus_exporter.cc)."""
-        name = ":tensorflow:serving:request_count"
-        with self.lock:
-            rows = [
-                f'{name}{{model_name="{model}",status="{code}"}} {count}\n'
-                for (model, code), count in sorted(self.counts.items())
-            ]
-        return "".join([f"# TYPE {name} counter\n", *rows])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -259,8 +166,6 @@ def _full(state: State, error: OutOfMemory) -> None:
 
 def main() -> int:
     """Serve until killed."""
-    from arbiterd.sim.engines.tensorflow_rest import Rest  # noqa: PLC0415 - it needs State
-
     options = _options(sys.argv[1:])
     state = Rest.state = State()
     state.faults.at_start()

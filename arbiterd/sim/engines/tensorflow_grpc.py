@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent import futures
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from ovmsclient.tfs_compat.protos.tensorflow_serving.apis import (
@@ -18,9 +18,7 @@ from ovmsclient.tfs_compat.protos.tensorflow_serving.apis import (
 )
 
 from arbiterd.sim.engines.tensorflow_json import Invalid
-
-if TYPE_CHECKING:
-    from arbiterd.sim.engines.tensorflow import State
+from arbiterd.sim.engines.tensorflow_state import State
 
 
 class Predict(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from arbiterd.sim.engines import tensorflow_json as tf_json
 from arbiterd.sim.engines.common import Handler, say
 from arbiterd.sim.engines.tensorflow_json import Invalid
-
-if TYPE_CHECKING:
-    from arbiterd.sim.engines.tensorflow import Model, State
+from arbiterd.sim.engines.tensorflow_state import Model, State
 
 _WHERE = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
 _PREDICT = re.compile(rf"/v1/models/([^/:]+){_WHERE}:(classify|regress|predict)", re.IGNORECASE)

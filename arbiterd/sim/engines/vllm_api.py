@@ -12,7 +12,8 @@ from arbiterd.sim.engines import vllm_answers as answers
 from arbiterd.sim.engines.vllm_answers import BUSY, SHUT_DOWN, Shape, error
 from arbiterd.sim.engines.vllm_bodies import Refused, check, check_lengths, parse, prompt_of
 from arbiterd.sim.engines.vllm_http import Http, Left
-from arbiterd.sim.engines.vllm_sleep import PAUSED, SleepRoutes
+from arbiterd.sim.engines.vllm_sleep import SleepRoutes
+from arbiterd.sim.engines.vllm_state import PAUSED
 
 _LOOK_S = 0.03  # how often a waiting answer looks whether its client is still there
 _DEAD = "The server had an error while processing your request."

@@ -6,84 +6,11 @@ until it wakes.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from arbiterd.sim.engines.common import Handler, say
 from arbiterd.sim.engines.vllm_answers import error
-from arbiterd.sim.engines.vllm_http import Left
+from arbiterd.sim.engines.vllm_state import State
 
-if TYPE_CHECKING:
-    from arbiterd.sim.engines.vllm import State
-
-_STATES = ("awake", "weights_offloaded", "discard_all")
 _MODES = ("abort", "wait", "keep")
-_LOOK_S = 0.03  # how often a hanging request looks whether its client is still there
-PAUSED = "Generation is paused. Please retry after it resumes."
-
-
-class Pausing:
-    """Whether requests go on: ``level`` None while awake, else the level of its sleep. ``hangs``:
-    requests wait while paused, too.
-    """
-
-    def __init__(self, *, hangs: bool) -> None:
-        self.changed = threading.Condition()
-        self.paused = False
-        self.level: int | None = None
-        self.active = self.hanging = 0
-        self._hangs = hangs
-
-    def _open(self) -> bool:
-        """Whether a request is not held here: it may run, or is to be refused."""
-        return (not self.paused and self.level is None) or (self.paused and not self._hangs)
-
-    def enter(self, left: Callable[[], bool]) -> bool:
-        """A request begins: False when it is to be refused.
-
-        Raises:
-            Left: its client has gone meanwhile.
-        """
-        with self.changed:
-            self.hanging += 1
-            try:
-                while not self._open():
-                    self.changed.wait(_LOOK_S)
-                    if left():
-                        raise Left
-            finally:
-                self.hanging -= 1
-            self.active += not self.paused
-            return not self.paused
-
-    def leave(self) -> None:
-        """A request has ended."""
-        with self.changed:
-            self.active -= 1
-            self.changed.notify_all()
-
-    def tell(self, *, paused: bool | None = None, awake: bool = False, level: int = 0) -> None:
-        """Pause or resume, fall asleep or wake."""
-        with self.changed:
-            if paused is not None:
-                self.paused = paused
-            if awake:
-                self.level = None
-            elif level:
-                self.level = level
-            self.changed.notify_all()
-
-    def drained(self) -> None:
-        """Wait until no request runs."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self.active)
-
-    def rows(self) -> list[tuple[str, str, str, float]]:
-        """vllm:engine_sleep_state, one row per state: name, type, further labels, value."""
-        now = _STATES[self.level or 0]
-        name = "engine_sleep_state"
-        return [(name, "gauge", f',sleep_state="{one}"', one == now) for one in _STATES]
 
 
 class SleepRoutes(Handler):
