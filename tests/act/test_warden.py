@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from arbiterd.act.launch import wardens
 from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.warden import LOG_MOST
 from arbiterd.linux import procfs
@@ -98,11 +99,19 @@ def test_it_is_found_by_a_later_daemon_too(tmp_path: Path) -> None:
         later.close()
 
 
+@pytest.mark.parametrize("version", ["ours", "an earlier one"])
 def test_without_its_folder_an_engine_is_adopted_by_its_warden(
-    launcher: DirectLauncher, tmp_path: Path
+    launcher: DirectLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    """runtime_dir was removed: pid, invocation, intent and hidden children are known; the output goes on."""
+    """runtime_dir was removed: pid, invocation, intent and hidden children are known; the output goes on.
+    An earlier version has its script in another folder.
+    """
+    if version != "ours":
+        monkeypatch.setattr(
+            wardens, "_SCRIPT", shutil.copy(wardens._SCRIPT, tmp_path / "warden.py")
+        )
     pid = hidden(launcher, STAY, tmp_path)
+    monkeypatch.undo()
     before = seen(launcher)
     shutil.rmtree(tmp_path / "run")
     later = again(tmp_path)

@@ -23,6 +23,7 @@ from arbiterd.model.devices import ProcessRef
 from arbiterd.model.launch import Exit
 
 _SCRIPT = str(Path(warden.__file__).resolve())
+_NAME = os.path.basename(_SCRIPT)  # one of an earlier version has it in another folder
 _STARTED_S = 60.0  # a fork and an exec, on a machine that is busy
 _ENDED_S = 5.0  # from the end of the main process to the warden's word
 
@@ -118,7 +119,7 @@ def running(instance: str) -> list[Found]:
 
 def _look(pid: int, instance: str) -> Found | None:
     words = procfs.argv(pid)
-    if len(words) != 8 or words[3] != _SCRIPT or words[4] != instance:
+    if len(words) != 8 or os.path.basename(words[3]) != _NAME or words[4] != instance:
         return None
     one = procfs.ref(pid)
     if one is None:
