@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -28,13 +29,21 @@ from tests.fuzz.target import Defect, Target, judge
 MEMORY_MAX = 3 << 30  # of address space: beyond it a MemoryError is the defect
 ROUND = 100  # inputs per round of hypothesis
 SAY_EVERY = 256
+HANG_S = 20.0  # of CPU in one input: it is given up, and told
+
+
+class Hang(Exception):
+    """An input does not come to its end."""
 
 
 class Session:
     """Counts, and tells what is new."""
 
-    def __init__(self, target: Target, say: Callable[[dict[str, Any]], None]) -> None:
-        self.target, self._say = target, say
+    def __init__(
+        self, target: Target, say: Callable[[dict[str, Any]], None], hang_s: float = HANG_S
+    ) -> None:
+        self.target, self._say, self._hang_s = target, say, hang_s
+        signal.signal(signal.SIGVTALRM, late)
         self.inputs = 0
         self.known: set[str] = set()
         self.last: tuple[Defect, bytes] | None = None
@@ -50,7 +59,11 @@ class Session:
         if self.inputs % SAY_EVERY == 0:
             self.count()
         try:
-            judge(self.target, data)
+            signal.setitimer(signal.ITIMER_VIRTUAL, self._hang_s, self._hang_s)
+            try:
+                judge(self.target, data)
+            finally:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         except Defect as defect:
             if defect.sign in self.known:
                 return
@@ -72,6 +85,12 @@ class Session:
         """How many inputs so far, and the most memory so far (KiB)."""
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._say({"inputs": self.inputs, "rss_kib": most})
+
+
+def late(number: int, frame: object) -> None:
+    """SIGVTALRM."""
+    msg = "no end"
+    raise Hang(msg)
 
 
 def by_hypothesis(session: Session, seconds: float, number: int) -> None:

@@ -60,7 +60,9 @@ def judge(target: Target, data: bytes) -> None:
 def _sign(error: Exception) -> str:
     """The kind of error, and the deepest line of ours that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [one for one in frames if "arbiterd" in one.filename] or list(frames)
+    ours = [one for one in frames if "arbiterd" in one.filename] or [
+        one for one in frames if one.name != "late"
+    ]
     return f"{type(error).__name__} at {ours[-1].filename.rpartition('arbiterd/')[2]}:{ours[-1].lineno}"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,23 @@ def test_a_defect_is_told_once_and_passed_over_then() -> None:
     session.one(b"bad")
     assert [row["input"] for row in told] == ["YmFk"]
     assert session.inputs == 4
+
+
+def test_an_input_without_an_end_is_told() -> None:
+    """A loop, and a regular expression with too many ways to fail: given up, with the place and the input."""
+
+    def read(data: bytes) -> None:
+        while data == b"loop":
+            pass
+        re.fullmatch(rb"(a+)+b", data)
+
+    base, told = find("env file"), list[dict[str, object]]()
+    session = Session(Target("t", read, base.strategy), told.append, hang_s=0.2)
+    for data in (b"loop", b"a" * 60, b"good"):
+        with suppress(Defect):
+            session.one(data)
+        session.found()
+    assert [row["input"] for row in told] == [
+        base64.b64encode(one).decode() for one in (b"loop", b"a" * 60)
+    ]
+    assert all(str(row["sign"]).startswith("Hang at ") for row in told)
