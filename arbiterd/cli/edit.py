@@ -84,8 +84,8 @@ def put_back(edit: Edit) -> bool:
 def _write(path: Path, text: bytes) -> None:
     try:
         atomic.rewrite(path, text)
-    except PermissionError as error:
-        msg = f"you may not write {path}: {error.strerror}"
+    except PermissionError:
+        msg = f"you may not write {path}"
         raise NoRight(msg) from None
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror}; nothing was changed"

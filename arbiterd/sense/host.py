@@ -142,13 +142,17 @@ class _Holders:
         sockets = frozenset(one for one in listening() if one[0] in wanted)
         if sockets != self._sockets:
             folder = Path(settings.arbiter.runtime_dir) / "backends"
-            self._taken = self._ask(wanted, {port for port, _ in sockets}, folder)
-            self._sockets = sockets
+            self._taken, seen = self._ask(wanted, {port for port, _ in sockets}, folder)
+            self._sockets = sockets if seen else frozenset()  # else asked again by the next look
         return self._taken
 
-    def _ask(self, wanted: dict[int, str], heard: set[int], folder: Path) -> dict[str, str]:
+    def _ask(
+        self, wanted: dict[int, str], heard: set[int], folder: Path
+    ) -> tuple[dict[str, str], bool]:
+        """Whose port is taken and by whom; whether every listener's process was seen."""
         out: dict[str, str] = {}
-        for port, pid in holders(heard):
+        found = holders(heard)
+        for port, pid in found:
             if port not in heard:
                 continue
             heard.discard(port)
@@ -157,7 +161,7 @@ class _Holders:
             if pid and proxied_port(pid) == port and container_ids.any_alive(folder, wanted[port]):
                 continue  # docker's forwarder of our own container
             out.setdefault(wanted[port], f"port {port} is taken by {describe(pid)}")
-        return out
+        return out, all(pid for _, pid in found)
 
 
 def missing(settings: Settings, clients: Mapping[str, Found] | None = None) -> dict[str, Flaw]:

@@ -202,6 +202,33 @@ def test_the_port_of_an_engine_that_has_ended_is_looked_at_at_once(
         facts.close()
 
 
+def test_a_listener_that_cannot_be_seen_is_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the next look, though the same sockets listen: one look may fall between two holders."""
+    monkeypatch.setattr("arbiterd.sense.host.EVERY_S", 3600.0)
+    seen: list[int | None] = [None, 7]
+    monkeypatch.setattr(
+        "arbiterd.sense.host.holders",
+        lambda ports: [(port, seen[0] if len(seen) == 1 else seen.pop(0)) for port in ports],
+    )
+    port = free_port()
+    one = replace(backend("vllm", Kind.VLLM), port=port, command=("/bin/sh", "serve", "M"))
+    base = only("vllm")
+    mode = replace(base.active, backends={"vllm": one})
+    settings = replace(base, modes={"A": mode}, gateway=replace(base.gateway, enabled=False))
+    with socket.socket() as engine:
+        engine.bind(("127.0.0.1", port))
+        engine.listen()
+        facts = HostFactsSource(lambda pid: ("vllm", "unit") if pid == 7 else None)
+        try:
+            facts.refresh(settings)
+            wait_until(lambda: facts.fresh)
+            wait_until(lambda: len(seen) == 1 and not facts.latest().taken_ports)
+        finally:
+            facts.close()
+
+
 def test_missing_commands_say_what_to_do() -> None:
     """Not there, or there and not executable."""
     base = only("vllm")

@@ -215,6 +215,14 @@ class Box:
         """Processes by backend."""
         return {name: one["pids"] for name, one in self.backends().items()}
 
+    def warm_pids(self) -> dict[str, list[int]]:
+        """Processes by backend once Ollama's warm model is loaded: a load ends with the client that asked for
+        it, and that is the daemon which a test is about to end (test_gateway, 1 of ~20).
+        """
+        ps = "curl -sS -m 20 http://127.0.0.1:11434/api/ps"
+        wait_until(lambda: '"qwen2.5:3b"' in self.sh(ps), 30, "the warm model")
+        return self.pids()
+
     def kept(self, before: dict[str, list[int]]) -> None:
         """Wait until every process of ``before`` is listed: an Ollama may have got a runner meanwhile, and
         a daemon that has adopted lists one only when it has seen it again.

@@ -91,7 +91,7 @@ def test_only_the_doors_reach_an_engine_and_systemd_shows_no_secret(box: Box) ->
     assert not any(word in shown for word in PLANTED)
 
     # -- the rule is looked at, and told when it was gone --------------------------------------------
-    since, pids = time.time() - 0.5, box.pids()
+    since, pids = time.time() - 0.5, box.warm_pids()
     box.sh("nft flush ruleset")
     assert _connects(box, "nobody", 18000) == 0
     assert box.run("systemctl", "restart", "gpu-arbiter").returncode == 0

@@ -21,7 +21,15 @@ def _serve(box: Box, after: str) -> None:
 
 
 def _hung(box: Box, unit: str) -> None:
-    """SIGSTOP to all of its processes; systemd alone would never see it (HAProxy sends no watchdog)."""
+    """SIGSTOP to all of its processes; systemd alone would never see it (HAProxy sends no watchdog). What
+    broke before is over for the daemon too: else it would not be told as something new.
+    """
+
+    def whole() -> bool:
+        seen = box.status().get("gateway", {"problem": "no daemon"})
+        return not seen["problem"] and not seen.get("gate_problem")
+
+    wait_until(whole, 30, "the gateway without a problem")
     before = box.show(unit, "MainPID")
     box.sh(f"systemctl kill -s STOP {unit}")
     wait_until(lambda: box.show(unit, "MainPID") not in (before, "0"), 60, unit)
@@ -41,7 +49,11 @@ def test_whoever_breaks_the_gateway_it_comes_back_in_order(box: Box) -> None:
         f"systemctl kill -s KILL {GATEWAY}",
         f"systemctl kill -s KILL {GATE}",
     ):
+        unit = command.rpartition(" ")[2]
+        before = box.show(unit, "MainPID")
         box.sh(command)
+        if "reload" not in command:
+            wait_until(lambda: box.show(unit, "MainPID") not in (before, "0"), 60, command)  # noqa: B023
         box.wait_ready()
         _serve(box, command)
         assert box.show(GATEWAY, "ActiveState") == "active"
@@ -59,7 +71,7 @@ def test_the_doors_outlive_the_daemon_and_its_folder_and_end_with_a_stop(box: Bo
     its files are behind what it was told. `systemctl stop` ends both last, also with a dead daemon.
     """
     box.start()
-    engines = box.pids()
+    engines = box.warm_pids()
     before = box.show(GATEWAY, "MainPID"), box.show(GATE, "MainPID")
     since = time.time()
     box.sh("systemctl kill -s KILL gpu-arbiter")

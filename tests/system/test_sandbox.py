@@ -161,7 +161,7 @@ def test_engines_of_a_version_without_a_sandbox_run_on(box: Box) -> None:
     box.sh("systemctl daemon-reload")
     try:
         box.start()
-        before = box.pids()
+        before = box.warm_pids()
         assert exposure(box, "gpu-arbiter-backend-vllm") > 4.0
         box.sh(f"rm {old}")
         box.sh("systemctl restart gpu-arbiter")

@@ -61,7 +61,7 @@ ollama = { gpu = 1 }
 
 def _a_bad_reload_fails(box: Box) -> None:
     """All reasons in the journal, nothing touched."""
-    before, good = box.pids(), box.sh("cat /etc/gpu-arbiter.toml")
+    before, good = box.warm_pids(), box.sh("cat /etc/gpu-arbiter.toml")
     box.config(good.replace('mode = "A"', 'mode = "Z"'))
     assert box.run("systemctl", "reload", "gpu-arbiter").returncode != 0
     assert "unknown mode 'Z'" in box.journal_text()
@@ -220,7 +220,7 @@ def test_an_upgrade_restarts_no_engine(box: Box, tmp_path: Path) -> None:
     version = newer / "arbiterd" / "__init__.py"
     version.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.9.9"', version.read_text()))
     box.start()
-    before = box.pids()
+    before = box.warm_pids()
     first = box.status()["version"]
     try:
         older = _packages(box.tree)

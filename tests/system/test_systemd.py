@@ -99,7 +99,7 @@ def test_engines_outlive_the_daemon_and_end_with_its_stop(box: Box) -> None:
     frozen one too, in order and not by a time-out.
     """
     box.start()
-    before = box.pids()
+    before = box.warm_pids()
     _restarted(box, before)
     _freeze(box)
     box.sh("/opt/gpu-arbiter/bin/arbiterctl stop-post")  # no job of ours: the engines go on
@@ -119,7 +119,7 @@ def test_engines_outlive_the_daemon_and_end_with_its_stop(box: Box) -> None:
 def test_stop_of_a_dead_daemon_stops_the_engines(box: Box) -> None:
     """ExecStopPost asks for the job: `stop` means the slice; it thaws the frozen one before."""
     box.start()
-    before = box.pids()
+    before = box.warm_pids()
     _freeze(box)
     pid = box.show("gpu-arbiter", "MainPID")
     box.sh(f"systemctl stop --no-block gpu-arbiter; kill -KILL {pid} || true")
@@ -135,7 +135,7 @@ def test_stop_of_a_dead_daemon_stops_the_engines(box: Box) -> None:
 
 def _killed_engine(box: Box) -> None:
     """SIGKILL of the API server: EngineCore goes too, its memory is back, it starts again."""
-    before, since = box.pids(), time.time()
+    before, since = box.warm_pids(), time.time()
     box.sh(f"kill -KILL {box.main_pid('vllm')}")
     exit_ = box.event("exit", since, backend="vllm")
     assert "signal 9" in exit_["MESSAGE"]
