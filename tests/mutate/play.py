@@ -1,14 +1,16 @@
 """Play mutants: which tests run a line is measured once, then each mutant meets just those, the cheap ones first.
 
-The time limit is CPU time, so that a busy machine decides nothing. What was played is kept in build/mutate and not
-played again until a file of core or of these tests changes.
+Each is played in a fork. A change within a function takes the place of the function's code in a process that has
+collected all tests: it costs no import. A change of what runs at import (a constant, a default) needs a process of
+its own. The limit is CPU time, so that a busy machine decides nothing. What was played is kept in build/mutate until
+a file of core or of these tests changes.
 """
 
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
-import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -18,14 +20,16 @@ import random
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import NamedTuple
 
-from tests.mutate.mutants import sites
+import pytest
+from _pytest.runner import runtestprotocol
+
+from tests.mutate.mutants import Site, sites
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "arbiterd" / "core"
@@ -34,6 +38,8 @@ KEPT = ROOT / "build" / "mutate"
 EXPLAINED = Path(__file__).with_name("explained.txt")
 LEAST_S = 20  # CPU seconds of a mutant: importing alone takes two
 TIMES = 10  # what its tests take without it: a loop that a mutant made longer counts as noticed
+OPTIONS = ("-q", "-n0", "--hypothesis-seed=0", "--tb=no", "--timeout=0", "-p", "no:randomly", "-p", "no:cacheprovider",
+           "-W", "ignore::pytest.PytestAssertRewriteWarning")  # fmt: skip
 
 
 class Played(NamedTuple):
@@ -42,6 +48,17 @@ class Played(NamedTuple):
     name: str
     killed: bool
     why: str
+
+
+class Mutant(NamedTuple):
+    """``name`` tells place and change; ``tree``: the changed file; ``inside``: within a function."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+    inside: bool
+    tests: tuple[str, ...]
+    limit_s: int
 
 
 class Measured(NamedTuple):
@@ -54,40 +71,26 @@ class Measured(NamedTuple):
 def sample(count: int, seed: int, jobs: int) -> list[Played]:
     """Play ``count`` mutants of all that core has; the same seed and source give the same ones."""
     KEPT.mkdir(parents=True, exist_ok=True)
-    kept = KEPT / f"{_state()}.jsonl"
-    done = {}
-    if kept.exists():
-        done = {row[0]: Played(*row) for row in map(json.loads, kept.read_text().splitlines())}
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(KEPT / "hypothesis")
     measured = _measured()
     every = [
-        (path, n)
+        (path, number)
         for path in sorted(CORE.rglob("*.py"))
-        for n, _ in enumerate(sites(ast.parse(path.read_text())))
+        for number, _ in enumerate(sites(ast.parse(path.read_text())))
     ]
     chosen = random.Random(seed).sample(every, min(count, len(every)))
-    out: list[Played] = []
-
-    def one(at: tuple[Path, int]) -> Played:
-        path, number = at
-        tree = ast.parse(path.read_text())
-        site = sites(tree)[number]
-        where = f"{path.relative_to(ROOT)}:{site.node.lineno}"
-        name = f"{where}: {site.told()}"
-        if name in done:
-            return done[name]
-        tests = _tests(measured, path, site.lines, tree)
-        killed, why = _play(path, tree, tests, measured) if tests else (False, "no test runs it")
-        return Played(name, killed, why)
-
-    with kept.open("a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
-        for found in pool.map(one, chosen):
-            if found.name not in done:
-                file.write(json.dumps(found) + "\n")
-                file.flush()
-            out.append(found)
-            mark = "killed" if found.killed else "SURVIVED"
-            print(f"{len(out)}/{len(chosen)} {mark} {found.name} ({found.why})", flush=True)
-    return out
+    mutants = [_mutant(path, number, measured) for path, number in chosen]
+    kept = KEPT / f"{_state()}.jsonl"
+    rows = kept.read_text().splitlines() if kept.exists() else ()
+    done = {row[0]: Played(*row) for row in map(json.loads, rows)}
+    left = [one for one in mutants if one.name not in done]
+    for found in _all(left, jobs):
+        done[found.name] = found
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        mark = "killed" if found.killed else "SURVIVED"
+        print(f"{len(done)}/{len(mutants)} {mark} {found.name} ({found.why})", flush=True)
+    return [done[one.name] for one in mutants]
 
 
 def explained() -> dict[str, str]:
@@ -110,81 +113,175 @@ def _measured() -> Measured:
     kept = KEPT / f"{_state()}.json"
     if not kept.exists():
         print("measuring which test runs which line", flush=True)
-        env = {**os.environ, "MUTATE_OUT": str(kept), **_QUIET}
         command = [sys.executable, "-m", "tests.mutate.measure", *TESTS]
-        subprocess.run(command, cwd=ROOT, env=env, check=True)
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "MUTATE_OUT": str(kept)}, check=True)
     return Measured(*json.loads(kept.read_text()))
 
 
-_QUIET = {"HYPOTHESIS_STORAGE_DIRECTORY": str(KEPT / "hypothesis")}
-
-
-def _tests(measured: Measured, path: Path, lines: range, tree: ast.AST) -> list[str]:
-    """The tests that run these lines; of a line that only an import runs, those that run its file."""
-    by_line = measured.lines.get(str(path.relative_to(ROOT)), {})
-    found = {test for line in lines for test in by_line.get(str(line), ())}
-    if not found and not _in_function(tree, lines):
-        found = {test for tests in by_line.values() for test in tests}
-    return sorted(found, key=lambda one: (measured.seconds.get(one, 0.0), one))
-
-
-def _in_function(tree: ast.AST, lines: range) -> bool:
-    return any(
-        isinstance(node, ast.FunctionDef | ast.Lambda)
-        and node.lineno < lines.start <= (node.end_lineno or 0)
+# -- mutants and their tests -------------------------------------------------------------------------
+def _mutant(path: Path, number: int, measured: Measured) -> Mutant:
+    tree = ast.parse(path.read_text())
+    site = sites(tree)[number]
+    inside = any(
+        isinstance(node, ast.FunctionDef) and node.body[0].lineno <= site.lines.start <= (node.end_lineno or 0)
         for node in ast.walk(tree)
+    )  # fmt: skip
+    tests = _tests(path, site, tree, measured, inside=inside)
+    name = f"{path.relative_to(ROOT)}:{site.node.lineno}: {site.told()}"
+    limit = LEAST_S + TIMES * sum(measured.seconds[one] for one in tests)
+    return Mutant(name, path, tree, inside, tests, int(limit))
+
+
+def _tests(
+    path: Path, site: Site, tree: ast.Module, measured: Measured, *, inside: bool
+) -> tuple[str, ...]:
+    """The tests that run these lines; of a line that only an import runs, those that run a line with the name
+    that it defines, else all that run its file.
+    """
+    by_line = measured.lines.get(str(path.relative_to(ROOT)), {})
+    found = {test for line in site.lines for test in by_line.get(str(line), ())}
+    if not inside:
+        made = [s for s in tree.body if s.lineno <= site.lines.start <= (s.end_lineno or 0)]
+        names = {
+            n.id
+            for s in made
+            for n in ast.walk(s)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        found |= {test for name in names for test in _readers(name, measured)}
+        found = found or {test for tests in by_line.values() for test in tests}
+    return tuple(sorted(found, key=lambda one: (measured.seconds[one], one)))
+
+
+def _readers(name: str, measured: Measured) -> set[str]:
+    out = set()
+    for file, by_line in measured.lines.items():
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Name | ast.Attribute) and name in (
+                getattr(node, "id", ""),
+                getattr(node, "attr", ""),
+            ):
+                out |= set(by_line.get(str(node.lineno), ()))
+    return out
+
+
+# -- playing -----------------------------------------------------------------------------------------
+def _all(mutants: Sequence[Mutant], jobs: int) -> Iterator[Played]:
+    yield from (
+        Played(one.name, killed=False, why="no test runs it") for one in mutants if not one.tests
     )
+    imported = [one for one in mutants if one.tests and not one.inside]
+    yield from _forked(imported, jobs, _by_import)
+    players = Players([one for one in mutants if one.tests and one.inside], jobs)
+    code = pytest.main([*OPTIONS, *TESTS], plugins=[players])
+    if code:
+        raise RuntimeError(f"the tests cannot be collected: exit {code}")
+    yield from players.found
 
 
-def _play(
-    path: Path, tree: ast.Module, tests: Sequence[str], measured: Measured
-) -> tuple[bool, str]:
-    limit = LEAST_S + TIMES * sum(measured.seconds.get(one, 0.0) for one in tests)
-    told = KEPT / f"played-{os.getpid()}-{time.monotonic_ns()}.txt"
-    for name in _PRELOADED:
-        importlib.import_module(name)
-    child = os.fork()
-    if child == 0:
-        _mutated_run(path, tree, tests, int(limit), told)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    text = told.read_text(errors="replace") if told.exists() else ""
-    told.unlink(missing_ok=True)
-    if status == 0:
-        return False, f"{len(tests)} tests pass"
-    noticed = next((row for row in text.splitlines() if row.startswith(("FAILED", "ERROR"))), "")
-    return True, noticed.partition(" - ")[0][:120] or ("time" if status < 0 else f"exit {status}")
+def _forked(
+    mutants: Sequence[Mutant], jobs: int, play: Callable[[Mutant], str]
+) -> Iterator[Played]:
+    """``play`` in a fork each: it returns which test noticed, "" for none."""
+    waiting = list(mutants)
+    running: dict[int, tuple[Mutant, Path]] = {}
+    while waiting or running:
+        if waiting and len(running) < jobs:
+            one = waiting.pop(0)
+            told = KEPT / f"played-{os.getpid()}-{len(waiting)}.txt"
+            child = os.fork()
+            if child == 0:
+                _child(one, play, told)
+            running[child] = one, told
+            continue
+        child, status = os.wait()
+        one, told = running.pop(child)
+        why = told.read_text() if told.exists() else ""
+        told.unlink(missing_ok=True)
+        code = os.waitstatus_to_exitcode(status)
+        if code > 1:
+            raise RuntimeError(f"{one.name} cannot be played:\n{why}")
+        if code == 0:
+            why = f"{len(one.tests)} tests pass"
+        yield Played(one.name, killed=code != 0, why=why or "CPU time")
 
 
-def _mutated_run(
-    path: Path, tree: ast.Module, tests: Sequence[str], limit: int, told: Path
-) -> None:
-    """In the child: pytest with the mutant in the file's place. Never returns."""
-    code = 1
+def _child(one: Mutant, play: Callable[[Mutant], str], told: Path) -> None:
+    code = 2
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-        out = os.open(told, os.O_CREAT | os.O_WRONLY)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.environ.update(_QUIET)
-        os.chdir(ROOT)
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        sys.meta_path.insert(0, _Finder(module, path, compile(tree, str(path), "exec")))
-        options = ("-x", "-q", "-n0", "--hypothesis-seed=0", "--tb=no", "--timeout=0")
-        code = int(importlib.import_module("pytest").main([*options, *_PLUGINS, *tests]))
+        resource.setrlimit(resource.RLIMIT_CPU, (one.limit_s, one.limit_s + 5))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        why = play(one)
+        told.write_text(why)
+        code = 1 if why else 0
+    except BaseException:
+        told.write_text(traceback.format_exc())
     finally:
         os._exit(code)
 
 
-_PRELOADED = (
-    "hypothesis",
-    "pytest",
-    "aiohttp",
-    "psutil",
-    "pydantic_settings",
-    "structlog",
-    "prometheus_client",
-)
-_PLUGINS = ("-p", "no:randomly", "-p", "no:cacheprovider")
+class Players:
+    """In place of pytest's loop: every mutant on the tests that were collected."""
+
+    def __init__(self, mutants: Sequence[Mutant], jobs: int) -> None:
+        self._mutants, self._jobs = mutants, jobs
+        self._items: dict[str, list[pytest.Item]] = {}
+        self.found: list[Played] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Instead of running the tests."""
+        for item in session.items:
+            self._items.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        for found in _forked(self._mutants, self._jobs, self._by_code):
+            self.found.append(found)
+            print(f"{len(self.found)}/{len(self._mutants)} {found}", file=sys.stderr, flush=True)
+        return True
+
+    def _by_code(self, one: Mutant) -> str:
+        codes = dict(_codes(compile(one.tree, str(one.path), "exec")))
+        for made in gc.get_objects():
+            if isinstance(made, FunctionType) and made.__code__.co_filename == str(one.path):
+                made.__code__ = codes[_key(made.__code__)]
+        items = [item for test in one.tests for item in self._items[test]]
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            if any(
+                report.failed for report in runtestprotocol(item, log=False, nextitem=following)
+            ):
+                return item.nodeid
+        return ""
+
+
+def _codes(code: CodeType) -> Iterator[tuple[tuple[str, int], CodeType]]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield _key(inner), inner
+            yield from _codes(inner)
+
+
+def _key(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
+class Watch:
+    """Remembers the first test that failed."""
+
+    failed = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Each phase of a test."""
+        self.failed = self.failed or (report.nodeid if report.failed else "")
+
+
+def _by_import(one: Mutant) -> str:
+    os.chdir(ROOT)
+    module = ".".join(one.path.relative_to(ROOT).with_suffix("").parts)
+    sys.meta_path.insert(0, _Finder(module, one.path, compile(one.tree, str(one.path), "exec")))
+    watch = Watch()
+    code = pytest.main(["-x", *OPTIONS, *one.tests], plugins=[watch])
+    return watch.failed or (f"exit {int(code)}" if code else "")
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
