@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from arbiterd import errors
-from arbiterd.config import schema
+from arbiterd.config import value_types
 from arbiterd.config.backends import _PLACE
 from arbiterd.config.schema import KIND_TABLES, BatchingTable, FileSettings, SandboxTable
 from arbiterd.model.actions import Verb
@@ -33,17 +33,17 @@ from tests.golden.worlds import worlds
 
 # -- the configuration -----------------------------------------------------------------------------
 _WORDS = (
-    (schema.Size, "size"),
-    (schema.Duration, "duration"),
-    (schema.KeepAlive, "duration or -1"),
-    (schema.PortOrOff, "port or 0"),
-    (schema.Port, "port"),
-    (schema.Count, "count from 1"),
-    (schema.Whole, "count from 0"),
-    (schema.Networks, "list of networks"),
-    (schema.HostNames, "list of host names"),
-    (schema.Origins, "list of origins"),
-    (schema.Words, "list of text"),
+    (value_types.Size, "size"),
+    (value_types.Duration, "duration"),
+    (value_types.KeepAlive, "duration or -1"),
+    (value_types.PortOrOff, "port or 0"),
+    (value_types.Port, "port"),
+    (value_types.Count, "count from 1"),
+    (value_types.Whole, "count from 0"),
+    (value_types.Networks, "list of networks"),
+    (value_types.HostNames, "list of host names"),
+    (value_types.Origins, "list of origins"),
+    (value_types.Words, "list of text"),
 )
 _PLAIN = {
     str: "text",
