@@ -129,7 +129,7 @@ class _Holders:
 
     def __init__(self, owner_of: OwnerOf) -> None:
         self._owner_of = owner_of
-        self._sockets: frozenset[tuple[int, str]] = frozenset()
+        self._sockets: frozenset[tuple[int, str]] | None = None  # None: to be asked
         self._taken: dict[str, str] = {}
 
     def taken(self, settings: Settings) -> dict[str, str]:
@@ -143,7 +143,7 @@ class _Holders:
         if sockets != self._sockets:
             folder = Path(settings.arbiter.runtime_dir) / "backends"
             self._taken, seen = self._ask(wanted, {port for port, _ in sockets}, folder)
-            self._sockets = sockets if seen else frozenset()  # else asked again by the next look
+            self._sockets = sockets if seen else None
         return self._taken
 
     def _ask(
