@@ -12,7 +12,7 @@ from arbiterd.core.intent import intent
 from arbiterd.core.lifecycle import stop
 from arbiterd.core.limits import START_HARD_FACTOR
 from arbiterd.core.notes import Note, Notes
-from arbiterd.core.state import After, BackendState, Canaries, Carry, DrainCause
+from arbiterd.core.state import After, BackendState, Canaries, Carry, DrainCause, drained
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitObservation, UnitState
@@ -69,8 +69,7 @@ def _met(facts: Facts, backend: BackendState) -> BackendState:
     left = not backend.intent and (facts.state.switch is None or backend.phase not in _LIVE)
     if left or backend.intent == now_wanted:
         return backend
-    drained = backend.phase is Phase.DRAINING and backend.deadline is None
-    if backend.phase in _LIVE or drained:
+    if backend.phase in _LIVE or drained(backend):
         return stop(facts, backend, After.WAITING, DrainCause.CHANGED)
     if backend.phase in (Phase.FAILED, Phase.BACKOFF):
         # what it failed in is gone: it is tried at once, and its failures are forgotten

@@ -19,6 +19,7 @@ from arbiterd.core.state import (
     SleepStage,
     State,
     Vitals,
+    ending,
 )
 from arbiterd.model.backend import Phase
 from arbiterd.model.launch import UnitState
@@ -122,7 +123,7 @@ def go_on(facts: Facts, old: BackendState, state: UnitState) -> tuple[Step, bool
     match old.phase:
         case Phase.STOPPING:
             return _stopping(facts, old, backend, state), True
-        case Phase.DRAINING if old.deadline is not None and state is UnitState.RUNNING:
+        case Phase.DRAINING if ending(old) and state is UnitState.RUNNING:
             changed = replace(
                 backend,
                 invocation=old.invocation,

@@ -30,7 +30,7 @@ from arbiterd.core.planning import engine_url
 from arbiterd.core.pressure import lists_soon
 from arbiterd.core.requests import take_requests
 from arbiterd.core.runners import deaths
-from arbiterd.core.state import Carry, Placed, State
+from arbiterd.core.state import Carry, Placed, State, ending
 from arbiterd.core.unseen import excused
 from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.core.warm import note_loads
@@ -212,13 +212,12 @@ def _probes(facts: Facts) -> tuple[ProbeOrder, ...]:
         # What is resident changes under a load: a canary then could be one itself.
         quiet = not loading(facts, backend.name) and not backend.warm_pending
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
-        ending = backend.phase is Phase.DRAINING and backend.deadline is not None
         orders.append(
             ProbeOrder(
                 backend=backend.name,
                 url=engine_url(facts.settings, wanted),
                 fence=unit.invocation,
-                fast=backend.phase is Phase.STARTING or ending or suspect,
+                fast=backend.phase is Phase.STARTING or ending(backend) or suspect,
                 canary_due=vitals.canary_due and quiet,
                 trial=backend.canaries.asked,
                 canaries=backend.canaries.kept,

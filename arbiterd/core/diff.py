@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 
 from arbiterd.core.intent import ARBITER_ONLY, intent
 from arbiterd.core.limits import FIRST_START_GUESS_S, FIRST_STOP_GUESS_S
-from arbiterd.core.state import BackendState, DrainCause
+from arbiterd.core.state import BackendState, DrainCause, ending
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import BackendSettings, Settings, Share
 from arbiterd.model.switch import Change
@@ -56,16 +56,14 @@ def plan(
 def revocable(backend: BackendState) -> bool:
     """Drained for its configuration's sake alone and not told to stop yet: it may simply go on."""
     return (
-        backend.phase is Phase.DRAINING
-        and backend.deadline is not None
+        ending(backend)
         and backend.drain in (DrainCause.CHANGED, DrainCause.UNWANTED)
         and not (backend.parked or backend.restart_asked)
     )
 
 
 def _leaving(backend: BackendState) -> bool:
-    draining = backend.phase is Phase.DRAINING and backend.deadline is not None
-    return backend.phase is Phase.STOPPING or (draining and not revocable(backend))
+    return backend.phase is Phase.STOPPING or (ending(backend) and not revocable(backend))
 
 
 def estimate(

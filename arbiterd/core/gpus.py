@@ -8,7 +8,7 @@ from arbiterd.core import offenders, pressure
 from arbiterd.core.facts import Facts
 from arbiterd.core.notes import About, Open
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.state import After, BackendState, DeviceState
+from arbiterd.core.state import After, BackendState, DeviceState, ending
 from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Incident, Severity
@@ -37,8 +37,9 @@ def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[st
 
 def _leaves(backend: BackendState) -> bool:
     """On its way out: drained before a stop, or being stopped."""
-    draining = backend.phase is Phase.DRAINING and backend.deadline is not None
-    return backend.phase is Phase.STOPPING or (draining and backend.after is not After.SLEEPING)
+    return backend.phase is Phase.STOPPING or (
+        ending(backend) and backend.after is not After.SLEEPING
+    )
 
 
 def wrong(facts: Facts) -> list[Open]:

@@ -44,6 +44,7 @@ from arbiterd.core.state import (
     DrainCause,
     Sleep,
     Vitals,
+    ending,
     updated,
 )
 from arbiterd.engines.base import Cause, CauseClass
@@ -377,6 +378,6 @@ def _ended(facts: Facts, backend: BackendState) -> Step | None:
     if unit.state is not UnitState.EXITED:
         return None
     asleep = backend.after is After.SLEEPING
-    if backend.phase is Phase.DRAINING and backend.deadline is not None and not asleep:
+    if ending(backend) and not asleep:
         return give_back(facts, backend, backend.after, backend.reason, grace_s=0.0)
     return fail(facts, backend, f"main process ended unasked ({unit.exit})", None)

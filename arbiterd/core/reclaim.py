@@ -32,6 +32,7 @@ from arbiterd.core.state import (
     DrainCause,
     Reclaim,
     Sleep,
+    ending,
     serves,
 )
 from arbiterd.core.victim import Option, recent, resident
@@ -153,7 +154,7 @@ def _mended(facts: Facts, state: DeviceState, backend: BackendState) -> bool:
     """Whether its requests still end while it has given back what it held above its cap: then it is
     one of those that are never touched for a neighbour.
     """
-    if backend.phase is not Phase.DRAINING or backend.deadline is None or backend.parked:
+    if not ending(backend) or backend.parked:
         return False
     if backend.name not in facts.placements or backend.after not in _OURS:
         return (

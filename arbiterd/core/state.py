@@ -213,10 +213,19 @@ class BackendState:
     ooms: tuple[float, ...] = ()
 
 
+def drained(backend: BackendState) -> bool:
+    """Drained by an operator: until that is taken back, without a deadline."""
+    return backend.phase is Phase.DRAINING and backend.deadline is None
+
+
+def ending(backend: BackendState) -> bool:
+    """Drained before a stop or a sleep, which comes at its deadline at the latest."""
+    return backend.phase is Phase.DRAINING and backend.deadline is not None
+
+
 def serves(backend: BackendState) -> bool:
     """Ready, or ready and drained by an operator: its engine answers and may be asked for memory."""
-    drained = backend.phase is Phase.DRAINING and backend.deadline is None
-    return backend.phase is Phase.READY or drained
+    return backend.phase is Phase.READY or drained(backend)
 
 
 @dataclass(frozen=True, slots=True)

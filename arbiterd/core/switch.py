@@ -16,7 +16,7 @@ from arbiterd.core.incidents import found
 from arbiterd.core.intent import intent
 from arbiterd.core.limits import BLOCKED_AFTER_S, SWITCH_FAILURES
 from arbiterd.core.notes import About, Close, Note, Notes
-from arbiterd.core.state import BackendState, Switch
+from arbiterd.core.state import BackendState, Switch, drained
 from arbiterd.core.views import not_accepting
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState
@@ -160,7 +160,7 @@ def _settled(facts: Facts, backend: BackendState) -> bool:
     if not current:
         return False
     if backend.held:
-        return backend.phase is Phase.DRAINING and backend.deadline is None
+        return drained(backend)
     return backend.phase is Phase.READY and not not_accepting(facts, backend)
 
 

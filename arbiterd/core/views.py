@@ -16,7 +16,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.reclaim import freed_of
-from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage
+from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage, drained
 from arbiterd.core.victim import recent
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
 from arbiterd.model.launch import UnitState
@@ -138,7 +138,7 @@ def backend_view(facts: Facts, backend: BackendState, used: int | None) -> Backe
         name=backend.name,
         kind=wanted.kind.value if wanted else "",
         phase=backend.phase,
-        drained=backend.phase is Phase.DRAINING and backend.deadline is None,
+        drained=drained(backend),
         accepting=not reason and not full,
         reason=reason or full or backend.vitals.degraded,
         retry_after_s=retry_after_s(facts, backend) if reason else 1 if full else 0,
