@@ -17,7 +17,6 @@ from arbiterd.core.doors import gateway, wish
 from arbiterd.core.evidence import refusals
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.faults import judge_xids
-from arbiterd.core.gate import loading
 from arbiterd.core.grants import grant
 from arbiterd.core.incidents import reconcile
 from arbiterd.core.ladder import climb
@@ -26,27 +25,20 @@ from arbiterd.core.loads import answer_loads, settle_loads
 from arbiterd.core.notes import Notes
 from arbiterd.core.orphans import find_orphans
 from arbiterd.core.placement import place
-from arbiterd.core.planning import engine_url
-from arbiterd.core.pressure import lists_soon
+from arbiterd.core.published import decision
 from arbiterd.core.requests import take_requests
 from arbiterd.core.runners import deaths
-from arbiterd.core.state import Carry, Placed, State, ending
+from arbiterd.core.state import Carry, Placed, State
 from arbiterd.core.unseen import excused
-from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.core.warm import note_loads
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import Action
-from arbiterd.model.backend import Phase
 from arbiterd.model.decision import Decision
-from arbiterd.model.devices import GpuState
 from arbiterd.model.events import Event
-from arbiterd.model.health import ProbeOrder
-from arbiterd.model.launch import UnitState
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import Settings
 
 T = TypeVar("T")
-_PROBED = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
 
 
 def decide(observation: Observation, state: State, settings: Settings) -> tuple[Decision, State]:
@@ -54,12 +46,13 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     facts = _facts(observation, excused(state, observation.unseen_s), settings)
     tick = _Tick()
 
-    # what is asked, and what is seen
+    # asked
     facts = tick.take(*switch.begin(facts))
     facts = tick.take(meet(facts))
     facts = tick.take(*take_requests(facts))
     if facts.before.first_tick:
         facts = tick.take(*_first(facts))
+    # seen
     facts = tick.take(_observed(facts))
     facts = tick.take(facts, conditions.of_nvml(facts))
     facts = tick.take(*judge_xids(facts))
@@ -67,25 +60,24 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     facts = tick.take(*settle_loads(facts))
     facts = tick.take(*note_loads(facts))
     facts = tick.take(*progress.note(facts))
-
-    # what becomes of every backend, and of every device under pressure
-    steps = {name: step(facts, facts.backends[name]) for name in _order(facts)}
-    before, facts = facts.backends, tick.take(*_stepped(facts, steps))
-    facts = tick.take(*grant(facts, {name: one.ask for name, one in steps.items()}, before))
+    # steps and grants
+    before = facts.backends
+    steps = {name: step(facts, before[name]) for name in _order(facts)}
+    facts = tick.take(*_stepped(facts, steps))
+    facts = tick.take(*grant(facts, steps, before))
     facts = tick.take(*find_orphans(facts))
+    # orders
     facts = tick.take(facts, conditions.of_devices(facts))
     facts = tick.take(*climb(facts))
     facts, back_to = tick.keep(*switch.follow(facts))
-
-    # what clients meet
+    # clients
     facts = tick.take(*gateway(facts))
     facts, loads = tick.keep(*answer_loads(facts))
     facts, doors = tick.keep(*wish(facts))
     facts = tick.take(facts, conditions.of_host(facts))
-
-    decision = _decision(facts, tick)
-    decision = replace(decision, gateway=doors, loads=loads, back_to=back_to)
-    return decision, _after(facts)
+    # views
+    actions, events = tuple(tick.actions), tuple(tick.events)
+    return decision(facts, actions, events, doors, loads, back_to), _after(facts)
 
 
 class _Tick:
@@ -200,58 +192,3 @@ def _order(facts: Facts) -> list[str]:
         return (engine_of(wanted.kind).start_rank if wanted else -1, name)
 
     return sorted(facts.backends, key=key)
-
-
-def _probes(facts: Facts) -> tuple[ProbeOrder, ...]:
-    orders = []
-    for backend in facts.backends.values():
-        wanted, unit = facts.wanted(backend.name), facts.unit(backend.name)
-        if wanted is None or backend.phase not in _PROBED or unit.state is not UnitState.RUNNING:
-            continue
-        vitals = backend.vitals
-        # What is resident changes under a load: a canary then could be one itself.
-        quiet = not loading(facts, backend.name) and not backend.warm_pending
-        suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
-        orders.append(
-            ProbeOrder(
-                backend=backend.name,
-                url=engine_url(facts.settings, wanted),
-                fence=unit.invocation,
-                fast=backend.phase is Phase.STARTING or ending(backend) or suspect,
-                canary_due=vitals.canary_due and quiet,
-                trial=backend.canaries.asked,
-                canaries=backend.canaries.kept,
-            )
-        )
-    return tuple(orders)
-
-
-def _decision(facts: Facts, tick: _Tick) -> Decision:
-    listed = [*facts.settings.active.backends]
-    listed += [name for name in facts.backends if name not in listed]
-    used = used_by_holder(facts.ledgers)
-    views = {
-        name: backend_view(facts, facts.backends[name], used.get(name, 0))
-        for name in listed
-        if name in facts.backends
-    }
-    devices = {uuid: device_view(facts, uuid, facts.ledgers[uuid]) for uuid in facts.seen.devices}
-    quiet = all(b.phase is Phase.STOPPED and not b.pending for b in facts.backends.values())
-    blind = bool(facts.seen.nvml) or any(
-        seen.state is not GpuState.OK for seen in facts.seen.devices.values()
-    )
-    return Decision(
-        actions=tuple(tick.actions),
-        events=tuple(tick.events),
-        probes=_probes(facts),
-        backends=views,
-        devices=devices,
-        incidents=facts.incidents,
-        blind=blind,
-        learned=facts.learned,
-        switch=switch.view(facts),
-        last_switch=facts.state.last,
-        times=switch.known_times(facts),
-        lists_soon=any(lists_soon(state, facts.seen.now) for state in facts.devices.values()),
-        settled=quiet and not tick.actions,
-    )

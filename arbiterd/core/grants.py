@@ -10,24 +10,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core import lifecycle, sleeping, warm
-from arbiterd.core.facts import Ask, Facts
+from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.gate import moves
 from arbiterd.core.notes import Notes
 from arbiterd.core.state import BackendState
 
 
 def grant(
-    facts: Facts, asks: Mapping[str, Ask | None], before: Mapping[str, BackendState]
+    facts: Facts, steps: Mapping[str, Step], before: Mapping[str, BackendState]
 ) -> tuple[Facts, Notes]:
-    """In the order of the asks: what begins now, why the rest waits. ``before``: as the steps found them.
+    """In the order of the steps: what begins now, why the rest waits. ``before``: as they found backends.
 
     A memory event that has ended in this tick is over at once for those that come after its backend, and
     from the next tick on for those that come before it (``Facts.moved``).
     """
-    moved = {name: before[name] for name in asks if moves(before[name])}
+    moved = {name: before[name] for name in steps if moves(before[name])}
     notes: Notes = ()
-    for name, ask in asks.items():
+    for name, asked in steps.items():
         moved.pop(name, None)
+        ask = asked.ask
         if ask is None:
             continue
         here, backend = replace(facts, moved=dict(moved)), facts.backends[name]
