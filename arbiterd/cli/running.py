@@ -13,8 +13,8 @@ from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
 from arbiterd.config import load
 from arbiterd.core import diff
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.config_state import File
-from arbiterd.core.state import BackendState
 from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import ConfigRefused
 from arbiterd.files import strict_json

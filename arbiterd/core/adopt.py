@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import After, BackendState, Canaries, DrainCause, drained
 from arbiterd.core.carry import go_on
 from arbiterd.core.diff import revocable
 from arbiterd.core.facts import Facts, Step
@@ -12,7 +13,7 @@ from arbiterd.core.intent import intent
 from arbiterd.core.lifecycle import stop
 from arbiterd.core.limits import START_HARD_FACTOR
 from arbiterd.core.notes import Note, Notes
-from arbiterd.core.state import After, BackendState, Canaries, Carry, DrainCause, drained
+from arbiterd.core.state import Carry
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitObservation, UnitState

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import BLOCKED_AFTER_S
 from arbiterd.core.notes import About, Open
-from arbiterd.core.state import BackendState
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Incident, Severity
 

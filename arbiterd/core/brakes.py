@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from arbiterd.core import pressure
+from arbiterd.core.device_state import Braked, DeviceState
 from arbiterd.core.evidence import pool_refusals
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
@@ -22,7 +23,7 @@ from arbiterd.core.limits import (
     UNTHROTTLE_EVERY_S,
 )
 from arbiterd.core.notes import About, Heard, Note, Notes, Order
-from arbiterd.core.state import Braked, DeviceState, updated
+from arbiterd.core.records import updated
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import FreezeBackend
 from arbiterd.model.backend import Phase

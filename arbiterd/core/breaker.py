@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.limits import (
     BREAKER_FAILURES,
     BREAKER_WINDOW_S,
@@ -11,7 +12,6 @@ from arbiterd.core.limits import (
     JITTER,
     STABLE_S,
 )
-from arbiterd.core.state import BackendState
 from arbiterd.model.settings import BackendSettings
 
 

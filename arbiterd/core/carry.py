@@ -7,20 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import judge
+from arbiterd.core.backend_state import After, BackendState, Canaries, SleepStage, Vitals, ending
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.failing import give_back
 from arbiterd.core.pressure import kept
-from arbiterd.core.state import (
-    After,
-    BackendState,
-    Canaries,
-    Carry,
-    DeviceState,
-    SleepStage,
-    State,
-    Vitals,
-    ending,
-)
+from arbiterd.core.state import Carry, State
 from arbiterd.model.backend import Phase
 from arbiterd.model.launch import UnitState
 

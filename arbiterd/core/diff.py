@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
+from arbiterd.core.backend_state import BackendState, DrainCause, ending
 from arbiterd.core.intent import ARBITER_ONLY, intent
 from arbiterd.core.limits import FIRST_START_GUESS_S, FIRST_STOP_GUESS_S
-from arbiterd.core.state import BackendState, DrainCause, ending
 from arbiterd.model.backend import Phase
 from arbiterd.model.settings import BackendSettings, Settings, Share
 from arbiterd.model.switch import Change

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 
 from arbiterd.core import brakes
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.evidence import traffic
 from arbiterd.core.facts import Facts
 from arbiterd.core.incidents import found
@@ -22,7 +23,7 @@ from arbiterd.core.limits import (
     RETRY_AFTER_MAX_S,
 )
 from arbiterd.core.notes import About, Note, Notes, Open
-from arbiterd.core.state import BackendState, DoorState
+from arbiterd.core.state import DoorState
 from arbiterd.core.views import not_accepting, retry_after_s, unreached
 from arbiterd.engines import engine_of
 from arbiterd.model.backend import Phase

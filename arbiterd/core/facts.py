@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
 from arbiterd.core import phases
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.notes import About, Notes, Open, Remark, Say
-from arbiterd.core.state import BackendState, DeviceState, DoorState, Lease, State
+from arbiterd.core.state import DoorState, Lease, State
 from arbiterd.model.actions import Outcome
 from arbiterd.model.backend import LedgerRow, Phase, Placement
 from arbiterd.model.events import Event, EventName, Incident, Severity

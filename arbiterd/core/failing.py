@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import breaker, learn
+from arbiterd.core.backend_state import After, BackendState, Sleep
 from arbiterd.core.evidence import traffic
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.limits import DRAINED_GRACE_S, RELEASE_SLOW_S
 from arbiterd.core.notes import About, Close, Heard, Note, Notes, Order, trouble
 from arbiterd.core.release import released
-from arbiterd.core.state import After, BackendState, Sleep
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StopBackend, ThawBackend

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.failing import fail
 from arbiterd.core.notes import About, Close, Notes, Say
-from arbiterd.core.state import DeviceState, updated
+from arbiterd.core.records import updated
 from arbiterd.core.xids import XidClass, describe, xid_class
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase

@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Self
 
 from arbiterd.core import nodes
+from arbiterd.core.backend_state import BackendState, SleepStage
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import FRESH_SAMPLES, PORT_LOST_AFTER_S
 from arbiterd.core.notes import Notes, Order
@@ -19,7 +21,6 @@ from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import launch_context, launch_spec
 from arbiterd.core.pressure import critical_free_bytes
 from arbiterd.core.progress import why_hung
-from arbiterd.core.state import BackendState, DeviceState, SleepStage
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext
 from arbiterd.model import strangers

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from arbiterd.core import offenders, pressure
+from arbiterd.core.backend_state import After, BackendState, ending
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.notes import About, Open
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.state import After, BackendState, DeviceState, ending
 from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Incident, Severity

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core import lifecycle, sleeping, warm
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.gate import moves
 from arbiterd.core.notes import Notes
-from arbiterd.core.state import BackendState
 
 
 def grant(

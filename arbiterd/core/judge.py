@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import Vitals
 from arbiterd.core.evidence import Answers
 from arbiterd.core.limits import (
     BAD_CANARIES,
@@ -16,7 +17,7 @@ from arbiterd.core.limits import (
     CANARY_GRACE_S,
     GOOD_PROBES,
 )
-from arbiterd.core.state import Vitals, updated
+from arbiterd.core.records import updated
 from arbiterd.model.health import HealthObservation, Progress
 from arbiterd.model.reading import Known
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import brakes, offenders, pressure, reclaim, victim
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.incidents import found
 from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
 from arbiterd.core.notes import About, Notes, Open
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.state import DeviceState, updated
+from arbiterd.core.records import updated
 from arbiterd.core.victim import Need
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuState, Pressure

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from arbiterd.core import pressure
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
     CAP_CALM_S,
@@ -26,7 +28,7 @@ from arbiterd.core.limits import (
 from arbiterd.core.notes import Note, Notes
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
-from arbiterd.core.state import BackendState, DeviceState, State
+from arbiterd.core.state import State
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase, Placement

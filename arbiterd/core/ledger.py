@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.state import BackendState
 from arbiterd.model.backend import LedgerRow, Phase, Placement
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.reading import Known

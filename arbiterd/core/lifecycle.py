@@ -21,6 +21,16 @@ from arbiterd.core import (
     trying,
     warm,
 )
+from arbiterd.core.backend_state import (
+    DRAIN_SENTENCES,
+    After,
+    BackendState,
+    Canaries,
+    DrainCause,
+    Sleep,
+    Vitals,
+    ending,
+)
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.failing import bury, fail, give_back, grace_after_drain
 from arbiterd.core.gate import (
@@ -35,18 +45,8 @@ from arbiterd.core.gate import (
 from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
 from arbiterd.core.notes import Close, Heard, Notes, Order, Remark, trouble
 from arbiterd.core.planning import launch_spec
+from arbiterd.core.records import updated
 from arbiterd.core.release import remember
-from arbiterd.core.state import (
-    DRAIN_SENTENCES,
-    After,
-    BackendState,
-    Canaries,
-    DrainCause,
-    Sleep,
-    Vitals,
-    ending,
-    updated,
-)
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
 from arbiterd.model.backend import Phase

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.gate import loading, memory_event, promised
 from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S, TIGHT_LOAD_MARGIN
 from arbiterd.core.notes import Note, Notes
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.pressure import critical_free_bytes
-from arbiterd.core.state import BackendState, DeviceState, Lease
+from arbiterd.core.state import Lease
 from arbiterd.core.views import retry_after_s
 from arbiterd.core.warm import asked_for
 from arbiterd.engines.ollama_names import is_listed

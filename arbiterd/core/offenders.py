@@ -6,13 +6,14 @@ A stranger is named within a sample of its jump (pid, user, command, unit) and n
 from __future__ import annotations
 
 from arbiterd.core import pressure
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.gate import describe, holders
 from arbiterd.core.incidents import found
 from arbiterd.core.ledger import FOREIGN
 from arbiterd.core.limits import CALM_S, FOREIGN_SAID_BYTES, OVER_S
 from arbiterd.core.notes import About, Open, trouble
-from arbiterd.core.state import DeviceState, updated
+from arbiterd.core.records import updated
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Incident, Severity

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from arbiterd.core.state import BackendState
+from arbiterd.core.backend_state import BackendState
 from arbiterd.model.backend import Phase
 
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from arbiterd.core import slope as trend
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.ledger import FOREIGN, HEADROOM, UNATTRIBUTED
 from arbiterd.core.limits import (
     CALM_S,
@@ -32,7 +33,6 @@ from arbiterd.core.limits import (
     TIGHT_S,
 )
 from arbiterd.core.slope import Window
-from arbiterd.core.state import DeviceState
 from arbiterd.model.backend import LedgerRow
 from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
 from arbiterd.model.reading import Known

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import BackendState, Effort
 from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import (
@@ -18,7 +19,6 @@ from arbiterd.core.limits import (
     PROGRESS_UNSEEN_S,
 )
 from arbiterd.core.notes import Notes
-from arbiterd.core.state import BackendState, Effort
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.quantities import format_duration

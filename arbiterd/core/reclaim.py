@@ -9,6 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from arbiterd.core import breaker, pressure, sleeping
+from arbiterd.core.backend_state import (
+    LADDER,
+    After,
+    BackendState,
+    DrainCause,
+    Sleep,
+    ending,
+    serves,
+)
+from arbiterd.core.device_state import DeviceState, Reclaim
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.failing import give_back
 from arbiterd.core.incidents import found
@@ -24,17 +34,6 @@ from arbiterd.core.limits import (
 from arbiterd.core.notes import About, Heard, Note, Notes, Order, Record
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import (
-    LADDER,
-    After,
-    BackendState,
-    DeviceState,
-    DrainCause,
-    Reclaim,
-    Sleep,
-    ending,
-    serves,
-)
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass

@@ -7,10 +7,10 @@ attributed to itself and must not look like a slow release.
 
 from __future__ import annotations
 
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import UNATTRIBUTED, used_of
 from arbiterd.core.limits import RELEASED_FRACTION
-from arbiterd.core.state import BackendState
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known
 from arbiterd.quantities import MIB

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import faults, learn, sleeping
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.notes import Note, Notes, trouble
-from arbiterd.core.state import BackendState
 from arbiterd.model.actions import OperatorRequest, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import FRESH_SAMPLES, GROWING_BYTES
-from arbiterd.core.state import BackendState, DeviceState
 from arbiterd.engines import engine_of
 from arbiterd.model.devices import GpuState
 from arbiterd.model.reading import Known

@@ -10,6 +10,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import (
+    LADDER,
+    After,
+    BackendState,
+    DrainCause,
+    Sleep,
+    SleepStage,
+    serves,
+)
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.failing import fail, give_back
 from arbiterd.core.gate import beside_hung, memory_event
@@ -22,16 +32,6 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.notes import Heard, Notes, Order
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import (
-    LADDER,
-    After,
-    BackendState,
-    DeviceState,
-    DrainCause,
-    Sleep,
-    SleepStage,
-    serves,
-)
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import SleepBackend, WakeBackend

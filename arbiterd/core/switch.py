@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from arbiterd.core.backend_state import BackendState, drained
 from arbiterd.core.diff import estimate, plan, reason, same
 from arbiterd.core.facts import Facts
 from arbiterd.core.incidents import found
 from arbiterd.core.intent import intent
 from arbiterd.core.limits import BLOCKED_AFTER_S, SWITCH_FAILURES
 from arbiterd.core.notes import About, Close, Note, Notes
-from arbiterd.core.state import BackendState, Switch, drained
+from arbiterd.core.state import Switch
 from arbiterd.core.views import not_accepting
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState

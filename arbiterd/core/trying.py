@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import nextafter
 
+from arbiterd.core.backend_state import BackendState, Canaries
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import TRIAL_MOST_S, TRIAL_MOVED_BYTES, TRIAL_READ_S
 from arbiterd.core.notes import Note
-from arbiterd.core.state import BackendState, Canaries
 from arbiterd.engines import engine_of
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known

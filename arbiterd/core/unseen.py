@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from arbiterd.core.state import BackendState, DeviceState, State
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
+from arbiterd.core.state import State
 
 # Moments after which somebody is stopped, or since when something bad lasts; None or 0: there is none.
 _BACKEND = ("deadline", "hard_deadline", "gone_at")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from arbiterd.core import pressure
+from arbiterd.core.backend_state import BackendState, serves
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.evidence import traffic
 from arbiterd.core.facts import Facts
 from arbiterd.core.gate import loading
@@ -26,7 +28,6 @@ from arbiterd.core.limits import (
     TRIM_FAILED_S,
     TRIM_S,
 )
-from arbiterd.core.state import BackendState, DeviceState, serves
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import same_model
 from arbiterd.model.backend import Phase

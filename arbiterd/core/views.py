@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core import brakes, judge, ledger, pressure, progress
+from arbiterd.core.backend_state import BackendState, SleepStage, drained
+from arbiterd.core.device_state import Braked, DeviceState
 from arbiterd.core.evidence import outstanding, traffic
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
@@ -16,7 +18,6 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.reclaim import freed_of
-from arbiterd.core.state import BackendState, Braked, DeviceState, SleepStage, drained
 from arbiterd.core.victim import recent
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
 from arbiterd.model.launch import UnitState

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.gate import beside_hung, loading, memory_event
 from arbiterd.core.ledger import used_of
@@ -17,7 +19,7 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.notes import Note, Notes, Order
 from arbiterd.core.planning import engine_url
-from arbiterd.core.state import BackendState, DeviceState, updated
+from arbiterd.core.records import updated
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel

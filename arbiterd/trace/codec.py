@@ -32,6 +32,8 @@ _MODULES = (
     "arbiterd.model.sandbox",
     "arbiterd.model.settings",
     "arbiterd.model.switch",
+    "arbiterd.core.backend_state",
+    "arbiterd.core.device_state",
     "arbiterd.core.state",
     "arbiterd.engines.base",
 )

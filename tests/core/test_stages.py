@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from arbiterd.core.backend_state import BackendState
+from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts, Step
-from arbiterd.core.state import BackendState, DeviceState, State
+from arbiterd.core.state import State
 
 CORE = Path(__file__).parents[2] / "arbiterd" / "core"
 MUTABLE = ("list", "dict", "set", "bytearray", "Desk")

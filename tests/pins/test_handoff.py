@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from arbiterd.core.state import After, BackendState, Braked, Carry, DeviceState, Sleep
+from arbiterd.core.backend_state import After, BackendState, Sleep
+from arbiterd.core.device_state import Braked, DeviceState
+from arbiterd.core.state import Carry
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase
 from arbiterd.store.handoff import CarryStore
