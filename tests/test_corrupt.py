@@ -9,20 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from arbiterd.config import load
-from arbiterd.config.schema import (
-    KIND_TABLES,
-    ArbiterTable,
-    BatchingTable,
-    ForeignTable,
-    GatewayTable,
-    key_names,
-)
+from arbiterd.config.schema import KIND_TABLES, key_names, table_of
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.model.devices import Device
+from arbiterd.model.engine_options import Batching
 from arbiterd.model.events import ActionRecord, EventName, Incident, Severity
+from arbiterd.model.settings import ArbiterSettings, ForeignSettings, GatewaySettings
 from arbiterd.report.api import common
 from arbiterd.settings.history import ConfigFiles
 from arbiterd.store.gpu_inventory import Inventory
@@ -111,10 +105,10 @@ VALUES = ['"x"', '["vllm"]', "{ a = 1 }", "1", "-1", "1.5", "nan", "inf", "true"
           "[[1]]", "[{a=1}]", '""', "[]", "{}", "9223372036854775807", '"\\u0000"', '"²"', "[true]",
           '"999999999999999999999999s"', '"1e400GiB"', '"' + "x" * 3000 + '"']  # fmt: skip
 ENTRY = '[backends]\nvllm = { command = ["vllm", "serve", "m"] }\n[modes.A]\nvllm = { gpu = 0, memory = "50%" }\n'
-TABLES: dict[str, type[BaseModel]] = {
-    "arbiter": ArbiterTable,
-    "gateway": GatewayTable,
-    "foreign": ForeignTable,
+TABLES = {
+    "arbiter": table_of(ArbiterSettings),
+    "gateway": table_of(GatewaySettings),
+    "foreign": table_of(ForeignSettings),
 }
 
 
@@ -151,7 +145,7 @@ def _texts() -> list[str]:
             pairs = {"model": '"m"', "from": '"vllm"', "to": '"vllm"', key: value}
             lines = "".join(f"{k} = {v}\n" for k, v in pairs.items())
             out.append(f'mode = "A"\n{ENTRY}[[failover]]\n{lines}')
-        for key in key_names(BatchingTable):
+        for key in key_names(table_of(Batching)):
             own = f'command = ["x"]\nmodels = {{ a = "/a" }}\nbatching = {{ {key} = {value} }}\n'
             out.append(
                 f'mode = "A"\n[modes.A]\ntensorflow = {{ gpu = 0 }}\n[backends.tensorflow]\n{own}'

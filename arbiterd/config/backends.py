@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -12,51 +12,22 @@ from arbiterd.config.batching import read_batching
 from arbiterd.config.parse import KeyPath, Report, suggestion
 from arbiterd.config.remote_paths import remote
 from arbiterd.config.sandbox import read_sandbox
-from arbiterd.config.schema import (
-    KIND_BY_NAME,
-    KIND_TABLES,
-    NAME,
-    BackendTable,
-    GenericTable,
-    OllamaTable,
-    TensorflowTable,
-    VllmTable,
-    key_names,
-)
+from arbiterd.config.schema import KIND_TABLES, NAME, key_names, settings_of
 from arbiterd.config.vllm_config import config_of
+from arbiterd.engines import ENGINES
+from arbiterd.engines.base import Defaults
 from arbiterd.engines.vllm_rules import names_of
-from arbiterd.model.settings import (
-    BackendSettings,
-    Batching,
-    Kind,
-    OllamaOptions,
-    TensorflowOptions,
-    VllmOptions,
-)
+from arbiterd.model.engine_options import VllmOptions
+from arbiterd.model.settings import BackendSettings, Kind
 
 ENGINE_PORT_OFFSET = 10000
 _PLACE = ("gpu", "memory")  # keys of a mode's entry beside the backend's own
 
 
-class Defaults(NamedTuple):
-    """What a kind has where the file says nothing."""
-
-    command: tuple[str, ...]
-    port: int
-    priority: int
-    start_timeout_s: float
-    stuck_after_s: float
-    request_timeout_s: float | None
-    grpc_port: int = 0
-
-
-DEFAULTS: Mapping[Kind, Defaults] = {
-    Kind.VLLM: Defaults((), 8000, 30, 1200.0, 30.0, None),
-    Kind.TENSORFLOW: Defaults(
-        ("tensorflow_model_server",), 8501, 20, 300.0, 60.0, 30.0, grpc_port=8500
-    ),
-    Kind.OLLAMA: Defaults(("ollama", "serve"), 11434, 10, 120.0, 60.0, None),
-    Kind.GENERIC: Defaults((), 0, 10, 300.0, 60.0, None),
+KIND_BY_NAME: Mapping[str, Kind] = {
+    engine.defaults.backend_name: kind
+    for kind, engine in ENGINES.items()
+    if engine.defaults.backend_name
 }
 
 
@@ -83,8 +54,7 @@ def _guess(name: str, table: Mapping[str, Any]) -> str:
     command = table.get("command")
     words = [str(one) for one in command] if isinstance(command, list) else []
     text = " ".join((*words[:2], str(table.get("image", "")), name)).lower()
-    signs = {"vllm": "vllm", "ollama": "ollama", "tensorflow": "tensorflow-serving"}
-    return next((f'"{kind}"' for sign, kind in signs.items() if sign in text), "")
+    return next((f'"{kind}"' for sign, kind in KIND_BY_NAME.items() if sign in text), "")
 
 
 def read(
@@ -103,21 +73,23 @@ def read(
     table_type = KIND_TABLES[kind.value]
     given = dict(raw)
     try:
-        table = table_type.model_validate(given)
+        table: Any = table_type.model_validate(given)
     except ValidationError as error:
         keys = key_names(table_type)
         _report(error, (*_PLACE, *keys) if only is not None else keys, at, report, only)
         bad = {str(detail["loc"][0]) for detail in error.errors()}
         table = table_type.model_validate({k: v for k, v in given.items() if k not in bad})
-    heard = report if only is None or "models" in only else None
-    models = _models(kind, table.models, at, heard)
-    batching = None
-    if isinstance(table, TensorflowTable):
-        heard = report if only is None or "batching" in only else None
-        batching = read_batching(table.batching, at, heard)
-    heard = report if only is None or "sandbox" in only else None
-    box = read_sandbox(table.sandbox, at, heard)
-    made = _made(name, kind, table, models, batching, request_timeout_s)
+
+    def heard(key: str) -> Report | None:
+        return report if only is None or key in only else None
+
+    made = _made(
+        name, kind, table, _models(kind, table.models, at, heard("models")), request_timeout_s
+    )
+    box = read_sandbox(table.sandbox, at, heard("sandbox"))
+    if kind is Kind.TENSORFLOW:
+        batching = read_batching(table.batching, at, heard("batching"))
+        made = replace(made, tensorflow=replace(made.tensorflow, batching=batching))
     return replace(made, sandbox=box)
 
 
@@ -140,64 +112,41 @@ def read_any(raw: Mapping[str, Any], at: KeyPath, report: Report) -> None:
 def _made(
     name: str,
     kind: Kind,
-    table: BackendTable,
+    table: Any,
     models: tuple[tuple[str, ...], dict[str, str]],
-    batching: Batching | None,
     request_timeout_s: float,
 ) -> BackendSettings:
-    """The table with the defaults of its kind."""
-    given = DEFAULTS[kind]
+    """The table with the defaults of its kind. Its attributes are named as the settings' fields."""
+    given = ENGINES[kind].defaults
     port = table.port or given.port
-    grpc = (table.grpc_port or given.grpc_port) if isinstance(table, TensorflowTable) else 0
-    command = _command(table, given, models[0])
-    default_timeout = given.request_timeout_s or request_timeout_s
-    made = BackendSettings(
+    grpc = (table.grpc_port or given.grpc_port) if kind is Kind.TENSORFLOW else 0
+    made = settings_of(
+        BackendSettings,
+        table,
+        kind.value,
         name=name,
         kind=kind,
-        command=command,
+        command=_command(table, kind, given, models[0]),
         port=port,
         engine_port=table.engine_port or _twin(port),
         grpc_port=grpc,
         engine_grpc_port=_twin(grpc),
-        image=table.image,
-        container=table.container,
-        volumes=tuple(table.volumes),
-        health=table.health if isinstance(table, GenericTable) else "",
-        restart_delay_s=table.restart_delay,
-        restart_delay_max_s=table.restart_delay_max,
-        user=table.user,
         priority=given.priority if table.priority is None else table.priority,
         models=models[0],
         model_paths=models[1],
-        max_in_flight=table.max_in_flight,
-        max_queue=table.max_queue,
-        queue_timeout_s=table.queue_timeout,
-        request_timeout_s=table.request_timeout or default_timeout,
-        start_timeout_s=table.start_timeout or given.start_timeout_s,
-        drain_timeout_s=table.drain_timeout,
-        stuck_after_s=table.stuck_after or given.stuck_after_s,
-        on_oom=table.on_oom,
-        device_id=table.device_id,
-        version=table.version,
-        env=table.env,
-        env_file=table.env_file,
-        secrets=tuple(table.secrets),
-        canary=table.canary if isinstance(table, TensorflowTable) else "",
-        allow_admin_paths=tuple(table.allow_admin_paths),
-        device_wall=table.device_wall,
-        vllm=_vllm(table),
-        ollama=_ollama(table),
-        tensorflow=_tensorflow(table, batching),
+        request_timeout_s=table.request_timeout_s or given.request_timeout_s or request_timeout_s,
+        start_timeout_s=table.start_timeout_s or given.start_timeout_s,
+        stuck_after_s=table.stuck_after_s or given.stuck_after_s,
     )
     return replace(made, vllm=_spoken(made)) if kind is Kind.VLLM else made
 
 
-def _command(table: BackendTable, given: Defaults, models: tuple[str, ...]) -> tuple[str, ...]:
+def _command(table: Any, kind: Kind, given: Defaults, models: tuple[str, ...]) -> tuple[str, ...]:
     """What runs. Within an image flags alone follow the kind's own program, and a vLLM's model may be
     named by ``models`` instead.
     """
     if table.command is None:
-        if table.image and isinstance(table, VllmTable) and models:
+        if table.image and kind is Kind.VLLM and models:
             return "vllm", "serve", models[0]
         return given.command
     if table.image and table.command and table.command[0].startswith("-"):
@@ -265,26 +214,6 @@ def _models(
     if report:
         report.bad((*at, "models"), f"{given!r} is no list of models", right)
     return (), {}
-
-
-def _vllm(table: BackendTable) -> VllmOptions:
-    if not isinstance(table, VllmTable):
-        return VllmOptions()
-    return VllmOptions(table.max_model_len, table.max_num_seqs, table.sleep)
-
-
-def _ollama(table: BackendTable) -> OllamaOptions:
-    if not isinstance(table, OllamaTable):
-        return OllamaOptions()
-    return OllamaOptions(
-        table.max_loaded_models, table.parallel, table.keep_alive, table.context_length
-    )
-
-
-def _tensorflow(table: BackendTable, batching: Batching | None) -> TensorflowOptions:
-    if not isinstance(table, TensorflowTable):
-        return TensorflowOptions()
-    return TensorflowOptions(table.memory_growth, batching)
 
 
 def _spoken(backend: BackendSettings) -> VllmOptions:

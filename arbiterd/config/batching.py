@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from arbiterd.config.parse import KeyPath, Report
-from arbiterd.config.schema import BatchingTable, key_names
+from arbiterd.config.schema import key_names, settings_of, table_of
 from arbiterd.engines.batching import contradictions, parse
 from arbiterd.files import bounded
-from arbiterd.model.settings import Batching
+from arbiterd.model.engine_options import Batching
 
 
 def read_batching(given: object, at: KeyPath, report: Report | None) -> Batching | None:
@@ -23,16 +23,15 @@ def read_batching(given: object, at: KeyPath, report: Report | None) -> Batching
             right = "write batching = { max_batch_size = 32 }, or the path of your own file"
             report.bad(path, f"{given!r} is neither a table nor a path", right)
         return Batching()
+    kind = table_of(Batching)
     try:
-        table = BatchingTable.model_validate(given)
+        table = kind.model_validate(given)
     except ValidationError as error:
         if report:
-            report.invalid(error, path, key_names(BatchingTable))
+            report.invalid(error, path, key_names(kind))
         bad = {str(detail["loc"][0]) for detail in error.errors()}
-        table = BatchingTable.model_validate({k: v for k, v in given.items() if k not in bad})
-    values = table.model_dump()
-    values["allowed_batch_sizes"] = tuple(values["allowed_batch_sizes"])
-    made = Batching(**values)
+        table = kind.model_validate({k: v for k, v in given.items() if k not in bad})
+    made = settings_of(Batching, table)
     for key, wrong, right in contradictions(made) if report else ():
         sizes = ("max_batch_size", "max_execution_batch_size", "enable_large_batch_splitting")
         if report and not any(report.broken(*path, one) for one in (key, *sizes)):

@@ -11,11 +11,11 @@ from arbiterd.config.doors import check_doors, check_token
 from arbiterd.config.environment import check_environment
 from arbiterd.config.parse import KeyPath, Report
 from arbiterd.config.sandbox import check_launcher, check_sandbox
-from arbiterd.config.schema import FailoverTable, FileSettings
+from arbiterd.config.schema import FileSettings
 from arbiterd.config.vllm_config import check_config
 from arbiterd.engines import engine_of
 from arbiterd.engines.vllm_rules import served
-from arbiterd.model.settings import BackendSettings, Kind, Mode
+from arbiterd.model.settings import BackendSettings, Failover, Kind, Mode
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 5.0
 _PATH = re.compile(r"(?!.*(\.\.|//))/[A-Za-z0-9._~/:-]*\*?")
@@ -24,7 +24,7 @@ SOCKET_MAX = 107  # sun_path of unix(7), without its final zero
 
 def check_file(settings: FileSettings, report: Report) -> None:
     """The tables that are not backends."""
-    poll = settings.arbiter.poll
+    poll = settings.arbiter.poll_s
     if not POLL_MIN_S <= poll <= POLL_MAX_S:
         report.add(("arbiter", "poll"), f"{poll:g} s is out of range", "write 50ms to 5s")
     long = len(f"{settings.arbiter.runtime_dir}/gateway/runtime.sock".encode())
@@ -91,7 +91,7 @@ def check_ports(settings: FileSettings, mode: Mode, report: Report) -> None:
     """No port twice among what listens at the same time: this mode's backends and ourselves."""
     taken: dict[int, tuple[str, int]] = {}
     if not report.broken("arbiter", "listen"):
-        taken[int(settings.arbiter.listen.rpartition(":")[2])] = ("arbiter.listen", 0)
+        taken[settings.arbiter.listen_port] = ("arbiter.listen", 0)
     if settings.gateway.enabled and settings.gateway.llm_port:
         taken.setdefault(settings.gateway.llm_port, ("gateway.llm_port", 0))
     for name, backend in mode.backends.items():
@@ -131,40 +131,44 @@ def check_failover(
         at = ("degrade", str(index))
         if report.lost("backends"):
             continue
-        if degrade.from_ not in names and not report.broken(*at, "from"):
-            report.nearest((*at, "from"), degrade.from_, names, "backend")
-        for name in degrade.to if not report.broken(*at, "to") else ():
+        if degrade.from_backend not in names and not report.broken(*at, "from"):
+            report.nearest((*at, "from"), degrade.from_backend, names, "backend")
+        for name in degrade.to_backends if not report.broken(*at, "to") else ():
             if name not in names:
                 report.nearest((*at, "to"), name, names, "backend")
 
 
 def _check_rule(
-    rule: FailoverTable,
+    rule: Failover,
     at: KeyPath,
     backends: Mapping[str, BackendSettings],
     names: tuple[str, ...],
     report: Report,
 ) -> None:
     told = {key: not report.broken(*at, key) for key in ("from", "to", "model", "source")}
-    for key, name in (("from", rule.from_), ("to", rule.to)):
+    for key, name in (("from", rule.from_backend), ("to", rule.to_backend)):
         if told[key] and name not in names and not report.lost("backends"):
             report.nearest((*at, key), name, names, "backend")
-    if told["from"] and told["to"] and rule.from_ == rule.to:
-        report.add((*at, "to"), f"{rule.to} cannot stand in for itself", "name another backend")
-    target = backends.get(rule.to)
+    if told["from"] and told["to"] and rule.from_backend == rule.to_backend:
+        report.add(
+            (*at, "to"), f"{rule.to_backend} cannot stand in for itself", "name another backend"
+        )
+    target = backends.get(rule.to_backend)
     if target is not None and target.kind is Kind.OLLAMA and told["source"] and not rule.source:
         report.add((*at, "source"), "is missing", 'write Ollama\'s own name, like "qwen2.5:3b"')
-    source = backends.get(rule.from_)
+    source = backends.get(rule.from_backend)
     if source is None or source.kind is not Kind.VLLM or not told["model"]:
         return
-    path = ("backends", rule.from_)
+    path = ("backends", rule.from_backend)
     if any(report.broken(*path, key) for key in ("command", "image", "models", "kind")):
         return
     if rule.model in source.vllm.lora_names:
-        wrong = f"{rule.model!r} is a LoRA adapter of {rule.from_}: no other backend has it"
+        wrong = f"{rule.model!r} is a LoRA adapter of {rule.from_backend}: no other backend has it"
         report.add((*at, "model"), wrong, "take this failover out")
         return
     names_ = served(source)
     if names_ and rule.model not in names_:
         shown = ", ".join(repr(name) for name in names_)
-        report.add((*at, "model"), f"{rule.from_} serves {shown}", f'write model = "{names_[0]}"')
+        report.add(
+            (*at, "model"), f"{rule.from_backend} serves {shown}", f'write model = "{names_[0]}"'
+        )

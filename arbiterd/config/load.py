@@ -19,11 +19,8 @@ from arbiterd.config.schema import FileSettings
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.files import bounded
 from arbiterd.model.settings import (
-    ArbiterSettings,
     BackendSettings,
-    Degrade,
     Failover,
-    GatewaySettings,
     Kind,
     Mode,
     Settings,
@@ -97,7 +94,7 @@ def _build(
     file: FileSettings, path: Path, text: str, environ: Mapping[str, str], report: Report
 ) -> Settings:
     check_file(file, report)
-    timeout = file.gateway.request_timeout
+    timeout = file.gateway.request_timeout_s
     kinds: dict[str, Kind] = {}
     base: dict[str, BackendSettings] = {}
     for name, table in file.backends.items():
@@ -176,44 +173,15 @@ def _settings(
     text: str,
     environ: Mapping[str, str],
 ) -> Settings:
-    arbiter, gateway = file.arbiter, file.gateway
-    failover = tuple(Failover(r.model, r.from_, r.to, r.source) for r in file.failover)
-    modes = {name: _also(mode, failover) for name, mode in modes.items()}
-    host, _, port = arbiter.listen.rpartition(":")
+    modes = {name: _also(mode, file.failover) for name, mode in modes.items()}
     return Settings(
         mode=file.mode,
-        arbiter=ArbiterSettings(
-            listen_host=host.strip("[]"),
-            listen_port=int(port),
-            expose=arbiter.expose,
-            token_file=arbiter.token_file,
-            poll_s=arbiter.poll,
-            headroom_bytes=arbiter.headroom,
-            launcher=arbiter.launcher,
-            state_dir=arbiter.state_dir,
-            runtime_dir=arbiter.runtime_dir,
-            log=arbiter.log,
-            dry_run=arbiter.dry_run,
-            local_users=arbiter.local_users,
-        ),
-        gateway=GatewaySettings(
-            enabled=gateway.enabled,
-            bind=gateway.bind,
-            llm_port=gateway.llm_port,
-            advertise=gateway.advertise,
-            trust_priority=gateway.trust_priority,
-            request_timeout_s=gateway.request_timeout,
-            certificate=gateway.certificate,
-            key_file=gateway.key_file,
-            hosts=tuple(gateway.hosts),
-            trusted_proxies=tuple(gateway.trusted_proxies),
-            cors=tuple(gateway.cors),
-            max_body_bytes=gateway.max_body,
-        ),
-        foreign_allow_bytes=file.foreign.allow,
+        arbiter=file.arbiter,
+        gateway=file.gateway,
+        foreign_allow_bytes=file.foreign.allow_bytes,
         modes=modes,
-        failover=failover,
-        degrade=tuple(Degrade(r.from_, r.advice, tuple(r.to)) for r in file.degrade),
+        failover=file.failover,
+        degrade=file.degrade,
         source=Source(
             path=str(path),
             sha256=hashlib.sha256(text.encode()).hexdigest(),

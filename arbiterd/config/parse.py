@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from arbiterd.config.lines import Lines, flatten
-from arbiterd.config.schema import FileSettings, key_names
+from arbiterd.config.schema import FILE_TABLE, FileSettings, key_names, settings_of
 from arbiterd.errors import ConfigRefused, InvalidValue, Problem, one_line
 
 PREFIX = "GPU_ARBITER_"
@@ -187,7 +187,7 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 def _known(path: KeyPath) -> tuple[str, ...]:
     """Keys of the table that ``path`` lies in."""
-    table: Any = FileSettings
+    table: Any = FILE_TABLE
     for part in path[:-1]:
         if part.isdigit():
             continue
@@ -252,7 +252,7 @@ def parse(
 def _settings(merged: dict[str, Any]) -> FileSettings:
     """Validate what file and environment say together."""
 
-    class Fixed(FileSettings):
+    class Fixed(FILE_TABLE):  # type: ignore[misc,valid-type]
         @classmethod
         def settings_customise_sources(
             cls,
@@ -266,7 +266,7 @@ def _settings(merged: dict[str, Any]) -> FileSettings:
             del init_settings, env_settings, dotenv_settings, file_secret_settings
             return (InitSettingsSource(settings_cls, init_kwargs=merged),)
 
-    return Fixed()  # type: ignore[call-arg]
+    return settings_of(FileSettings, Fixed())
 
 
 class _Environ(EnvSettingsSource):
@@ -274,7 +274,7 @@ class _Environ(EnvSettingsSource):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._given = environ
-        super().__init__(FileSettings)
+        super().__init__(FILE_TABLE)
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name.lower(): value for name, value in self._given.items()}
@@ -334,7 +334,7 @@ def _leaves(given: Mapping[str, Any]) -> set[KeyPath]:
 
 
 def _unknown_env(environ: Mapping[str, str], report: Report) -> None:
-    known = (*FileSettings.model_fields, *_OURS)
+    known = (*FILE_TABLE.model_fields, *_OURS)
     for name in environ:
         if not name.upper().startswith(PREFIX):
             continue

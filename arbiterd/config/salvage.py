@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from arbiterd.config.schema import (
-    ArbiterTable,
-    DegradeTable,
-    FailoverTable,
-    FileSettings,
-    ForeignTable,
-    GatewayTable,
+from arbiterd.config.schema import FileSettings, settings_of, table_of
+from arbiterd.model.keys import keys_of
+from arbiterd.model.settings import (
+    ArbiterSettings,
+    Degrade,
+    Failover,
+    ForeignSettings,
+    GatewaySettings,
 )
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T")
 
 
 def salvage(raw: Mapping[str, object]) -> FileSettings:
@@ -25,15 +26,15 @@ def salvage(raw: Mapping[str, object]) -> FileSettings:
     """
     mode = raw.get("mode")
     modes = _tables(raw.get("modes"))
-    return FileSettings.model_construct(
+    return FileSettings(
         mode=mode if isinstance(mode, str) else next(iter(modes), ""),
-        arbiter=_table(ArbiterTable, raw.get("arbiter")),
-        gateway=_table(GatewayTable, raw.get("gateway")),
-        foreign=_table(ForeignTable, raw.get("foreign")),
+        arbiter=_table(ArbiterSettings, raw.get("arbiter")),
+        gateway=_table(GatewaySettings, raw.get("gateway")),
+        foreign=_table(ForeignSettings, raw.get("foreign")),
         backends=_tables(raw.get("backends")),
         modes=modes,
-        failover=_rules(FailoverTable, raw.get("failover")),
-        degrade=_rules(DegradeTable, raw.get("degrade")),
+        failover=_rules(Failover, raw.get("failover")),
+        degrade=_rules(Degrade, raw.get("degrade")),
     )
 
 
@@ -43,23 +44,22 @@ def _tables(given: object) -> dict[str, dict[str, Any]]:
     return {name: one if isinstance(one, dict) else {} for name, one in given.items()}
 
 
-def _rules(table: type[T], given: object) -> list[T]:
+def _rules(owner: type[T], given: object) -> tuple[T, ...]:
     """One for each entry, so that their numbers stay those of the file."""
-    return [_table(table, one) for one in given] if isinstance(given, list) else []
+    return tuple(_table(owner, one) for one in given) if isinstance(given, list) else ()
 
 
-def _table(table: type[T], given: object) -> T:
+def _table(owner: type[T], given: object) -> T:
     """The table without what cannot be read: a key that it needs is empty, any other one is not there."""
     values = dict(given) if isinstance(given, dict) else {}
-    needed = {
-        field.alias or key for key, field in table.model_fields.items() if field.is_required()
-    }
+    empty = {one.name: one.type() for one in keys_of(owner) if one.default is ...}
+    table = table_of(owner)  # type: ignore[arg-type]
     while True:
         try:
-            return table.model_validate(values)
+            return settings_of(owner, table.model_validate(values))
         except ValidationError as error:
             for key in {str(detail["loc"][0]) for detail in error.errors()}:
-                if key in needed:
-                    values[key] = [] if table is DegradeTable and key == "to" else ""
+                if key in empty:
+                    values[key] = empty[key]
                 else:
                     del values[key]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from arbiterd.config.parse import KeyPath, Report
-from arbiterd.config.schema import FileSettings, SandboxTable, key_names
+from arbiterd.config.schema import FileSettings, key_names, settings_of, table_of
 from arbiterd.linux.sandbox import CAPABILITIES, names
 from arbiterd.model.sandbox import ALL, SandboxSettings
 from arbiterd.model.settings import BackendSettings
@@ -29,22 +30,21 @@ def read_sandbox(given: object, at: KeyPath, report: Report | None) -> SandboxSe
             )
             report.bad(path, f"{given!r} is no table", right)
         return SandboxSettings()
+    kind = table_of(SandboxSettings)
     try:
-        table = SandboxTable.model_validate(given)
+        table = kind.model_validate(given)
     except ValidationError as error:
         if report:
-            report.invalid(error, path, key_names(SandboxTable))
+            report.invalid(error, path, key_names(kind))
         bad = {str(detail["loc"][0]) for detail in error.errors()}
-        table = SandboxTable.model_validate({k: v for k, v in given.items() if k not in bad})
+        table = kind.model_validate({k: v for k, v in given.items() if k not in bad})
+    made = settings_of(SandboxSettings, table)
     if report:
-        _check(table, path, report)
-    values: dict[str, list[str]] = table.model_dump()
-    if not set(table.capabilities) <= CAPABILITIES.keys():
-        values["capabilities"] = [one for one in table.capabilities if one in CAPABILITIES]
-    return SandboxSettings(**{key: tuple(value) for key, value in values.items()})
+        _check(made, path, report)
+    return replace(made, capabilities=tuple(o for o in made.capabilities if o in CAPABILITIES))
 
 
-def _check(table: SandboxTable, path: KeyPath, report: Report) -> None:
+def _check(table: SandboxSettings, path: KeyPath, report: Report) -> None:
     known = (*names(), ALL)
     for name in table.without:
         if name not in known:

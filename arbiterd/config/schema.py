@@ -1,210 +1,126 @@
-"""The shape of the file, for pydantic: types, defaults, ranges. What needs two keys is in check.py."""
+"""The tables of the file for pydantic, made of the frozen settings; and settings made of such a table.
+
+What needs two keys is in check.py.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from arbiterd.config.value_types import (
-    Address,
-    Count,
-    Duration,
-    Folder,
-    Headroom,
-    HostNames,
-    KeepAlive,
-    Listen,
-    Networks,
-    Origins,
-    PathOrNone,
-    Port,
-    PortOrOff,
-    Size,
-    Whole,
-    Words,
+from arbiterd.config.value_types import VALUES
+from arbiterd.model.keys import Form, Key, Setting, inlined, keys_of
+from arbiterd.model.settings import (
+    ArbiterSettings,
+    BackendSettings,
+    Degrade,
+    Failover,
+    ForeignSettings,
+    GatewaySettings,
+    Kind,
 )
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+T = TypeVar("T")
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ArbiterTable(_Table):
-    """``[arbiter]``."""
-
-    listen: Listen = "127.0.0.1:9480"
-    expose: Literal["own", "full"] = "own"
-    token_file: PathOrNone = ""
-    poll: Duration = 0.25
-    headroom: Headroom = None
-    launcher: Literal["auto", "systemd", "direct"] = "auto"
-    state_dir: Folder = "/var/lib/gpu-arbiter"
-    runtime_dir: Folder = "/run/gpu-arbiter"
-    log: Literal["auto", "journal", "json", "pretty"] = "auto"
-    dry_run: bool = False
-    local_users: Literal["untrusted", "trusted"] = "untrusted"
-
-
-class GatewayTable(_Table):
-    """``[gateway]``."""
-
-    enabled: bool = True
-    bind: Address = "127.0.0.1"
-    llm_port: PortOrOff = 8080
-    advertise: str = ""
-    trust_priority: bool = False
-    request_timeout: Duration = 900.0
-    certificate: PathOrNone = ""
-    key_file: PathOrNone = ""
-    hosts: HostNames = []
-    cors: Origins = []
-    trusted_proxies: Networks = []
-    max_body: Annotated[Size, Field(ge=1024)] = 32 * 1024**2
-
-
-class ForeignTable(_Table):
-    """``[foreign]``."""
-
-    allow: Size = 512 * 1024**2
-
-
-class FailoverTable(_Table):
-    """``[[failover]]``. ``from`` is a word of Python, hence the alias."""
-
-    model: str
-    from_: str = Field(alias="from")
-    to: str
-    source: str = ""
-
-
-class DegradeTable(_Table):
-    """``[[degrade]]``."""
-
-    from_: str = Field(alias="from")
-    advice: str
-    to: Words
-
-
-class BatchingTable(_Table):
-    """``batching`` of TensorFlow Serving: the fields of its BatchingParameters."""
-
-    max_batch_size: Count | None = None
-    batch_timeout_micros: Whole | None = None
-    max_enqueued_batches: Count | None = None
-    num_batch_threads: Count | None = None
-    thread_pool_name: str | None = None
-    enable_large_batch_splitting: bool | None = None
-    max_execution_batch_size: Count | None = None
-    allowed_batch_sizes: list[Count] = []
-    pad_variable_length_inputs: bool | None = None
-
-
-class SandboxTable(_Table):
-    """``sandbox``: what the sandbox of a backend's unit leaves out, or allows beside its own."""
-
-    without: Words = []
-    write: Words = []
-    devices: Words = []
-    syscalls: Words = []
-    families: Words = []
-    capabilities: Words = []
-
-
-class BackendTable(_Table):
-    """Keys of every kind. None: the default of the kind (see DEFAULTS)."""
-
-    kind: str = ""
-    command: Words | None = None
-    image: str = ""
-    container: Literal["", "docker", "podman"] = ""
-    volumes: Words = []
-    port: Port | None = None
-    engine_port: Port | None = None
-    restart_delay: Duration = 1.0
-    restart_delay_max: Duration = 60.0
-    user: str = ""
-    priority: Whole | None = None
-    models: Any = None
-    max_in_flight: Count = 8
-    max_queue: Whole = 32
-    queue_timeout: Duration = 10.0
-    request_timeout: Duration | None = None
-    start_timeout: Duration | None = None
-    drain_timeout: Duration = 30.0
-    stuck_after: Duration | None = None
-    on_oom: Literal["lower", "cpu", "stop"] = "lower"
-    device_id: Literal["auto", "index", "uuid"] = "auto"
-    version: str = ""
-    env: dict[str, str] = {}
-    env_file: str = ""
-    secrets: Words = []
-    allow_admin_paths: Words = []
-    sandbox: Any = None  # a SandboxTable: read on its own, as each of its keys is told by itself
-    device_wall: bool = False
-
-
-class VllmTable(BackendTable):
-    """A vLLM backend."""
-
-    max_model_len: Count | None = None
-    max_num_seqs: Count | None = None
-    sleep: bool = False
-
-
-class OllamaTable(BackendTable):
-    """An Ollama backend."""
-
-    max_loaded_models: Count = 1
-    parallel: Count = 1
-    keep_alive: KeepAlive = 600.0
-    context_length: Count = 8192
-
-
-class TensorflowTable(BackendTable):
-    """A TensorFlow Serving backend."""
-
-    grpc_port: Port | None = None
-    memory_growth: bool = False
-    batching: Any = None  # a BatchingTable, or the path of the operator's own file
-    canary: Folder = ""
-
-
-class GenericTable(BackendTable):
-    """Any other server."""
-
-    health: str = ""
-
-
-class FileSettings(BaseSettings):
+@dataclass(frozen=True, slots=True)
+class FileSettings:
     """The whole file. Backends and modes are free tables here: their keys depend on kind and mode."""
 
+    mode: Annotated[str, Key()]
+    backends: Annotated[dict[str, dict[str, Any]], Key()]
+    modes: Annotated[dict[str, dict[str, Any]], Key()]
+    arbiter: Annotated[ArbiterSettings, Key()] = ArbiterSettings()
+    gateway: Annotated[GatewaySettings, Key()] = GatewaySettings()
+    foreign: Annotated[ForeignSettings, Key()] = ForeignSettings()
+    failover: Annotated[tuple[Failover, ...], Key()] = ()
+    degrade: Annotated[tuple[Degrade, ...], Key()] = ()
+
+
+class Table(BaseModel):
+    """A table whose keys are those of ``owner``."""
+
+    model_config = ConfigDict(extra="forbid")
+    owner: ClassVar[type]
+
+
+class _Whole(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid", env_prefix="GPU_ARBITER_", env_nested_delimiter="__"
     )
 
-    mode: str
-    arbiter: ArbiterTable = ArbiterTable()
-    gateway: GatewayTable = GatewayTable()
-    foreign: ForeignTable = ForeignTable()
-    backends: dict[str, dict[str, Any]]
-    modes: dict[str, dict[str, Any]]
-    failover: list[FailoverTable] = []
-    degrade: list[DegradeTable] = []
+
+@cache
+def table_of(owner: Any, kind: str = "") -> type[Table]:
+    """The table of a dataclass with keys; of a backend, for its engine kind."""
+    made = create_model(owner.__name__, __base__=Table, **_fields(owner, kind))
+    made.owner = owner
+    return made
 
 
-KIND_TABLES: Mapping[str, type[BackendTable]] = {
-    "vllm": VllmTable,
-    "ollama": OllamaTable,
-    "tensorflow-serving": TensorflowTable,
-    "generic": GenericTable,
+def _fields(owner: Any, kind: str = "") -> dict[str, Any]:
+    return {
+        one.field: (
+            _type(one),
+            # a BaseSettings validates defaults, too: of a table within it that is an empty one
+            Field(
+                {} if is_dataclass(one.default) else one.default,
+                alias=one.name if one.name != one.field else None,
+                ge=one.key.least,
+            ),
+        )
+        for one in keys_of(owner, kind)
+    }
+
+
+def _type(one: Setting) -> Any:
+    """What pydantic is to read for it."""
+    if one.form is Form.READ_APART:
+        return Any
+    inner = get_args(one.type)
+    if one.form is not None:
+        found = VALUES[one.form]
+    elif is_dataclass(one.type):
+        found = table_of(one.type)  # type: ignore[arg-type]
+    elif get_origin(one.type) is tuple:
+        found = list[table_of(inner[0])]  # type: ignore[misc]
+    else:
+        found = dict.__class_getitem__(inner) if get_origin(one.type) is Mapping else one.type
+    return found | None if one.default is None or NoneType in inner else found
+
+
+FILE_TABLE: type[_Whole] = create_model("FileTable", __base__=_Whole, **_fields(FileSettings))
+KIND_TABLES: Mapping[str, type[Table]] = {
+    kind.value: table_of(BackendSettings, kind) for kind in Kind
 }
-KIND_BY_NAME = {"vllm": "vllm", "ollama": "ollama", "tensorflow": "tensorflow-serving"}
+
+
+def settings_of(owner: type[T], table: BaseModel, engine: str = "", **given: Any) -> T:
+    """The frozen settings that a validated table holds. ``given``: fields that follow from more than one
+    key; a value that is read apart keeps its field's default otherwise.
+    """
+    own = owner.__dataclass_fields__.keys() - given.keys()  # type: ignore[attr-defined]
+    values = {
+        one.field: _frozen(getattr(table, one.field))
+        for one in keys_of(owner, engine)
+        if one.field in own and one.form is not Form.READ_APART
+    }
+    values |= {name: settings_of(type_, table) for name, type_ in inlined(owner, engine)}
+    return owner(**values, **given)
+
+
+def _frozen(value: object) -> object:
+    if isinstance(value, Table):
+        return settings_of(value.owner, value)
+    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
 
 
 def key_names(table: type[BaseModel]) -> tuple[str, ...]:

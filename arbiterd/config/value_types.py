@@ -1,4 +1,4 @@
-"""Types of the configuration's values: how each is written, for pydantic.
+"""How the values of the configuration are written: each Form for pydantic.
 
 A validator raises InvalidValue: what is wrong, and what would be right.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from arbiterd.errors import InvalidValue
+from arbiterd.model.keys import Form
 from arbiterd.model.settings import FOR_EVER_S
 from arbiterd.quantities import parse_duration, parse_size
 
@@ -145,20 +147,28 @@ def _absolute_or_none(value: object) -> str:
     return "" if value == "" else _absolute(value)
 
 
-Size = Annotated[int, BeforeValidator(_size)]
-Duration = Annotated[float, BeforeValidator(_duration)]
-KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
 _MOST = 2**31 - 1  # what the engines' own options hold
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
-Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
-Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
-PortOrOff = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
-Words = Annotated[list[str], BeforeValidator(_words)]
-Networks = Annotated[Words, AfterValidator(lambda given: [_network(one) for one in given])]
-HostNames = Annotated[Words, AfterValidator(lambda given: [_host_name(one) for one in given])]
-Origins = Annotated[Words, AfterValidator(lambda given: [_origin(one) for one in given])]
-Folder = Annotated[str, BeforeValidator(_absolute)]
-Headroom = Annotated[int | None, BeforeValidator(_headroom)]
-Listen = Annotated[str, BeforeValidator(_listen)]
-Address = Annotated[str, BeforeValidator(_address)]
-PathOrNone = Annotated[str, BeforeValidator(_absolute_or_none)]
+_COUNT = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
+_WORDS = Annotated[list[str], BeforeValidator(_words)]
+VALUES: Mapping[Form, Any] = {
+    Form.TEXT: str,
+    Form.SIZE: Annotated[int, BeforeValidator(_size)],
+    Form.SIZE_OR_AUTO: Annotated[int | None, BeforeValidator(_headroom)],
+    Form.DURATION: Annotated[float, BeforeValidator(_duration)],
+    Form.KEEP_ALIVE: Annotated[float, BeforeValidator(_keep_alive)],
+    Form.COUNT: _COUNT,
+    Form.WHOLE: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)],
+    Form.PORT: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)],
+    Form.PORT_OR_OFF: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)],
+    Form.ADDRESS: Annotated[str, BeforeValidator(_address)],
+    Form.LISTEN: Annotated[str, BeforeValidator(_listen)],
+    Form.FILE: Annotated[str, BeforeValidator(_absolute)],
+    Form.FILE_OR_NONE: Annotated[str, BeforeValidator(_absolute_or_none)],
+    Form.WORDS: _WORDS,
+    Form.COUNTS: list[_COUNT],
+    Form.NETWORKS: Annotated[_WORDS, AfterValidator(lambda given: [_network(o) for o in given])],
+    Form.HOST_NAMES: Annotated[
+        _WORDS, AfterValidator(lambda given: [_host_name(one) for one in given])
+    ],
+    Form.ORIGINS: Annotated[_WORDS, AfterValidator(lambda given: [_origin(o) for o in given])],
+}

@@ -12,6 +12,7 @@ from arbiterd.core.backend_state import BackendState, DrainCause, ending
 from arbiterd.core.intent import ARBITER_ONLY, intent
 from arbiterd.core.limits import FIRST_START_GUESS_S, FIRST_STOP_GUESS_S
 from arbiterd.model.backend import Phase
+from arbiterd.model.keys import without_unit
 from arbiterd.model.settings import BackendSettings, Settings, Share
 from arbiterd.model.switch import Change
 from arbiterd.quantities import format_size
@@ -132,7 +133,7 @@ def _keys(old: object, new: object) -> list[str]:
         before, after = getattr(old, one.name), getattr(new, one.name, None)
         if one.name in ARBITER_ONLY or before == after:
             continue
-        key = one.name.removesuffix("_s").removesuffix("_bytes")
+        key = without_unit(one.name)
         if is_dataclass(before) and is_dataclass(after):
             out += _keys(before, after)
         elif isinstance(before, Mapping) and isinstance(after, Mapping):

@@ -13,33 +13,12 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import TypeAlias
 from weakref import ref
 
+from arbiterd.model.keys import arbiter_only
 from arbiterd.model.settings import BackendSettings, Share
 
 Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 
-# What the arbiter alone acts on: the engine need not notice a change of these.
-ARBITER_ONLY = frozenset(
-    {
-        "restart_delay_s",
-        "restart_delay_max_s",
-        "priority",
-        "max_in_flight",
-        "max_queue",
-        "queue_timeout_s",
-        "request_timeout_s",
-        "stuck_after_s",
-        "on_oom",
-        "allow_admin_paths",
-        "drain_timeout_s",
-        "health",
-        "canary",
-        "lora_names",  # told by the command already
-        "secrets",
-        "digest",
-    }
-)
-
-
+ARBITER_ONLY = arbiter_only(BackendSettings)
 _known: dict[tuple[int, int], tuple[ref[BackendSettings], ref[Share], str]] = {}
 
 

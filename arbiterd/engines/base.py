@@ -162,10 +162,28 @@ class Trials(Protocol):
         """The request itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a backend of this kind has where the file says nothing.
+
+    ``backend_name``: the name that needs no ``kind`` beside it, and the word that its program's name has.
+    ``port`` 0: the file has to name one. ``request_timeout_s`` None: that of the gateway.
+    """
+
+    backend_name: str = ""
+    command: tuple[str, ...] = ()
+    port: int = 0
+    grpc_port: int = 0
+    priority: int = 10
+    start_timeout_s: float = 300.0
+    stuck_after_s: float = 60.0
+    request_timeout_s: float | None = None
+
+
 class Engine(ABC):
     """One engine kind. What a kind does not have it leaves out: the defaults say no.
 
-    ``kind``: the kind this file speaks for.
+    ``kind``: the kind this file speaks for. ``defaults``: of its keys in the file.
     ``start_rank``: order of starts on one device: TensorFlow 0, vLLM 1, Ollama 2, generic 3
     (design, 4).
     ``canary_timeout_s``: how long the canary may take before it counts as failed.
@@ -181,6 +199,7 @@ class Engine(ABC):
 
     kind: Kind
     start_rank: int
+    defaults: Defaults = Defaults()
     canary_timeout_s: float = 5.0
     trials: Trials | None = None
     door_host: str = ""

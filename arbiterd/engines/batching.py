@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Final
 
-from arbiterd.model.settings import Batching
+from arbiterd.model.engine_options import Batching
 
 PLAIN: Final = frozenset(
     {"allowed_batch_sizes", "pad_variable_length_inputs"}

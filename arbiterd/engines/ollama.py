@@ -14,6 +14,7 @@ from arbiterd.engines.base import (
     Cause,
     CauseClass,
     CommandProblem,
+    Defaults,
     Engine,
     LaunchContext,
     Routes,
@@ -93,6 +94,7 @@ class OllamaEngine(Engine):
 
     kind = Kind.OLLAMA
     start_rank = 2
+    defaults = Defaults("ollama", ("ollama", "serve"), 11434, start_timeout_s=120.0)
     canary_timeout_s = 20.0  # one token, but a partly offloaded model takes seconds for it
     door_host = DOOR_HOST
 

@@ -13,6 +13,7 @@ from arbiterd.engines.base import (
     Cause,
     CauseClass,
     CommandProblem,
+    Defaults,
     Engine,
     LaunchContext,
     Routes,
@@ -98,6 +99,14 @@ class TensorflowServingEngine(Engine):
 
     kind = Kind.TENSORFLOW
     start_rank = 0
+    defaults = Defaults(
+        "tensorflow",
+        ("tensorflow_model_server",),
+        port=8501,
+        grpc_port=8500,
+        priority=20,
+        request_timeout_s=30.0,
+    )
     canary_timeout_s = 10.0
     trials = TensorflowTrials()
     refuses_when_full = True

@@ -11,6 +11,7 @@ from arbiterd.engines.base import (
     UNREADABLE,
     CauseClass,
     CommandProblem,
+    Defaults,
     Engine,
     LaunchContext,
     Routes,
@@ -165,6 +166,7 @@ class VllmEngine(Engine):
 
     kind = Kind.VLLM
     start_rank = 1
+    defaults = Defaults("vllm", port=8000, priority=30, start_timeout_s=1200.0, stuck_after_s=30.0)
     drains_itself = True
 
     def check_command(self, backend: BackendSettings) -> tuple[CommandProblem, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from arbiterd.model.keys import Key, Words
 
 ALL = "all"  # in ``without``: the whole sandbox
 
@@ -15,9 +18,9 @@ class SandboxSettings:
     (AF_...), ``capabilities`` (CAP_...).
     """
 
-    without: tuple[str, ...] = ()
-    write: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    syscalls: tuple[str, ...] = ()
-    families: tuple[str, ...] = ()
-    capabilities: tuple[str, ...] = ()
+    without: Annotated[Words, Key()] = ()
+    write: Annotated[Words, Key()] = ()
+    devices: Annotated[Words, Key()] = ()
+    syscalls: Annotated[Words, Key()] = ()
+    families: Annotated[Words, Key()] = ()
+    capabilities: Annotated[Words, Key()] = ()

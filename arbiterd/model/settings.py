@@ -1,7 +1,7 @@
 """The configuration as frozen values: parsed once (arbiterd.config), read everywhere.
 
-Field names carry their unit: ``_bytes``, ``_s`` (seconds), ``_ms``. Names and defaults are those of
-the configuration file (docs/configuration.md).
+A field with a Key is a setting, and this its one definition: type, default and meaning (model.keys).
+Field names carry their unit: ``_bytes``, ``_s`` (seconds).
 """
 
 from __future__ import annotations
@@ -9,8 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
+from arbiterd.model.engine_options import OllamaOptions, TensorflowOptions, VllmOptions
+from arbiterd.model.keys import (
+    ARBITER_ONLY,
+    Count,
+    Duration,
+    File,
+    FileOrNone,
+    Form,
+    Inline,
+    Key,
+    Port,
+    Size,
+    Whole,
+    Words,
+)
 from arbiterd.model.sandbox import SandboxSettings
 
 FOR_EVER_S = (
@@ -29,102 +44,129 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArbiterSettings:
-    """Table ``[arbiter]``. ``headroom_bytes`` None means auto: 4 %, at least 512 MiB, at most 2 GiB.
+    """Table ``[arbiter]``. ``headroom_bytes`` None means auto: 4 %, at least 512 MiB, at most 2 GiB."""
 
-    ``expose``: whether readers over a network see other users' processes, too. ``token_file``: the
-    token that API and page ask for, "" for none.
-    ``local_users`` trusted: every account of this host may open the engines' own ports.
-    """
+    listen: Annotated[str, Form.LISTEN, Key("status API, metrics, page; read only")] = (
+        "127.0.0.1:9480"
+    )
+    expose: Annotated[
+        Literal["own", "full"],
+        Key("own | full: over a network, other users' pids, names and commands are left out"),
+    ] = "own"
+    token_file: Annotated[
+        FileOrNone,
+        Key(
+            "file with a token of 16 characters or more, root's (0600 or 0640): API and page ask for it"
+        ),
+    ] = ""
+    poll_s: Annotated[Duration, Key("50ms to 5s")] = 0.25
+    headroom_bytes: Annotated[
+        int | None,
+        Form.SIZE_OR_AUTO,
+        Key("per GPU, never handed out; auto: 4 % of capacity, 512MiB to 2GiB", shown='"auto"'),
+    ] = None
+    launcher: Annotated[
+        Literal["auto", "systemd", "direct"],
+        Key("systemd | direct; auto: systemd if PID 1 is systemd and we are root"),
+    ] = "auto"
+    state_dir: Annotated[File, Key("what is kept over a restart")] = "/var/lib/gpu-arbiter"
+    runtime_dir: Annotated[File, Key("what is kept until the next boot")] = "/run/gpu-arbiter"
+    log: Annotated[Literal["auto", "journal", "json", "pretty"], Key("journal | json | pretty")] = (
+        "auto"
+    )
+    dry_run: Annotated[bool, Key("decide and log, touch nothing")] = False
+    local_users: Annotated[
+        Literal["untrusted", "trusted"],
+        Key(
+            "trusted: nobody else has an account here; no rule closes the engine ports, and sleep is "
+            "allowed (security.md)"
+        ),
+    ] = "untrusted"
 
-    listen_host: str = "127.0.0.1"
-    listen_port: int = 9480
-    expose: Literal["own", "full"] = "own"
-    token_file: str = ""
-    poll_s: float = 0.25
-    headroom_bytes: int | None = None
-    launcher: Literal["auto", "systemd", "direct"] = "auto"
-    state_dir: str = "/var/lib/gpu-arbiter"
-    runtime_dir: str = "/run/gpu-arbiter"
-    log: Literal["auto", "journal", "json", "pretty"] = "auto"
-    dry_run: bool = False
-    local_users: Literal["untrusted", "trusted"] = "untrusted"
+    @property
+    def listen_host(self) -> str:
+        """The address without brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        """The port."""
+        return int(self.listen.rpartition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Table ``[gateway]``. ``certificate``: a PEM file with chain and key for the doors, ``key_file``: the
-    keys that they ask for, one a line; "" for none.
-    ``hosts``: further names that the doors answer to; ``cors``: origins of pages that may use them;
-    ``trusted_proxies``: addresses and networks of routers, which many clients share;
-    ``max_body_bytes``: of a body that has to be read to route it.
-    """
+    """Table ``[gateway]``."""
 
-    enabled: bool = True
-    bind: str = "127.0.0.1"
-    llm_port: int = 8080
-    advertise: str = ""
-    trust_priority: bool = False
-    request_timeout_s: float = 900.0
-    certificate: str = ""
-    key_file: str = ""
-    hosts: tuple[str, ...] = ()
-    cors: tuple[str, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()
-    max_body_bytes: int = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class VllmOptions:
-    """vLLM's own keys. None: the flag is not ours, the command may carry it.
-
-    ``served_names``: what clients call the model where the operator says so (--served-model-name,
-    ``models``, or the short name of a snapshot path), the first is what vLLM answers with; () when
-    the model goes by its own name. ``lora_names``: adapters of --lora-modules. ``config_words``: what
-    a ``--config FILE`` in the command holds, as options.
-    """
-
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    sleep: bool = False
-    served_names: tuple[str, ...] = ()
-    lora_names: tuple[str, ...] = ()
-    config_words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OllamaOptions:
-    """Ollama's own keys."""
-
-    max_loaded_models: int = 1
-    parallel: int = 1
-    keep_alive_s: float = 600.0
-    context_length: int = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """TensorFlow Serving's BatchingParameters; None or (): TensorFlow's own default. Absent as a whole
-    means that batching stays off. ``text``: the operator's own file as it was read, "" for a table.
-    """
-
-    max_batch_size: int | None = None
-    max_enqueued_batches: int | None = None
-    batch_timeout_micros: int | None = None
-    num_batch_threads: int | None = None
-    thread_pool_name: str | None = None
-    enable_large_batch_splitting: bool | None = None
-    max_execution_batch_size: int | None = None
-    allowed_batch_sizes: tuple[int, ...] = ()
-    pad_variable_length_inputs: bool | None = None
-    text: str = ""
+    enabled: Annotated[
+        bool,
+        Key(
+            "false: engines take their public ports on bind, nothing is shed; a change needs stop, start"
+        ),
+    ] = True
+    bind: Annotated[
+        str,
+        Form.ADDRESS,
+        Key(
+            "where the public ports open: the LAN only by this line; engines are at 127.0.0.1, port + 10000"
+        ),
+    ] = "127.0.0.1"
+    llm_port: Annotated[
+        int,
+        Form.PORT_OR_OFF,
+        Key("one entry for every LLM, by the model that the body names; 0: off"),
+    ] = 8080
+    advertise: Annotated[
+        str, Key("host written into every URL; default: the address that the request came in on")
+    ] = ""
+    trust_priority: Annotated[
+        bool, Key("honour X-Priority: high from clients: ahead of the others in the queue")
+    ] = False
+    request_timeout_s: Annotated[Duration, Key("per backend, too")] = 900.0
+    certificate: Annotated[
+        FileOrNone, Key("a PEM file with certificate, chain and private key: the doors speak TLS")
+    ] = ""
+    key_file: Annotated[
+        FileOrNone,
+        Key(
+            "keys, one a line, that every door asks for (Authorization: Bearer KEY, or X-Api-Key); "
+            "vLLM is sent its own"
+        ),
+    ] = ""
+    hosts: Annotated[
+        tuple[str, ...],
+        Form.HOST_NAMES,
+        Key(
+            "further names that Ollama's and the unified door answer to: "
+            '"llm.example.com", "*.example.com", "*"'
+        ),
+    ] = ()
+    cors: Annotated[
+        tuple[str, ...],
+        Form.ORIGINS,
+        Key(
+            'origins whose pages may use these doors: "https://app.example.com", "https://*.lan", "*"'
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Form.NETWORKS,
+        Key(
+            'routers that many clients share (no count of connections): "192.0.2.10", "10.0.0.0/24"'
+        ),
+    ] = ()
+    max_body_bytes: Annotated[
+        Size, Key("of a body that the load gate has to read; larger: 413", least=1024)
+    ] = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class TensorflowOptions:
-    """TensorFlow Serving's own keys."""
+class ForeignSettings:
+    """Table ``[foreign]``."""
 
-    memory_growth: bool = False
-    batching: Batching | None = None
+    allow_bytes: Annotated[Size, Key("per GPU: memory of unmanaged processes that is ignored")] = (
+        512 * 1024**2
+    )
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -133,52 +175,142 @@ class BackendSettings:
 
     ``models``: names; ``model_paths``: TensorFlow's name = path (empty when the command brings its
     own model_config_file). ``served_also``: names that [[failover]] makes a vLLM answer to.
-    ``image`` empty means a plain command; ``volumes``: SOURCE:TARGET[:ro] for its container.
-    ``user`` empty means gpu-engines under systemd, the daemon's own user under the direct launcher,
-    for an image its own. ``secrets``: names of variables and options whose values nobody may read, beside
-    those whose names tell it. ``digest``: of a trace, what core.intent made of it before its secrets were
-    taken out; "" otherwise. ``device_wall``: its unit may open the devices of its placement only.
+    ``image`` empty means a plain command. ``digest``: of a trace, what core.intent made of it before its
+    secrets were taken out; "" otherwise.
     """
 
     name: str
-    kind: Kind
-    command: tuple[str, ...]
-    port: int
-    engine_port: int
-    grpc_port: int = 0
+    kind: Annotated[
+        Kind,
+        Form.TEXT,
+        Key("vllm | ollama | tensorflow-serving | generic", shown='"vllm"', default=""),
+    ]
+    command: Annotated[
+        Words,
+        Key(
+            "generic: placeholders {port} {cap_bytes} {cap_mib} {gpu_fraction}",
+            shown='["..."]',
+            default=None,
+        ),
+    ]
+    port: Annotated[Port, Key("where clients come in", shown="8000", default=None)]
+    engine_port: Annotated[
+        Port,
+        Key("the engine's own, on 127.0.0.1; default port + 10000", shown="18000", default=None),
+    ]
+    grpc_port: Annotated[
+        Port, Key("where gRPC clients come in", shown="8500", default=None, only=Kind.TENSORFLOW)
+    ] = 0
     engine_grpc_port: int = 0
-    image: str = ""
-    container: str = ""
-    volumes: tuple[str, ...] = ()
-    health: str = ""
-    restart_delay_s: float = 1.0
-    restart_delay_max_s: float = 60.0
-    user: str = ""
-    priority: int = 10
-    models: tuple[str, ...] = ()
+    image: Annotated[str, Key("run it in a container; docs/containers.md")] = ""
+    container: Annotated[
+        Literal["", "docker", "podman"],
+        Key("docker | podman; found out: docker where its daemon answers, else podman"),
+    ] = ""
+    volumes: Annotated[
+        Words, Key('of the container: "/FOLDER:/TARGET[:ro]" or "NAME:/TARGET"')
+    ] = ()
+    health: Annotated[
+        str, ARBITER_ONLY, Key("needed there", shown='"/path"', only=Kind.GENERIC)
+    ] = ""
+    restart_delay_s: Annotated[Duration, ARBITER_ONLY, Key("doubling to restart_delay_max")] = 1.0
+    restart_delay_max_s: Annotated[Duration, ARBITER_ONLY, Key("the longest one")] = 60.0
+    user: Annotated[
+        str,
+        Key(
+            "systemd: gpu-engines; direct: the daemon's own; image: its own. root must be written out"
+        ),
+    ] = ""
+    priority: Annotated[
+        Whole,
+        ARBITER_ONLY,
+        Key("who gives memory back first: the lowest", shown="30", default=None),
+    ] = 10
+    models: Annotated[
+        tuple[str, ...],
+        Form.READ_APART,
+        Key(
+            "tensorflow: name = path; ollama: the only ones that may load, the first is kept warm; "
+            "vllm: names it answers to",
+            shown="[]",
+            default=None,
+        ),
+    ] = ()
     model_paths: Mapping[str, str] = field(default_factory=dict)
-    max_in_flight: int = 8
-    max_queue: int = 32
-    queue_timeout_s: float = 10.0
-    request_timeout_s: float = 900.0
-    start_timeout_s: float = 1200.0
-    drain_timeout_s: float = 30.0
-    stuck_after_s: float = 60.0
-    on_oom: Literal["lower", "cpu", "stop"] = "lower"
-    device_id: Literal["auto", "index", "uuid"] = "auto"
-    version: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    env_file: str = ""
-    secrets: tuple[str, ...] = ()
-    canary: str = ""
-    allow_admin_paths: tuple[str, ...] = ()
+    max_in_flight: Annotated[Count, ARBITER_ONLY, Key("requests that the engine has at a time")] = 8
+    max_queue: Annotated[
+        Whole,
+        ARBITER_ONLY,
+        Key("also OLLAMA_MAX_QUEUE; with max_in_flight a vLLM's own bound where it has no door"),
+    ] = 32
+    queue_timeout_s: Annotated[Duration, ARBITER_ONLY, Key("then 503")] = 10.0
+    request_timeout_s: Annotated[
+        Duration,
+        ARBITER_ONLY,
+        Key("default: that of [gateway]", shown='"15min"', default=None),
+    ] = 900.0
+    start_timeout_s: Annotated[
+        Duration,
+        Key(
+            "progress extends it, at most threefold (progress: docs/security.md)",
+            shown='"20min"',
+            default=None,
+        ),
+    ] = 1200.0
+    drain_timeout_s: Annotated[
+        Duration, ARBITER_ONLY, Key("how long running requests may take to end")
+    ] = 30.0
+    stuck_after_s: Annotated[
+        Duration,
+        ARBITER_ONLY,
+        Key("without progress at work: it is restarted", shown='"60s"', default=None),
+    ] = 60.0
+    on_oom: Annotated[
+        Literal["lower", "cpu", "stop"],
+        ARBITER_ONLY,
+        Key("lower | cpu | stop: what a repeated OOM of its own leads to: overflow.md"),
+    ] = "lower"
+    device_id: Annotated[
+        Literal["auto", "index", "uuid"],
+        Key("how CUDA_VISIBLE_DEVICES is written: index | uuid"),
+    ] = "auto"
+    version: Annotated[str, Key("engine version when it cannot be found out")] = ""
+    env: Annotated[Mapping[str, str], Key("variables of the engine")] = field(default_factory=dict)
+    env_file: Annotated[str, Key("secrets: never in argv, status, journal")] = ""
+    secrets: Annotated[
+        Words,
+        ARBITER_ONLY,
+        Key(
+            "variables and options whose values are hidden, beside those whose names tell it (security.md)"
+        ),
+    ] = ()
+    canary: Annotated[
+        File,
+        ARBITER_ONLY,
+        Key(
+            "a :predict body of the first model, at most 1 MiB; default: zeros of its signature",
+            shown='"/path/request.json"',
+            only=Kind.TENSORFLOW,
+        ),
+    ] = ""
+    allow_admin_paths: Annotated[
+        Words,
+        ARBITER_ONLY,
+        Key('further routes of its door: "/metrics", or all below: "/v1/responses/*"'),
+    ] = ()
     served_also: tuple[str, ...] = ()
-    sandbox: SandboxSettings = SandboxSettings()
-    device_wall: bool = False
-    vllm: VllmOptions = VllmOptions()
-    ollama: OllamaOptions = OllamaOptions()
-    tensorflow: TensorflowOptions = TensorflowOptions()
-    digest: str = ""
+    sandbox: Annotated[
+        SandboxSettings,
+        Form.READ_APART,
+        Key("what the sandbox of its unit leaves out or allows: below", shown="{}", default=None),
+    ] = SandboxSettings()
+    device_wall: Annotated[bool, Key("true: its unit may open the GPUs of its placement only")] = (
+        False
+    )
+    vllm: Annotated[VllmOptions, Inline(Kind.VLLM)] = VllmOptions()
+    ollama: Annotated[OllamaOptions, Inline(Kind.OLLAMA)] = OllamaOptions()
+    tensorflow: Annotated[TensorflowOptions, Inline(Kind.TENSORFLOW)] = TensorflowOptions()
+    digest: Annotated[str, ARBITER_ONLY] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,19 +350,19 @@ class Mode:
 class Failover:
     """One ``[[failover]]``: ``to`` answers for ``model`` when ``source_backend`` cannot."""
 
-    model: str
-    from_backend: str
-    to_backend: str
-    source: str = ""
+    model: Annotated[str, Key(shown='"Qwen/Qwen2.5-3B-Instruct"')]
+    from_backend: Annotated[str, Key(name="from", shown='"vllm"')]
+    to_backend: Annotated[str, Key(name="to", shown='"ollama"')]
+    source: Annotated[str, Key("Ollama's own name for it", shown='"qwen2.5:3b"')] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Degrade:
     """One ``[[degrade]]``: advice given by /v1/route when ``from_backend`` is out."""
 
-    from_backend: str
-    advice: str
-    to_backends: tuple[str, ...]
+    from_backend: Annotated[str, Key(name="from", shown='"tensorflow"')]
+    advice: Annotated[str, Key(shown='"llm-only"')]
+    to_backends: Annotated[Words, Key(name="to", shown='["vllm", "ollama"]')]
 
 
 @dataclass(frozen=True, slots=True)

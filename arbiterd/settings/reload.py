@@ -23,7 +23,7 @@ from arbiterd.settings.owner import FileChanged, Refused
 MOST_SAID = 50  # of a file's problems in the journal
 PENDING_EVERY_S = 1.0
 # What a running daemon cannot change under itself.
-_FIXED = ("listen_host", "listen_port", "launcher", "state_dir", "runtime_dir", "log", "dry_run")
+_FIXED = ("listen", "launcher", "state_dir", "runtime_dir", "log", "dry_run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,9 @@ class Reloader:
         for name in _FIXED:
             before, after = getattr(old, name), getattr(new.arbiter, name)
             if before != after:
-                key = name.removesuffix("_host").removesuffix("_port")
                 wrong = f"cannot change from {before} to {after} while running"
                 right = "restart instead: systemctl restart gpu-arbiter (engines keep running)"
-                out.append(Problem(str(self._path), 0, f"arbiter.{key}", wrong, right))
+                out.append(Problem(str(self._path), 0, f"arbiter.{name}", wrong, right))
         if now.gateway.enabled != new.gateway.enabled:
             was = str(now.gateway.enabled).lower()
             wrong = f"cannot change from {was} while running: every engine would change its port"

@@ -19,7 +19,8 @@ from arbiterd.engines.run_line import container_problem
 from arbiterd.engines.shell_line import script_of
 from arbiterd.engines.vllm_command import model_of, read
 from arbiterd.engines.vllm_rules import owned_flags
-from arbiterd.model.settings import BackendSettings, Kind, VllmOptions
+from arbiterd.model.engine_options import VllmOptions
+from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.survey.facts import UnitFacts
 from arbiterd.survey.secrets import is_secret
 

@@ -22,6 +22,7 @@ _MODULES = (
     "arbiterd.model.backend",
     "arbiterd.model.decision",
     "arbiterd.model.devices",
+    "arbiterd.model.engine_options",
     "arbiterd.model.events",
     "arbiterd.model.gateway",
     "arbiterd.model.health",

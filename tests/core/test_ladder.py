@@ -19,11 +19,11 @@ from arbiterd.model.actions import (
 )
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
+from arbiterd.model.engine_options import VllmOptions
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import Admit, LoadVerdict
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.pressure import PressureView, Rung
-from arbiterd.model.settings import VllmOptions
 from arbiterd.quantities import GIB, MIB
 from tests.core.world import OLLAMA, VLLM, World, only, settings
 

@@ -13,12 +13,13 @@ from arbiterd.core.limits import DISRUPTIVE_MAX
 from arbiterd.model.actions import KillProcesses, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, Pressure
+from arbiterd.model.engine_options import VllmOptions
 from arbiterd.model.events import EventName
 from arbiterd.model.launch import Exit
 from arbiterd.model.observation import HostFacts
 from arbiterd.model.pressure import LearnedCap, Rung
 from arbiterd.model.reading import Unknown
-from arbiterd.model.settings import GpuRef, Mode, Settings, Share, VllmOptions
+from arbiterd.model.settings import GpuRef, Mode, Settings, Share
 from arbiterd.quantities import GIB, MIB
 from tests.core.test_ladder import GPU, actions, band, detail, grow
 from tests.core.world import VLLM, World, settings

@@ -12,8 +12,9 @@ from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.flags import shown
 from arbiterd.engines.owned_env import owned
 from arbiterd.model.devices import Device
+from arbiterd.model.engine_options import Batching, TensorflowOptions, VllmOptions
 from arbiterd.model.launch import LaunchSpec
-from arbiterd.model.settings import BackendSettings, Batching, Kind, TensorflowOptions, VllmOptions
+from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.quantities import GIB, MIB
 from tests.core.world import backend
 

@@ -10,7 +10,7 @@ from arbiterd.config import load
 from arbiterd.engines.batching import memory, parse, render
 from arbiterd.engines.serving_flags import unknown
 from arbiterd.errors import ConfigRefused
-from arbiterd.model.settings import Batching
+from arbiterd.model.engine_options import Batching
 
 FULL = Batching(
     max_batch_size=32,

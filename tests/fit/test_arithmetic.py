@@ -27,7 +27,8 @@ from arbiterd.fit.types import Fit, KvLayers, ModelFacts, NoFacts, Verdict
 from arbiterd.fit.verdict import fits, walls
 from arbiterd.fit.vllm import cap_for, human_int, vllm_fit
 from arbiterd.model.devices import Device
-from arbiterd.model.settings import Kind, OllamaOptions, VllmOptions
+from arbiterd.model.engine_options import OllamaOptions, VllmOptions
+from arbiterd.model.settings import Kind
 from arbiterd.quantities import GIB, MIB
 from tests.core.world import backend
 from tests.support.weights import (

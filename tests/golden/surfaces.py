@@ -6,22 +6,24 @@ The words for types are this file's own, so that the lines stay when the code th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from aiohttp import web
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from arbiterd import errors
-from arbiterd.config import value_types
 from arbiterd.config.backends import _PLACE
-from arbiterd.config.schema import KIND_TABLES, BatchingTable, FileSettings, SandboxTable
+from arbiterd.config.schema import FileSettings
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase
+from arbiterd.model.engine_options import Batching
 from arbiterd.model.events import EventName, Severity
+from arbiterd.model.keys import Form, Setting, keys_of
 from arbiterd.model.published import Published
+from arbiterd.model.sandbox import SandboxSettings
+from arbiterd.model.settings import BackendSettings, Kind
 from arbiterd.report.api import common, ladder, route, status
 from arbiterd.report.catalogue import message_id
 from arbiterd.report.metrics import exposition
@@ -32,86 +34,53 @@ from arbiterd.web.openapi import document
 from tests.golden.worlds import worlds
 
 # -- the configuration -----------------------------------------------------------------------------
-_WORDS = (
-    (value_types.Size, "size"),
-    (value_types.Duration, "duration"),
-    (value_types.KeepAlive, "duration or -1"),
-    (value_types.PortOrOff, "port or 0"),
-    (value_types.Port, "port"),
-    (value_types.Count, "count from 1"),
-    (value_types.Whole, "count from 0"),
-    (value_types.Networks, "list of networks"),
-    (value_types.HostNames, "list of host names"),
-    (value_types.Origins, "list of origins"),
-    (value_types.Words, "list of text"),
-)
-_PLAIN = {
-    str: "text",
-    bool: "yes or no",
-    int: "number",
-    float: "number",
-    Any: "anything",
-    NoneType: "nothing",
+_WORDS = {
+    Form.SIZE_OR_AUTO: "number",
+    Form.ADDRESS: "text",
+    Form.LISTEN: "text",
+    Form.FILE: "text",
+    Form.FILE_OR_NONE: "text",
+    Form.COUNTS: "list of count from 1",
+    Form.READ_APART: "anything",
 }
+_PLAIN = {str: "text", bool: "yes or no", Any: "anything"}
 
 
 def config_keys() -> Iterator[str]:
     """Every ``table.key``, its type and its default."""
-    for name, table in (*_tables(FileSettings), *_free_tables()):
-        hints = get_type_hints(table, include_extras=True)
-        for field, told in table.model_fields.items():
-            if table is FileSettings and _is_table(hints[field]):
-                continue
-            default = (
-                "required"
-                if told.default is PydanticUndefined
-                else f"default {_json(told.default)}"
-            )
-            yield f"{name}{told.alias or field}: {_kind(hints[field])}, {default}"
-
+    for name, keys in _tables():
+        for one in keys:
+            default = "required" if one.default is ... else f"default {_json(one.default)}"
+            yield f"{name}{one.name}: {_kind(one)}, {default}"
     for key in _PLACE:
         yield f"modes.<mode>.<backend>.{key}: text or number"
 
 
-def _tables(whole: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    yield "", whole
-    for name, hint in get_type_hints(whole).items():
-        inner = [
-            one
-            for one in (hint, *get_args(hint))
-            if isinstance(one, type) and issubclass(one, BaseModel)
-        ]
-        for table in inner if name in whole.model_fields else ():
-            yield f"{name}.", table
+def _tables() -> Iterator[tuple[str, Sequence[Setting]]]:
+    whole = keys_of(FileSettings)
+    tables = {
+        one.name: next(filter(is_dataclass, (one.type, *get_args(one.type))), None) for one in whole
+    }
+    yield "", [one for one in whole if tables[one.name] is None]
+    yield from ((f"{name}.", keys_of(table)) for name, table in tables.items() if table is not None)
+    yield from ((f"backends.<{kind}>.", keys_of(BackendSettings, kind)) for kind in Kind)
+    yield "backends.<any>.sandbox.", keys_of(SandboxSettings)
+    yield "backends.<tensorflow-serving>.batching.", keys_of(Batching)
 
 
-def _free_tables() -> Iterator[tuple[str, type[BaseModel]]]:
-    for kind, table in KIND_TABLES.items():
-        yield f"backends.<{kind}>.", table
-    yield "backends.<any>.sandbox.", SandboxTable
-    yield "backends.<tensorflow-serving>.batching.", BatchingTable
+def _kind(one: Setting) -> str:
+    return _hint(one.type) if one.form is None else _WORDS.get(one.form, one.form.value)
 
 
-def _is_table(hint: Any) -> bool:
-    return any(
-        isinstance(one, type) and issubclass(one, BaseModel) for one in (hint, *get_args(hint))
-    )
-
-
-def _kind(hint: Any) -> str:
-    for known, word in _WORDS:
-        if hint == known:
-            return word
+def _hint(hint: Any) -> str:
     if hint in _PLAIN:
         return _PLAIN[hint]
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _kind(inner[0])
     if origin is Literal:
         return " or ".join(_json(one) for one in inner)
-    if origin in (Union, UnionType):
-        return " or ".join(_kind(one) for one in inner if one is not NoneType)
-    return f"{'list' if origin is list else 'table'} of {_kind(inner[-1])}"
+    if NoneType in inner:
+        return " or ".join(_hint(one) for one in inner if one is not NoneType)
+    return f"table of {_hint(inner[-1])}"
 
 
 def _json(value: object) -> str:

@@ -9,12 +9,14 @@ CHANGELOG's Unreleased section has its key in backquotes: then users are told, a
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from arbiterd import __main__ as daemon
 from arbiterd import cli
+from tests.golden.reference import DOCS, page, reference
 from tests.golden.surfaces import SURFACES, lines
 
 FOLDER = Path(__file__).parent
@@ -46,6 +48,12 @@ def test_a_change_of_what_others_rely_on_is_in_the_changelog(surface: str) -> No
         f"tests/golden/{surface}.txt differs:\n{told}\nName in CHANGELOG.md, section Unreleased, with what users "
         f"have to do: {keys}\nThen: python -m tests.golden"
     )
+
+
+def test_the_reference_in_the_docs_is_that_of_the_settings() -> None:
+    """Keys, defaults and meanings stand once, in the settings' metadata."""
+    assert DOCS.read_text(encoding="utf-8") == page(), "write it anew: python -m tests.golden"
+    tomllib.loads(reference().replace("[backends.NAME]", "[backends.every]", 1))
 
 
 def test_only_a_named_key_may_change() -> None:

@@ -101,7 +101,7 @@ def test_beyond_loopback_programs_come_by_any_name(site: Site) -> None:
     """Browsers are refused there as on loopback, also where a GET over plain HTTP has neither Origin nor
     Sec-Fetch-*; a program is answered, and the journal has the line to write, once.
     """
-    change(site, listen_host="192.168.7.7")
+    change(site, listen="192.168.7.7:9480")
     for mark in BROWSERS:
         status, _, body = get(site, "/v1/status", "Host: gpu30.lan:9480", mark)
         assert (status, body["error"]["code"]) == (403, "unknown_host"), mark
@@ -211,7 +211,7 @@ def test_strangers_are_named_to_outsiders_only_where_the_file_says_so(site: Site
     hidden = told("X-Forwarded-For: 192.168.7.7")
     assert not [word for word in planted if word in hidden]
     assert "an unmanaged process" in hidden
-    change(site, listen_host="0.0.0.0")
+    change(site, listen="0.0.0.0:9480")
     hidden = told()
     assert not [word for word in planted if word in hidden]
     views = site.holder.get()
