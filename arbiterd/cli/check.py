@@ -43,10 +43,10 @@ def check(
     *,
     host: bool = typer.Option(True, help="also ask this host: GPUs, commands, ports"),
 ) -> None:
-    """Check the configuration and this host; change nothing. Models that are on this disk are weighed
-    against their caps.
+    """Check the configuration and this host; change nothing.
 
-    Problems go to stderr, one a line: FILE:LINE: key: what is wrong; what would be right.
+    Models that are on this disk are weighed against their caps. Problems go to stderr, one a
+    line: FILE:LINE: key: what is wrong; what would be right.
 
     Examples: arbiterctl check · arbiterctl check ./new.toml --json
     """
@@ -80,7 +80,7 @@ def check(
             count = f", {len(problems)} warning(s)" if problems else ""
             print(f"{path}: good{count}")
     if errors:
-        raise typer.Exit(EX_CONFIG)
+        raise SystemExit(EX_CONFIG)
 
 
 def _say_models(models: tuple[ModelFit, ...]) -> None:

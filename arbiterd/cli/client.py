@@ -1,13 +1,16 @@
-"""Talking to the daemon over its unix socket."""
+"""Talking to the daemon over its unix socket.
+
+HTTP/1.0: one request a connection, the answer ends with it, nothing is chunked. That needs no HTTP library;
+Python's imports TLS and e-mail, a third of what `arbiterctl status` costs.
+"""
 
 from __future__ import annotations
 
-import http.client
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 from urllib.parse import quote
 
 from arbiterd.errors import ArbiterError
@@ -15,6 +18,10 @@ from arbiterd.files import strict_json
 from arbiterd.files.owned import connect
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
+
+_STREAM_S = 3600.0  # silence of a stream is no error
+_LINE = 65536
 
 
 class Unreachable(ArbiterError):
@@ -28,17 +35,6 @@ class Refused(ArbiterError):
         self.status = status
         self.body = body
         super().__init__(message)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        connect(self.sock, self._path)
 
 
 class Client:
@@ -59,21 +55,17 @@ class Client:
     @contextmanager
     def lines(self, path: str) -> Iterator[Iterator[str]]:
         """A stream of lines, until it ends or the caller leaves. Silence is no error."""
-        connection = _UnixConnection(self.path, 3600.0)
         try:
-            connection.request("GET", path)
-            reply = connection.getresponse()
-            if reply.status >= 400:
-                body = _parsed(reply.read().decode(errors="replace"), reply.status)
-                raise Refused(_message(body, reply.status), reply.status, body)
-            yield (line.decode() for line in reply)
+            with self._exchange("GET", path, _STREAM_S) as (status, file, _):
+                if status >= 400:
+                    body = _parsed(file.read().decode(errors="replace"), status)
+                    raise Refused(_message(body, status), status, body)
+                yield (line.decode() for line in file)
         except PermissionError:
             raise Unreachable(self._forbidden()) from None
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             msg = f"the daemon at {self.path} does not answer, or has ended: {error}"
             raise Unreachable(msg) from None
-        finally:
-            connection.close()
 
     def _forbidden(self) -> str:
         return (
@@ -82,25 +74,49 @@ class Client:
         )
 
     def _ask(self, method: str, path: str, timeout_s: float | None = None) -> Json:
-        connection = _UnixConnection(self.path, timeout_s or self._timeout_s)
         try:
-            connection.request(method, path, headers={"Content-Length": "0"})
-            reply = connection.getresponse()
-            text = reply.read().decode(errors="replace")
+            with self._exchange(method, path, timeout_s or self._timeout_s) as (status, file, size):
+                raw = file.read(size)
+            if len(raw) < size:
+                raise ConnectionError("the answer ends too early")
         except PermissionError:
             raise Unreachable(self._forbidden()) from None
         except (FileNotFoundError, ConnectionRefusedError):
             msg = f"no daemon answers at {self.path}: systemctl status gpu-arbiter"
             raise Unreachable(msg) from None
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             msg = f"the daemon does not answer at {self.path}: {error}"
             raise Unreachable(msg) from None
-        finally:
-            connection.close()
-        body = _parsed(text, reply.status)
-        if reply.status >= 400:
-            raise Refused(_message(body, reply.status), reply.status, body)
+        body = _parsed(raw.decode(errors="replace"), status)
+        if status >= 400:
+            raise Refused(_message(body, status), status, body)
         return body
+
+    @contextmanager
+    def _exchange(
+        self, method: str, path: str, timeout_s: float
+    ) -> Iterator[tuple[int, BinaryIO, int]]:
+        """(status, body, its length; -1: to the end).
+
+        Raises:
+            OSError: no answer, or none in HTTP.
+
+        """
+        ask = f"{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(timeout_s)
+            connect(sock, self.path)
+            sock.sendall(ask.encode("ascii"))
+            with sock.makefile("rb") as file:
+                protocol, _, rest = file.readline(_LINE).partition(b" ")
+                if not protocol.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+                    raise ConnectionError("the answer is not HTTP" if protocol else "it hung up")
+                size = -1
+                while line := file.readline(_LINE).strip():
+                    key, _, value = line.partition(b":")
+                    if key.lower() == b"content-length" and value.strip().isdigit():
+                        size = int(value)
+                yield int(rest[:3]), file, size
 
 
 def _parsed(text: str, status: int) -> Json:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
 from arbiterd.cli import screen
@@ -28,6 +27,8 @@ from arbiterd.errors import (
 )
 
 if TYPE_CHECKING:
+    import typer
+
     from arbiterd.model.devices import Device
 
 NVML_WAIT_S = 3.0
@@ -67,6 +68,13 @@ class Globals:
             read_text(path)
 
 
+def known(*, json: bool = False, config: Path | None = None, socket: Path | None = None) -> Globals:
+    """The options of this call; what its configuration hides is hidden from here on."""
+    found = Globals(json=json, config=config, socket=socket)
+    screen.know(found.path)
+    return found
+
+
 def globals_of(context: typer.Context) -> Globals:
     """The options of this call."""
     found = context.find_object(Globals)
@@ -98,13 +106,13 @@ def polite() -> Iterator[None]:
         yield
     except ConfigRefused as refused:
         say_problems(refused.problems)
-        raise typer.Exit(EX_CONFIG) from None
+        raise SystemExit(EX_CONFIG) from None
     except Unreachable as error:
         print(f"arbiterctl: {error}", file=sys.stderr)
-        raise typer.Exit(EX_UNAVAILABLE) from None
+        raise SystemExit(EX_UNAVAILABLE) from None
     except (Refused, ArbiterError) as error:
         print(f"arbiterctl: {error}", file=sys.stderr)
-        raise typer.Exit(EX_REFUSED) from None
+        raise SystemExit(EX_REFUSED) from None
 
 
 def inventory(state_dir: Path) -> tuple[tuple[Device, ...], str]:

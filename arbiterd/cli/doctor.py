@@ -76,7 +76,7 @@ def doctor(context: typer.Context) -> None:
     else:
         _print(found, unseen, len(blocks))
     if blocks:
-        raise typer.Exit(EX_REFUSED)
+        raise SystemExit(EX_REFUSED)
 
 
 def _print(found: list[Finding], unseen: list[str], blocks: int) -> None:

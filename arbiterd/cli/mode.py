@@ -136,8 +136,8 @@ def _reload(client: Client, own: Globals, edit: Edit | None) -> Row:
         note = _put_back_note(own, edit)
         print(f"arbiterctl: {error}; {note}", file=sys.stderr)
         if isinstance(error, Refused):
-            raise typer.Exit(EX_CONFIG if error.status == 409 else EX_REFUSED) from None
-        raise typer.Exit(EX_UNAVAILABLE) from None
+            raise SystemExit(EX_CONFIG if error.status == 409 else EX_REFUSED) from None
+        raise SystemExit(EX_UNAVAILABLE) from None
 
 
 def _put_back_note(own: Globals, edit: Edit | None) -> str:
@@ -193,7 +193,7 @@ def _say(own: Globals, end: End, *, already: bool = False) -> None:
     else:
         print(f"arbiterctl: mode {end.mode} is not whole: {end.reason}", file=sys.stderr)
     if end.outcome != "in_force":
-        raise typer.Exit(EX_REFUSED)
+        raise SystemExit(EX_REFUSED)
 
 
 def _dry_run(own: Globals, settings: Settings) -> None:

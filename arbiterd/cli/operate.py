@@ -158,7 +158,7 @@ def stop_all(
                 return
             time.sleep(0.2)
     print(f"arbiterctl: still not stopped: {', '.join(left)}", file=sys.stderr)
-    raise typer.Exit(EX_REFUSED)
+    raise SystemExit(EX_REFUSED)
 
 
 def stop_post() -> None:

@@ -45,8 +45,9 @@ def plan(
     context: typer.Context,
     mode: str = typer.Option("", "--mode", help="another mode than the one in force"),
 ) -> None:
-    """Show what a start or a switch would do: caps, argv, environment, keep or restart; whether the
-    models fit, with the arithmetic; which wall holds each cap.
+    """Show what a start or a switch would do, with the arithmetic.
+
+    Caps, argv, environment, keep or restart; whether the models fit; which wall holds each cap.
 
     Examples: arbiterctl plan · arbiterctl plan --mode B --json
     """
@@ -95,7 +96,7 @@ def plan(
                 f"\n[bold]{escape(name)}[/bold]: stop; {found.why(name, Change.STOP, settings)}"
             )
     if not fits:
-        raise typer.Exit(EX_CONFIG)
+        raise SystemExit(EX_CONFIG)
 
 
 def model_fits(settings: Settings, devices: tuple[Device, ...]) -> dict[str, list[Fit]]:

@@ -1,17 +1,16 @@
-"""``arbiterctl status`` and ``incidents``: what the daemon knows, in words."""
+"""``arbiterctl status``: what the daemon knows, in words."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import TypeAlias
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from arbiterd.cli.client import Json, segment
-from arbiterd.cli.common import console, globals_of, polite, print_json
+from arbiterd.cli.client import Json
+from arbiterd.cli.common import Globals, console, polite, print_json
 from arbiterd.quantities import format_duration, format_size
 
 Row: TypeAlias = "dict[str, Json]"
@@ -27,12 +26,11 @@ _COLOURS = {
 }
 
 
-def status(context: typer.Context) -> None:
+def status(own: Globals) -> None:
     """Show mode, GPUs with their ledgers, backends and open incidents.
 
     Examples: arbiterctl status · arbiterctl status --json | jq .backends
     """
-    own = globals_of(context)
     with polite():
         body = own.client().get("/v1/status")
     if own.json:
@@ -49,30 +47,6 @@ def print_status(out: Console, found: Row) -> None:
     backends(out, rows(found.get("backends")))
     for incident in rows(found.get("incidents_open")):
         out.print(f"[red]open[/red] {line(incident)}")
-
-
-def incidents(
-    context: typer.Context,
-    limit: int = typer.Option(20, min=1, max=200, help="how many, newest first"),
-    backend: str = typer.Option("", help="only this backend's"),
-) -> None:
-    """List incidents, newest first.
-
-    Examples: arbiterctl incidents --limit 5 · arbiterctl incidents --backend vllm
-    """
-    own = globals_of(context)
-    query = f"?limit={limit}" + (f"&backend={segment(backend)}" if backend else "")
-    with polite():
-        body = own.client().get(f"/v1/incidents{query}")
-    if own.json:
-        print_json(body)
-        return
-    found = rows(as_row(body).get("incidents"))
-    out = console()
-    for incident in found:
-        out.print(line(incident))
-    if not found:
-        out.print("no incidents")
 
 
 def _head(out: Console, found: Row) -> None:

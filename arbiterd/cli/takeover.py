@@ -52,10 +52,10 @@ def takeover(
     dry_run: bool = typer.Option(False, "--dry-run", help="show the change, do nothing"),
     unit: str = typer.Option("ollama.service", help="the installed unit, if it is named otherwise"),
 ) -> None:
-    """Write an installed unit's user, environment and model folder into the configuration, then
-    disable the unit. --undo restores both.
+    """Take over an installed unit: write its settings into the configuration, then disable it.
 
-    The result is checked before anything changes; if disabling fails, the file is put back.
+    Its user, environment and model folder are written; --undo restores both. The result is checked
+    before anything changes; if disabling fails, the file is put back.
 
     Examples: arbiterctl takeover ollama --dry-run · arbiterctl takeover ollama ·
     arbiterctl takeover ollama --undo

@@ -110,7 +110,7 @@ def replay_trace(
     else:
         found.say()
     if found.differing and other is None:
-        raise typer.Exit(EX_REFUSED)
+        raise SystemExit(EX_REFUSED)
 
 
 class _Report:

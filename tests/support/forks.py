@@ -34,9 +34,9 @@ def _import_all() -> None:
     from importlib import import_module
 
     import arbiterd.daemon.main  # noqa: F401
-    from arbiterd.cli import _COMMANDS
+    from arbiterd.cli import COMMANDS
 
-    for where in {one.partition(":")[0] for one in _COMMANDS.values()} | {"common", "screen"}:
+    for where in {one.path.partition(":")[0] for one in COMMANDS.values()} | {"app", "common"}:
         import_module(f"arbiterd.cli.{where}")
 
 
