@@ -10,6 +10,7 @@ from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.notes import About, Open
 from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.slope import gap_s
 from arbiterd.model.backend import LedgerRow, Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Incident, Severity
@@ -28,10 +29,11 @@ def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[st
     out: dict[str, DeviceState] = {}
     allow = facts.settings.foreign_allow_bytes
     leaving = frozenset(b.name for b in facts.backends.values() if _leaves(b))
+    gap = gap_s(facts.settings.arbiter.poll_s)
     for uuid, seen in facts.seen.devices.items():
         headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
         old, rows = facts.devices.get(uuid, DeviceState()), ledgers[uuid]
-        new = pressure.observe(seen, old, rows, headroom, allow, facts.seen.now, leaving)
+        new = pressure.observe(seen, old, rows, headroom, allow, facts.seen.now, leaving, gap)
         out[uuid] = offenders.calmed(facts, uuid, new)
     return out
 

@@ -16,6 +16,7 @@ from arbiterd.core.ledger import FOREIGN, HEADROOM, UNATTRIBUTED
 from arbiterd.core.limits import (
     CALM_S,
     CALM_SLOW_S,
+    CONFIRM_S,
     CONFIRM_SAMPLES,
     CRITICAL_LEFT_FACTOR,
     CRITICAL_LEFT_S,
@@ -28,6 +29,7 @@ from arbiterd.core.limits import (
     OVER_MIN_BYTES,
     OVER_S,
     RELEASING_S,
+    SLOPE_GAP_S,
     SLOPE_MIN,
     STEP_BYTES,
     TIGHT_S,
@@ -68,9 +70,11 @@ def observe(
     allow: int,
     now: float,
     leaving: frozenset[str] = frozenset(),
+    gap_s: float = SLOPE_GAP_S,
 ) -> DeviceState:
     """Fold the newest sample into the device's state and move its band. ``leaving``: backends on their
-    way out (a switch, a restart): what they hold above their caps is about to come back.
+    way out (a switch, a restart): what they hold above their caps is about to come back. ``gap_s``:
+    seconds between two samples that make a hole.
 
     A device that cannot be read keeps its brakes and its reclaim, and loses its windows.
     """
@@ -84,23 +88,24 @@ def observe(
             state,
             samples=old.samples + 1,
             last_sample_at=memory.at,
-            frees=trend.push(old.frees, memory.at, free),
+            frees=trend.push_lowest(old.frees, memory.at, free),
         )
         listed = _listed(device)
         if listed is not None and listed >= memory.at:
-            books = _Books(ledger, device.device.capacity_bytes, allow, leaving)
+            books = _Books(ledger, device.device.capacity_bytes, allow, leaving, gap_s)
             state = _books(state, books, memory.at)
         elif listed is None:
             # Who was over his cap when there last was a list proves nothing now.
             state = replace(
                 state, solvency=None, seen_at=-1.0, excess=0, slope=None, over_since={}, windows={}
             )
-        state = _urgency(state, free, headroom, now)
+        apart = not old.alarms or memory.at - old.last_sample_at >= CONFIRM_S
+        state = _urgency(state, free, headroom, now, apart=apart)
     return _band(state, free, headroom, now)
 
 
 def confirmed(state: DeviceState) -> bool:
-    """Critical by two samples in a row: reclaims and freeze may follow."""
+    """Critical by two samples in a row, CONFIRM_S apart: reclaims and freeze may follow."""
     return state.pressure is Pressure.CRITICAL and state.alarms >= CONFIRM_SAMPLES
 
 
@@ -162,6 +167,7 @@ class _Books:
     capacity: int
     allow: int
     leaving: frozenset[str]
+    gap_s: float
 
     def backends(self) -> Iterator[LedgerRow]:
         """Rows of backends."""
@@ -205,7 +211,7 @@ def _books(state: DeviceState, books: _Books, at: float) -> DeviceState:
     over = books.over()
     excess = rest + foreign + sum(size for size in over.values() if size > 0)
     windows: dict[str, Window] = {
-        name: trend.push(state.windows.get(name, ()), at, size)
+        name: trend.push(state.windows.get(name, ()), at, size, books.gap_s)
         for name, size in (*used.items(), (EXCESS, excess))
     }
     over_since = {
@@ -246,7 +252,10 @@ def _releasing(state: DeviceState, used: Mapping[str, int], at: float) -> int:
 
 
 # -- urgency: every sample ---------------------------------------------------------------------------
-def _urgency(state: DeviceState, free: int, headroom: int, now: float) -> DeviceState:
+def _urgency(
+    state: DeviceState, free: int, headroom: int, now: float, *, apart: bool
+) -> DeviceState:
+    """``apart``: the sample counts as another one than that before it."""
     left = free - critical_free_bytes(headroom)
     speed = state.slope if state.excess else None
     to_full = free / speed if speed is not None and speed > SLOPE_MIN else None
@@ -257,7 +266,7 @@ def _urgency(state: DeviceState, free: int, headroom: int, now: float) -> Device
     return replace(
         state,
         time_to_full_s=to_full,
-        alarms=state.alarms + 1 if alarm else 0,
+        alarms=state.alarms + apart if alarm else 0,
         alarm_at=now if alarm else state.alarm_at,
     )
 
