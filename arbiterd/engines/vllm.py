@@ -35,6 +35,8 @@ OVERHEAD_PER_RANK = 400 * MIB
 SPIKE_MIN = 256 * MIB
 SPIKE_FRACTION = 0.02
 SLEEP_TIMEOUT_S = 120.0  # weights go through pinned host memory: tens of GB at a few GB/s
+# uvicorn ends idle connections after 5 s, the door's kept ones are idle for 3 s at most (gateway/rules.py)
+KEEP_ALIVE_S = 60.0
 QUEUE_LIMIT_SINCE = (0, 30)  # --max-num-queued-reqs: present in 0.30, absent in 0.28
 UUID_SINCE = (0, 25)  # a GPU uuid in CUDA_VISIBLE_DEVICES kills 0.21 (vllm #51677)
 _CONSUMER = re.compile(r"GeForce|RTX \d{4}(?! Ada)|TITAN", re.IGNORECASE)
@@ -203,7 +205,10 @@ class VllmEngine(Engine):
             backend=backend.name,
             argv=tuple(argv),
             env=env,
-            base={"VLLM_NO_USAGE_STATS": "1"},
+            base={
+                "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": f"{KEEP_ALIVE_S:.0f}",
+            },
             intent=context.intent,
             stop_grace_s=backend.drain_timeout_s + 15.0,
         )

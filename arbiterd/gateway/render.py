@@ -155,8 +155,6 @@ def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
     """The engine itself: one server, one counter."""
     # downinter: an engine that has just become ready would be refused for up to half a second more
     check = "check inter 500ms downinter 100ms fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
-    # uvicorn closes idle connections after 5 s: a kept one would race with the next request
-    pool = " pool-max-conn 0" if one.inner else ""
     lines = [
         f"backend {rules.backend_of(one.name)}",
         f"    timeout server {rules.duration_ms(one.request_timeout_s)}",
@@ -167,7 +165,7 @@ def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
         "    http-request del-header x-arbiter- -m beg" if not one.standin else "",
         "    retries 0" if not one.standin else "",
         *(f"    {line}" for line in (*sent, *routes.own_host(one), *routes.served_by(one.name))),
-        f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check}{pool}",
+        f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check} {rules.KEPT}",
     ]
     if one.standin:
         # the first request that finds the engine dead: after `timeout connect` it goes to the gate

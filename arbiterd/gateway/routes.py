@@ -8,7 +8,7 @@ from arbiterd.gateway import rules
 from arbiterd.gateway.guards import ONE_MODEL
 from arbiterd.gateway.layout import LLM_KINDS, Behind
 from arbiterd.gateway.paths import Paths
-from arbiterd.gateway.rules import JSON, duration_ms, refuse
+from arbiterd.gateway.rules import JSON, KEPT, duration_ms, refuse
 from arbiterd.model.settings import Kind
 
 # routes that are read; all others take POST
@@ -163,7 +163,7 @@ def aside_backends(one: Behind, sent: list[str]) -> list[str]:
     if one.metrics:
         out.append(
             f"backend aside-{one.name}\n    timeout server 10s\n    timeout connect 1s\n{served}"
-            f"    server engine 127.0.0.1:{one.port} maxconn 4\n"
+            f"    server engine 127.0.0.1:{one.port} maxconn 4 {KEPT}\n"
         )
     if one.websockets:
         out.append(

@@ -7,6 +7,10 @@ from arbiterd.gateway.paths import Paths
 
 BUFFER_BYTES = 65536  # larger ones cost CPU per request and per token; 32 MiB broke streaming
 CONNECT_MS = 200  # loopback; also the pause before the retry that finds the substitute
+# Connections to an engine that wait for a next request. HAProxy has no longest idle time: each delay it ends
+# half of what is over the recent need, so that of 64 the last one goes within 14 delays (docs/facts/gateway.md).
+# Every engine leaves idle ones open longer (docs/facts/engines.md), or a request could meet its closing.
+KEPT = "pool-max-conn 64 pool-purge-delay 200ms"
 PATIENT_MS = 3000  # where nobody stands in: a SYN that the engine dropped is sent again after 1 s
 
 # the beginning of an error, its end when we cannot (5xx), its end when the client must not (4xx)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -65,8 +65,22 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Engine
 
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(self.server.idle_s)
+        self.server.connections += 1
+        self.server.open.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.open.discard(self.connection)
+        super().finish()
+
     def log_message(self, *args: object) -> None:
         """Quiet."""
+
+    def log_error(self, *args: object) -> None:
+        """Only one thing is told so: nothing has come for ``idle_s``."""
+        self.server.ended_idle += 1
 
     def _any(self) -> None:
         body = b""
@@ -133,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 class Engine(ThreadingHTTPServer):
     """Answers 200 to everything. ``gate``: cleared, it holds every answer back. ``key``: what it
-    demands below /v1, "" for nothing.
+    demands below /v1, "" for nothing. ``idle_s``: how long it leaves an idle connection open, None: for ever.
+    ``connections``: all so far; ``open``: of these; ``ended_idle``: ended by itself, idle for so long.
     """
 
     daemon_threads = True
@@ -149,6 +164,9 @@ class Engine(ThreadingHTTPServer):
         self.streams: set[str] = set()
         self.key = ""
         self.keeps: int | None = None  # bytes of each body, None: all
+        self.idle_s: float | None = None
+        self.connections = self.ended_idle = 0
+        self.open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -160,6 +178,9 @@ class Engine(ThreadingHTTPServer):
         self.gate.set()
         self.shutdown()
         self.server_close()
+        for one in tuple(self.open):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
 
 class _Desk(BaseHTTPRequestHandler):
