@@ -32,6 +32,7 @@ from arbiterd.gateway.paths import paths
 from arbiterd.linux import procfs
 from arbiterd.model.gateway import Admit, BackendWish, GatewayWish
 from arbiterd.model.settings import Settings
+from arbiterd.sense.gateway_log import GatewayLog
 from arbiterd.sim.gpu import build
 from tests.bench.gateway_engine import MODEL, TOKENS
 from tests.support import free_port, wait_until
@@ -55,6 +56,7 @@ class Bench:
         self.settings = self._settings()
         self.paths = paths(str(self.home / "run"), systemd=False)
         (self.home / "run").mkdir()
+        self.log = GatewayLog(self.paths.log)
         self.services = DirectServices(self.paths)
         self.keeper = GatewayKeeper(self.paths, self.services, lambda: None, systemd=False)
 
@@ -217,6 +219,7 @@ ollama = {{ gpu = 0, memory = "20%" }}
     def close(self) -> None:
         """End all of it."""
         self.keeper.stop()
+        self.log.close()
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
@@ -455,20 +458,20 @@ def honesty(rounds: int = 3) -> None:
 
 
 def main() -> None:
-    """All of it."""
+    """All of it, or the steps that are named."""
     bench = Bench()
+    steps: dict[str, Callable[[], None]] = {
+        "json": lambda: small_json(bench),
+        "chat": lambda: chat(bench),
+        "streams-64": lambda: streams(bench, 64),
+        "streams-256": lambda: streams(bench, 256),
+        "shed": lambda: shed(bench),
+        "honesty": honesty,
+    }
     try:
         bench.start()
-        steps: list[Callable[[], None]] = [
-            lambda: small_json(bench),
-            lambda: chat(bench),
-            lambda: streams(bench, 64),
-            lambda: streams(bench, 256),
-            lambda: shed(bench),
-            honesty,
-        ]
-        for step in steps:
-            step()
+        for name in sys.argv[1:] or steps:
+            steps[name]()
     finally:
         bench.close()
 

@@ -30,6 +30,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(max(0.0, began + number * GAP_S - time.monotonic()))
         text = json.dumps({"t": time.time()})
         await reply.write((f"data: {text}\n\n" if sse else f"{text}\n").encode())
+    await reply.write(b"data: [DONE]\n\n" if sse else b'{"done":true}\n')
     await reply.write_eof()
     return reply
 
@@ -57,9 +58,15 @@ async def chat(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def ps(_request: web.Request) -> web.Response:
-    """The one model is resident for ever."""
-    return web.json_response({"models": [{"name": f"{MODEL}:latest", "expires_at": FOREVER}]})
+async def models(request: web.Request) -> web.Response:
+    """The one model, resident for ever."""
+    row = {"name": f"{MODEL}:latest", "size": 1000, "digest": "d", "expires_at": FOREVER}
+    return web.json_response({"models": [row]})
+
+
+async def show(_request: web.Request) -> web.Response:
+    """It can complete."""
+    return web.json_response({"model_info": {}, "capabilities": ["completion"]})
 
 
 def main() -> None:
@@ -67,7 +74,9 @@ def main() -> None:
     app = web.Application()
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_post("/api/generate", stream)
-    app.router.add_get("/api/ps", ps)
+    app.router.add_get("/api/ps", models)
+    app.router.add_get("/api/tags", models)
+    app.router.add_post("/api/show", show)
     uvloop.install()
     web.run_app(
         app,
