@@ -94,7 +94,6 @@ _OWNED: Final[Mapping[Kind, tuple[OwnedVariable, ...]]] = {
         OwnedVariable("TF_FORCE_GPU_ALLOW_GROWTH", _growth),
         OwnedVariable("TF_FORCE_UNIFIED_MEMORY", _leave("it lets TensorFlow exceed its cap")),
     ),
-    Kind.GENERIC: _DEVICES,
 }
 _DEV_MODE = OwnedVariable("VLLM_SERVER_DEV_MODE", _leave("sleep = true sets it"))
 
@@ -102,4 +101,4 @@ _DEV_MODE = OwnedVariable("VLLM_SERVER_DEV_MODE", _leave("sleep = true sets it")
 def owned(backend: BackendSettings) -> Mapping[str, OwnedVariable]:
     """By name, what the arbiter decides for this backend."""
     more = (_DEV_MODE,) if backend.vllm.sleep else ()
-    return {one.name: one for one in (*_OWNED[backend.kind], *more)}
+    return {one.name: one for one in (*_OWNED.get(backend.kind, _DEVICES), *more)}

@@ -121,8 +121,8 @@ def doors_of(settings: Settings) -> tuple[Door, ...]:
 
 
 def is_llm(one: BackendSettings) -> bool:
-    """Whether the unified port and the gate know it: a generic server counts when it names models."""
-    return one.kind in LLM_KINDS or (one.kind is Kind.GENERIC and bool(one.models))
+    """Whether the unified port and the gate know it: a server of another kind when it names models."""
+    return one.kind in LLM_KINDS or (one.kind is not Kind.TENSORFLOW and bool(one.models))
 
 
 def _behind(settings: Settings, one: BackendSettings) -> Behind:
