@@ -84,12 +84,15 @@ def sample(count: int, seed: int, jobs: int) -> list[Played]:
     rows = kept.read_text().splitlines() if kept.exists() else ()
     done = {row[0]: Played(*row) for row in map(json.loads, rows)}
     left = [one for one in mutants if one.name not in done]
-    for found in _all(left, jobs):
+
+    def keep(found: Played) -> None:
         done[found.name] = found
         with kept.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         mark = "killed" if found.killed else "SURVIVED"
         print(f"{len(done)}/{len(mutants)} {mark} {found.name} ({found.why})", flush=True)
+
+    _play(left, jobs, keep)
     return [done[one.name] for one in mutants]
 
 
@@ -166,17 +169,18 @@ def _readers(name: str, measured: Measured) -> set[str]:
 
 
 # -- playing -----------------------------------------------------------------------------------------
-def _all(mutants: Sequence[Mutant], jobs: int) -> Iterator[Played]:
-    yield from (
-        Played(one.name, killed=False, why="no test runs it") for one in mutants if not one.tests
-    )
-    imported = [one for one in mutants if one.tests and not one.inside]
-    yield from _forked(imported, jobs, _by_import)
-    players = Players([one for one in mutants if one.tests and one.inside], jobs)
-    code = pytest.main([*OPTIONS, *TESTS], plugins=[players])
+def _play(mutants: Sequence[Mutant], jobs: int, keep: Callable[[Played], None]) -> None:
+    """Each of them, those that cost an import last; ``keep`` is called as soon as one is played."""
+    for one in mutants:
+        if not one.tests:
+            keep(Played(one.name, killed=False, why="no test runs it"))
+    tried = [one for one in mutants if one.tests]
+    players = Players([one for one in tried if one.inside], jobs, keep)
+    code = pytest.main(["-s", *OPTIONS, *TESTS], plugins=[players])
     if code:
         raise RuntimeError(f"the tests cannot be collected: exit {code}")
-    yield from players.found
+    for found in _forked([one for one in tried if not one.inside], jobs, _by_import):
+        keep(found)
 
 
 def _forked(
@@ -225,10 +229,11 @@ def _child(one: Mutant, play: Callable[[Mutant], str], told: Path) -> None:
 class Players:
     """In place of pytest's loop: every mutant on the tests that were collected."""
 
-    def __init__(self, mutants: Sequence[Mutant], jobs: int) -> None:
-        self._mutants, self._jobs = mutants, jobs
+    def __init__(
+        self, mutants: Sequence[Mutant], jobs: int, keep: Callable[[Played], None]
+    ) -> None:
+        self._mutants, self._jobs, self._keep = mutants, jobs, keep
         self._items: dict[str, list[pytest.Item]] = {}
-        self.found: list[Played] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -236,8 +241,7 @@ class Players:
         for item in session.items:
             self._items.setdefault(item.nodeid.partition("[")[0], []).append(item)
         for found in _forked(self._mutants, self._jobs, self._by_code):
-            self.found.append(found)
-            print(f"{len(self.found)}/{len(self._mutants)} {found}", file=sys.stderr, flush=True)
+            self._keep(found)
         return True
 
     def _by_code(self, one: Mutant) -> str:
