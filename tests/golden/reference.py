@@ -1,4 +1,4 @@
-"""The reference of the configuration's keys in docs/configuration.md, made of the settings' metadata."""
+"""What of the docs is generated: the configuration's keys, of the settings' metadata, and the table of events."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from arbiterd.model.settings import (
     Kind,
 )
 from arbiterd.quantities import GIB, KIB, MIB
+from arbiterd.report.catalogue import table
 
-DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "configuration.md"
+INCIDENTS = ROOT / "docs" / "incidents.md"
+CATALOG = ROOT / "units" / "catalog" / "gpu-arbiter.catalog"
 BEGIN, END = "<!-- keys: written by python -m tests.golden -->\n", "<!-- end of keys -->\n"
 COLUMN, WIDTH = 33, 120
 
@@ -31,6 +35,12 @@ def page() -> str:
     """The page with the reference as the settings have it."""
     before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}```toml\n{reference()}```\n{END}{rest.partition(END)[2]}"
+
+
+def incidents() -> str:
+    """The page of the incidents; the table at its end is the catalogue's."""
+    head = table().partition("\n")[0]
+    return INCIDENTS.read_text(encoding="utf-8").partition(head)[0] + table()
 
 
 def reference() -> str:
