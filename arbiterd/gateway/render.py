@@ -7,10 +7,11 @@ live: docs/facts/gateway.md).
 
 from __future__ import annotations
 
-from arbiterd.gateway import crowds, frontend, guards, key_rules, probes, routes, rules
+from arbiterd.gateway import crowds, frontend, guards, key_rules, log_sample, probes, routes, rules
 from arbiterd.gateway.layout import LLM_DOOR, LLM_KINDS, Behind, Door, Layout
 from arbiterd.gateway.llm_door import llm_door
 from arbiterd.gateway.paths import GROUP, Paths
+from arbiterd.model import door_log
 
 
 def render(layout: Layout, paths: Paths, *, systemd: bool) -> str:
@@ -60,16 +61,12 @@ global
 
 def _defaults(layout: Layout, paths: Paths) -> str:
     longest = max((one.request_timeout_s for one in layout.backends), default=900.0)
-    log = (
-        '{"fe":"%f","be":"%b","st":%ST,"term":"%ts","tw":%Tw,"tr":%Tr,"ta":%Ta,'
-        '"b":"%[var(txn.b)]","why":"%[var(txn.why)]","out":%B,"odd":"%[var(txn.odd),json(utf8s)]"}'
-    )
     return f"""\
 defaults
     mode http
     log global
     option dontlognull
-    log-format '{log}'
+    log-format '{door_log.FORMAT}'
     option http-no-delay
     option abortonclose
     option contstats
@@ -164,7 +161,15 @@ def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
         f"    timeout connect {rules.CONNECT_MS if one.standin else rules.PATIENT_MS}ms",
         "    http-request del-header x-arbiter- -m beg" if not one.standin else "",
         "    retries 0" if not one.standin else "",
-        *(f"    {line}" for line in (*sent, *routes.own_host(one), *routes.served_by(one.name))),
+        *(
+            f"    {line}"
+            for line in (
+                *sent,
+                *routes.own_host(one),
+                *routes.served_by(one.name),
+                *log_sample.sampled(one.name),
+            )
+        ),
         f"    server engine 127.0.0.1:{one.port} maxconn {one.max_in_flight} {check} {rules.KEPT}",
     ]
     if one.standin:
@@ -185,7 +190,7 @@ def _backends(one: Behind, paths: Paths, sent: list[str]) -> list[str]:
                     # here it times the engine's first SETTINGS, too: a busy one is slow to greet
                     f"    timeout connect {rules.PATIENT_MS}ms",
                     "    retries 0",
-                    *(f"    {line}" for line in sent),
+                    *(f"    {line}" for line in (*sent, *log_sample.sampled(f"{one.name}-grpc"))),
                     f"    server engine 127.0.0.1:{one.grpc_port} proto h2 maxconn {half} {check}\n",
                 )
             )

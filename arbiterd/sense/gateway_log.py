@@ -1,7 +1,7 @@
-"""HAProxy's log lines, one datagram a request, folded into histograms per backend.
+"""HAProxy's log lines, one datagram each, folded into histograms per backend (model/door_log.py).
 
 A flood is not followed to its end: beyond READ_PER_S lines a second the kernel drops the rest, and
-HAProxy never waits for us. Exact counts come from ``show stat``; this is for distributions.
+HAProxy never waits for us.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arbiterd import aside
-from arbiterd.files import strict_json
 from arbiterd.files.placing import hand_over
+from arbiterd.model import door_log
 from arbiterd.model.gateway import BUCKETS_S, Requests
 
-READ_PER_S = 2000
+READ_PER_S = 4000
 HOSTS_MAX = 20  # a scanner's inventions are not worth more
 _BUFFER = 1 << 20
 
@@ -32,6 +32,20 @@ class _Sums:
     first: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     total_sum: float = 0.0
     first_sum: float = 0.0
+
+    def add(self, line: door_log.Line) -> None:
+        code, count = str(line.status), line.count
+        self.codes[code] = self.codes.get(code, 0) + count
+        if not line.proxy.startswith("be-"):
+            self.refused[line.why or "-"] = self.refused.get(line.why or "-", 0) + count
+            return
+        total_s = max(0, line.total_ms) / 1000
+        self.total[bisect.bisect_left(BUCKETS_S, total_s)] += count
+        self.total_sum += total_s * count
+        if line.first_ms >= 0:
+            first_s = (line.first_ms + max(0, line.queued_ms)) / 1000
+            self.first[bisect.bisect_left(BUCKETS_S, first_s)] += count
+            self.first_sum += first_s * count
 
     def frozen(self) -> Requests:
         return Requests(
@@ -109,32 +123,16 @@ class GatewayLog:
             self._take(raw)
 
     def _named(self, host: str) -> None:
-        if host not in ("", "-") and host not in self._hosts and len(self._hosts) < HOSTS_MAX:
+        if host and host not in self._hosts and len(self._hosts) < HOSTS_MAX:
             self._hosts |= {host}
 
     def _take(self, raw: bytes) -> None:
-        start = raw.find(b"{")
-        try:
-            line = strict_json.loads(raw[start:].rstrip(b"\0\n"))
-            self._named(str(line.get("odd") or ""))
-            backend, why = str(line["b"]), str(line["why"])
-            status, proxy = int(line["st"]), str(line["be"])
-            total_s, first_ms = int(line["ta"]) / 1000, int(line["tr"])
-            queued_ms = max(0, int(line["tw"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        line = door_log.parse(raw)
+        if line is None:
             return
-        if not backend or backend == "-" or why == "health" or proxy == "gate":
+        self._named(line.odd)
+        if not line.backend or line.why == "health" or line.proxy == "gate":
             return  # what went through the gate is told by its inner door
         with self._lock:
-            sums = self._sums.setdefault(backend, _Sums())
-            sums.codes[str(status)] = sums.codes.get(str(status), 0) + 1
-            if not proxy.startswith("be-"):
-                sums.refused[why] = sums.refused.get(why, 0) + 1
-            else:
-                sums.total[bisect.bisect_left(BUCKETS_S, total_s)] += 1
-                sums.total_sum += total_s
-                if first_ms >= 0:
-                    first_s = (first_ms + queued_ms) / 1000
-                    sums.first[bisect.bisect_left(BUCKETS_S, first_s)] += 1
-                    sums.first_sum += first_s
+            self._sums.setdefault(line.backend, _Sums()).add(line)
             self._dirty = True

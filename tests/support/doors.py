@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         value = self.server.answers.get(path, {"engine": self.server.name, "path": path})
         raw = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(self.server.statuses.get(path, 200))
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
@@ -161,6 +161,7 @@ class Engine(ThreadingHTTPServer):
         self.gate = threading.Event()
         self.gate.set()
         self.answers: dict[str, Any] = {}
+        self.statuses: dict[str, int] = {}  # other than 200, by path
         self.streams: set[str] = set()
         self.key = ""
         self.keeps: int | None = None  # bytes of each body, None: all

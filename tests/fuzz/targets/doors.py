@@ -59,16 +59,11 @@ FORM = (
     b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n'
     b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--XX--\r\n'
 )
-LINE = {
-    "b": "vllm",
-    "why": "ok",
-    "st": "200",
-    "be": "be-vllm",
-    "ta": "120",
-    "tr": "35",
-    "tw": "0",
-    "odd": "-",
-}
+LINES = (
+    b"16 200 0 35 120 be-vllm vllm - -",
+    b"- 429 2 -1 3 be-tensorflow tensorflow - -\0",
+    b"- 503 -1 -1 0 no-vllm vllm shed odd host:11434",
+)
 ASK = {"id": "a1", "backend": "ollama", "model": "qwen2.5:7b", "predicted_bytes": 5 << 30, "wait_s": 0,
        "shares": ["x"], "resident": [["qwen2.5:3b", 1 << 30]]}  # fmt: skip
 STREAM = b'event: message_start\ndata: {"x":1}\n\ndata: [DONE]\n\n{"done":true}\n{"error":"x"}\n'
@@ -265,8 +260,7 @@ TARGETS = (
     Target("JSON scan", read_scan, shapes.documents(CHAT, GENERATE, EMBED), seeds=tuple(map(shapes.write, (CHAT, GENERATE)))),
     Target("packed body", read_packed, shapes.edited(_PACKED), seeds=_PACKED, bound_s=2.0),
     Target("door form", read_form, _forms, (ollama_body.BadBody,), (b"multipart/form-data; boundary=XX\n" + FORM,)),
-    Target("gateway log line", read_log, shapes.documents(LINE).map(lambda d: b"<134>Nov 28 haproxy[1]: " + d),
-           seeds=(b"<134>haproxy[1]: " + shapes.write(LINE),)),
+    Target("gateway log line", read_log, shapes.edited(LINES), seeds=LINES),
     Target("admin body", read_admin, shapes.documents(ASK), (BadBody,), (shapes.write(ASK),)),
     Target("load gate's question", read_ask, shapes.documents(ASK), (BadBody,), seeds=(shapes.write(ASK),)),
     Target("engine stream", read_stream, shapes.texts(STREAM), seeds=(STREAM,)),
