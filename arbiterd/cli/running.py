@@ -13,7 +13,7 @@ from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
 from arbiterd.config import load
 from arbiterd.core import diff
-from arbiterd.core.backend_state import BackendState
+from arbiterd.core.backend_state import BackendState, known
 from arbiterd.core.config_state import File
 from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import ConfigRefused
@@ -62,11 +62,11 @@ def running(client: Client, settings: Settings) -> Running:
     backends = {}
     for row in rows(status.get("backends")):
         name = str(row.get("name"))
-        backends[name] = BackendState(
+        backends[name] = known(
             name,
-            phase=Phase(str(row.get("phase"))),
-            reason=str(row.get("reason") or ""),
-            intent=str(row.get("intent") or ""),
+            Phase(str(row.get("phase"))),
+            str(row.get("intent") or ""),
+            str(row.get("reason") or ""),
         )
     times = {
         name: (_seconds(as_row(one).get("start_s")), _seconds(as_row(one).get("stop_s")))
@@ -96,10 +96,10 @@ def _in_force(status: Row, settings: Settings) -> Settings | None:
 def _records(folder: Path) -> Iterator[tuple[str, BackendState]]:
     for path in sorted(folder.glob("*.json")):
         try:
-            known = str(strict_json.loads(path.read_text())["intent"])
+            intent = str(strict_json.loads(path.read_text())["intent"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        yield path.stem, BackendState(path.stem, phase=Phase.READY, intent=known)
+        yield path.stem, known(path.stem, Phase.READY, intent)
 
 
 def _seconds(value: Json) -> float | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.backend_state import After, BackendState, Canaries, DrainCause, drained
+from arbiterd.core.backend_state import After, BackendState, DrainCause, drained, new
 from arbiterd.core.carry import go_on
 from arbiterd.core.diff import revocable
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.failing import give_back
 from arbiterd.core.intent import intent
-from arbiterd.core.lifecycle import stop
-from arbiterd.core.limits import START_HARD_FACTOR
+from arbiterd.core.lifecycle import start_deadlines, stop
 from arbiterd.core.notes import Note, Notes
 from arbiterd.core.state import Carry
 from arbiterd.model.backend import Phase
@@ -32,7 +31,7 @@ def meet(facts: Facts) -> Facts:
     for name, backend in list(backends.items()):
         gone = backend.phase is Phase.STOPPED and name not in facts.seen.units
         if facts.wanted(name) is None and gone:
-            times[name] = (backend.start_took_s, backend.stop_took_s)
+            times[name] = (backend.history.start_took_s, backend.history.stop_took_s)
             del backends[name]
     if not facts.before.first_tick:
         backends = {name: _met(facts, one) for name, one in backends.items()}
@@ -45,15 +44,8 @@ def meet(facts: Facts) -> Facts:
 
 
 def _new(facts: Facts, name: str) -> BackendState:
-    start, stopped = facts.state.times.get(name, (None, None))
-    return BackendState(
-        name,
-        since=facts.seen.now,
-        since_wall=facts.seen.wall,
-        reason="new",
-        start_took_s=start,
-        stop_took_s=stopped,
-    )
+    times = facts.state.times.get(name, (None, None))
+    return new(name, facts.seen.now, facts.seen.wall, times)
 
 
 def _met(facts: Facts, backend: BackendState) -> BackendState:
@@ -62,19 +54,21 @@ def _met(facts: Facts, backend: BackendState) -> BackendState:
     if wanted is None:
         return backend
     now_wanted = intent(wanted, facts.settings.active.shares[backend.name])
-    if backend.intent == now_wanted and revocable(backend) and not facts.seen.stopping:
-        changed = replace(backend, deadline=None, after=After.STOPPED)
-        return facts.enter(changed, Phase.READY, "")  # the layout it runs in has come back in time
+    if backend.run.intent == now_wanted and revocable(backend) and not facts.seen.stopping:
+        return facts.enter(
+            backend.stay(), Phase.READY, ""
+        )  # the layout it runs in has come back in time
     # What was started is not known where the record is lost. It is left alone, unless a switch is under
     # way: that ends only with every engine in what is wanted now.
-    left = not backend.intent and (facts.state.switch is None or backend.phase not in _LIVE)
-    if left or backend.intent == now_wanted:
+    left = not backend.run.intent and (facts.state.switch is None or backend.phase not in _LIVE)
+    if left or backend.run.intent == now_wanted:
         return backend
     if backend.phase in _LIVE or drained(backend):
         return stop(facts, backend, After.WAITING, DrainCause.CHANGED)
     if backend.phase in (Phase.FAILED, Phase.BACKOFF):
         # what it failed in is gone: it is tried at once, and its failures are forgotten
-        fresh = replace(backend, intent="", not_before=0.0, attempt=0, failures=(), cause=None)
+        history = backend.history.put_away().forgiven()
+        fresh = backend.having(run=backend.run.unknown(), history=history)
         return facts.enter(fresh, Phase.WAITING, "changed")
     return backend
 
@@ -105,24 +99,19 @@ def _found(
     facts: Facts, backend: BackendState, unit: UnitObservation, old: BackendState | None
 ) -> Step:
     """A unit of which nothing was under way."""
-    name, wanted, now = backend.name, facts.wanted(backend.name), facts.seen.now
+    name, wanted = backend.name, facts.wanted(backend.name)
     if wanted is None and unit.state is UnitState.RUNNING:
-        running = replace(backend, intent=unit.intent, invocation=unit.invocation)
-        return Step(stop(facts, running, After.STOPPED, DrainCause.UNWANTED))
+        run = backend.run.found(unit.intent, unit.invocation)
+        return Step(stop(facts, backend.having(run=run), After.STOPPED, DrainCause.UNWANTED))
     if wanted is None:
         why = "the mode does not name it"
         return give_back(facts, backend, After.STOPPED, why, grace_s=0.0)
     if unit.state is UnitState.EXITED:
         return give_back(facts, backend, After.WAITING, "ended while nobody watched", grace_s=0.0)
-    changed = replace(
-        backend,
-        adopted=True,
-        intent=unit.intent,
-        invocation=unit.invocation,
-        canaries=old.canaries if old and old.invocation == unit.invocation else Canaries(),
-        deadline=now + wanted.start_timeout_s,
-        hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
-    )
+    run = backend.run.found(unit.intent, unit.invocation, adopted=True)
+    same = old is not None and old.run.invocation == unit.invocation
+    canaries = old.canaries if old is not None and same else backend.canaries
+    changed = backend.having(run=run, canaries=canaries).due(*start_deadlines(facts, wanted))
     pid = unit.main.pid if unit.main else 0
     text = f"{name}: adopted pid {pid}, nothing was restarted"
     said = facts.say(EventName.ADOPTED, Severity.NOTICE, text, name)

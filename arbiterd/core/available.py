@@ -11,12 +11,14 @@ from arbiterd.model.events import EventName, Incident, Severity
 
 
 def _expected(facts: Facts) -> list[BackendState]:
-    return [b for b in facts.backends.values() if facts.wanted(b.name) and not b.parked]
+    return [b for b in facts.backends.values() if facts.wanted(b.name) and not b.wish.parked]
 
 
 def _up(backend: BackendState) -> bool:
     ready = backend.phase is Phase.READY and backend.vitals.sick_since is None
-    return ready or (backend.adopted and backend.phase is Phase.STARTING)  # it ran before we came
+    return ready or (
+        backend.run.adopted and backend.phase is Phase.STARTING
+    )  # it ran before we came
 
 
 def wrong(facts: Facts) -> tuple[Open, ...]:
@@ -26,7 +28,10 @@ def wrong(facts: Facts) -> tuple[Open, ...]:
     if not expected or moving or facts.seen.stopping or any(_up(one) for one in expected):
         return ()
     # A first start is no outage.
-    if not all(b.start_took_s or b.attempt or now - b.since >= BLOCKED_AFTER_S for b in expected):
+    if not all(
+        b.history.start_took_s or b.history.attempt or now - b.since >= BLOCKED_AFTER_S
+        for b in expected
+    ):
         return ()
     names = ", ".join(f"{b.name} ({b.phase.value})" for b in expected)
     text, name = f"no backend takes work: {names}", EventName.ALL_UNAVAILABLE

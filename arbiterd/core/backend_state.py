@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypedDict, Unpack
 
-from arbiterd.core.limits import LONG_AGO
+from arbiterd.core.backend_axes import (
+    Canaries,
+    Effort,
+    History,
+    Nodes,
+    Run,
+    Sleep,
+    Vitals,
+    Warm,
+    Wish,
+)
+from arbiterd.core.records import later, updated
 from arbiterd.engines.base import Cause
 from arbiterd.model.backend import Phase
 
@@ -42,108 +53,28 @@ class After(StrEnum):
     SLEEPING = "sleeping"
 
 
-class SleepStage(StrEnum):
-    """How far a sleep, or the way back, has come."""
+class Axes(TypedDict, total=False):
+    """Those of a backend."""
 
-    AWAKE = "awake"
-    FALLING = "falling"
-    ASLEEP = "asleep"
-    WAKING = "waking"
-    CHECKING = "checking"
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Sleep of one backend. ``by``: who asked ("" while awake; LADDER for the ladder). ``wake``:
-    it is to come back. ``held``: bytes it held awake, ``freed``: what sleep gave back, per device.
-    """
-
-    stage: SleepStage = SleepStage.AWAKE
-    by: str = ""
-    wake: bool = False
-    at: float = 0.0
-    held: Mapping[str, int] = field(default_factory=dict)
-    freed: Mapping[str, int] = field(default_factory=dict)
-    canary_seq: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Canaries:
-    """What trying canaries before ready has found. ``loaded_at``: its models were there (when it first
-    answered). ``asked``: the model on trial since ``asked_at``, ``before``: bytes it held then, per device,
-    by a reading newer than ``loaded_at``. ``without``: why a model has none.
-    """
-
-    done: bool = False
-    loaded_at: float | None = None
-    asked: str = ""
-    asked_at: float = 0.0
-    before: Mapping[str, int] = field(default_factory=dict)
-    kept: tuple[str, ...] = ()
-    without: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """The last sample of a memory event's progress. ``moved_at``: when it last made some; ``hung``: too
-    long ago. CPU in seconds; bytes of output and I/O so far, and held on the host and on devices.
-    """
-
-    at: float
-    moved_at: float
-    cpu_s: float
-    log_bytes: int
-    io_bytes: int
-    memory_bytes: int
-    hung: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Vitals:
-    """Health evidence of the running invocation, counted once per result.
-
-    ``door_why``: why a client's way to it is not open, "" while it is; ``door_since``: since when;
-    ``door_good``: it has been open. ``unanswered_since``: its door has let in requests, ``let_in`` of
-    them before, and has seen no answer since then; ``suspect``: for stuck_after, and no canary can tell.
-    """
-
-    seen_seq: int = 0
-    bad: int = 0
-    good: int = 0
-    canary_seq: int = 0
-    canary_bad: int = 0
-    canary_asked_at: float = 0.0
-    canary_due: bool = False
-    work: float = 0.0
-    work_at: float = 0.0
-    proof_at: float = 0.0
-    sick_since: float | None = None
-    stuck: bool = False
-    why: str = ""
-    degraded: str = ""
-    let_in: int = 0
-    unanswered_since: float | None = None
-    suspect: bool = False
-    door_seq: int = 0
-    door_bad: int = 0
-    door_good: bool = False
-    door_since: float | None = None
-    door_why: str = ""
+    wish: Wish
+    run: Run
+    history: History
+    warm: Warm
+    nodes: Nodes
+    effort: Effort | None
+    vitals: Vitals
+    sleep: Sleep
+    canaries: Canaries
 
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """One backend. Times are monotonic seconds unless named ``_wall`` (epoch, for display).
+    """One backend: its phase and what belongs to that, and the axes. Times are monotonic seconds unless
+    named ``_wall`` (epoch, for display).
 
-    ``pending``: id of the action in flight for it, "" for none. ``held``: an operator drained it.
-    ``parked``: an operator stopped it by hand; it stays so until resume.
-    ``adopted``: taken over from an earlier run, not heard from yet.
-    ``started_cap``: bytes, its cap on each device when it was started.
-    ``blocked_by``: what the start gate waits for. ``held_bytes``: what it held, per device, when
-    last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``missed``: what it
-    held on devices that are lost, or back and not looked at yet. ``gone_at``: its last process was gone;
-    from then on its bytes must come back. ``drain``: why it drains, or drained last.
-    ``nodes_asked``: id of the last action that makes its device nodes; ``nodes_problem``: why that failed.
+    ``pending``: id of the action in flight for it, "" for none. ``after``: where it goes once it is
+    stopped. ``drain``: why it drains, or drained last. ``deadline``: of the phase; ``hard_deadline``: of a
+    start, however much it moves. ``blocked_by``: what the start gate waits for.
     """
 
     name: str
@@ -154,45 +85,182 @@ class BackendState:
     pending: str = ""
     after: After = After.STOPPED
     drain: DrainCause | None = None
-    held: bool = False
-    parked: bool = False
-    restart_asked: bool = False
-    invocation: str = ""
-    intent: str = ""
     deadline: float | None = None
     hard_deadline: float | None = None
-    effort: Effort | None = None
-    not_before: float = 0.0
-    failures: tuple[float, ...] = ()
-    failed_count: int = 0
-    attempt: int = 0
-    restarts: int = 0
-    ready_at: float | None = None
-    start_took_s: float | None = None
-    stop_took_s: float | None = None
-    started_cap: int = 0
-    cause: Cause | None = None
     blocked_by: str = ""
-    held_bytes: Mapping[str, int] = field(default_factory=dict)
-    spare_then: Mapping[str, int] = field(default_factory=dict)
-    missed: Mapping[str, int] = field(default_factory=dict)
-    gone_at: float | None = None
-    release_slow_said: bool = False
-    adopted: bool = False
-    warm_done: bool = False
-    warm_failures: int = 0
-    warm_not_before: float = 0.0
-    warm_pending: str = ""
-    warm_away_until: float = 0.0
-    load_ended_at: float = LONG_AGO
-    client_load_at: float = LONG_AGO
+    wish: Wish = Wish()
+    run: Run = Run()
+    history: History = History()
+    warm: Warm = Warm()
+    nodes: Nodes = Nodes()
+    effort: Effort | None = None
     vitals: Vitals = Vitals()
     sleep: Sleep = Sleep()
     canaries: Canaries = Canaries()
-    nodes_asked_at: float = LONG_AGO
-    nodes_asked: str = ""
-    nodes_problem: str = ""
-    ooms: tuple[float, ...] = ()
+
+    def having(self, **axes: Unpack[Axes]) -> BackendState:
+        """With these axes; the same object when nothing differs."""
+        return updated(self, **axes)
+
+    # -- its phase ---------------------------------------------------------------------------------
+    def entered(self, phase: Phase, reason: str, now: float, wall: float) -> BackendState:
+        """In another phase; core/phases.py says which may follow which."""
+        return replace(self, phase=phase, reason=reason, since=now, since_wall=wall)
+
+    def because(self, reason: str) -> BackendState:
+        """In the same phase for another reason."""
+        return updated(self, reason=reason)
+
+    def due(self, deadline: float | None, hard: float | None = None) -> BackendState:
+        """The phase ends then at the latest. ``hard``: of a start."""
+        return updated(self, deadline=deadline, hard_deadline=hard or self.hard_deadline)
+
+    def ordered(self, action: str, **axes: Unpack[Axes]) -> BackendState:
+        """An action is under way for it."""
+        return replace(self, pending=action, **axes)
+
+    def heard(self, **axes: Unpack[Axes]) -> BackendState:
+        """None is any more."""
+        return updated(self, pending="", **axes)
+
+    def blocked(self, kind: str) -> BackendState:
+        """The start gate waits for this."""
+        return updated(self, blocked_by=kind)
+
+    # -- there and back ----------------------------------------------------------------------------
+    def start(
+        self, action: str, intent: str, cap: int, deadlines: tuple[float, float]
+    ) -> BackendState:
+        """A start is ordered: of what was before, only the history stays."""
+        history = self.history.started(again=self.history.attempt > 0 or self.wish.restart)
+        return replace(
+            self,
+            pending=action,
+            deadline=deadlines[0],
+            hard_deadline=deadlines[1],
+            blocked_by="",
+            wish=self.wish.started(),
+            run=self.run.start(intent, cap),
+            history=history,
+            warm=self.warm.start(),
+            vitals=Vitals(),
+            sleep=Sleep(),
+            canaries=Canaries(),
+        )
+
+    def ready(self, now: float, vitals: Vitals) -> BackendState:
+        """It answers, and its canaries are tried."""
+        took = None if self.run.adopted else now - self.since
+        return replace(
+            self,
+            pending="",
+            deadline=None,
+            hard_deadline=None,
+            run=self.run.ready(now),
+            history=self.history.ready(took),
+            vitals=vitals,
+        )
+
+    def leave(self, after: After, deadline: float, why: DrainCause) -> BackendState:
+        """Drained before its end, or before its sleep."""
+        return replace(self, pending="", after=after, deadline=deadline, drain=why)
+
+    def stay(self) -> BackendState:
+        """That drain is taken back."""
+        return replace(self, after=After.STOPPED, deadline=None)
+
+    def shed(self) -> BackendState:
+        """Drained for as long as an operator wants it."""
+        return replace(self, deadline=None, drain=DrainCause.OPERATOR)
+
+    def fail(self, cause: Cause | None, deadline: float) -> BackendState:
+        """It has ended unasked, or must. ``cause`` None: its last words are read until ``deadline``."""
+        return replace(
+            self,
+            pending="",
+            after=After.BACKOFF,
+            deadline=deadline,
+            run=self.run.stopping(),
+            history=self.history.ended(cause),
+            warm=self.warm.stop(),
+        )
+
+    def stop(self, action: str, after: After) -> BackendState:
+        """A stop is ordered."""
+        return replace(self, pending=action, after=after, deadline=None, run=self.run.stopping())
+
+    def await_bytes(self, after: After, gone_at: float) -> BackendState:
+        """It was stopped by the daemon before us, and is gone."""
+        return replace(self, after=after, run=self.run.gone(gone_at))
+
+    def gone(self, now: float) -> BackendState:
+        """Nothing is left, and its bytes are back."""
+        return replace(
+            self,
+            pending="",
+            deadline=None,
+            hard_deadline=None,
+            run=self.run.released(),
+            history=self.history.gone(now - self.since),
+            warm=self.warm.released(),
+            sleep=Sleep(),
+        )
+
+    def stopped_by_hand(self) -> BackendState:
+        """By a person, past us."""
+        return replace(
+            self, pending="", deadline=None, wish=self.wish.park(), run=self.run.unseen()
+        )
+
+    # -- from tick to tick, from daemon to daemon ---------------------------------------------------
+    def later(self, seconds: float) -> BackendState:
+        """As if so much time had not passed; vitals and canaries apart."""
+        moved = later(self, seconds, "deadline", "hard_deadline")
+        return moved.having(run=self.run.later(seconds))
+
+    def handed_over(self) -> BackendState:
+        """What the next daemon cannot find out by itself."""
+        draining = self.phase is Phase.DRAINING
+        return BackendState(
+            name=self.name,
+            phase=self.phase,
+            since=self.since,
+            since_wall=self.since_wall,
+            reason=self.reason if self.phase is not Phase.READY else "",
+            after=self.after,
+            drain=self.drain,
+            deadline=self.deadline if draining else None,
+            wish=self.wish,
+            run=self.run.handed_over(moving=self.phase in (Phase.STOPPING, Phase.SLEEPING)),
+            history=self.history,
+            warm=self.warm.handed_over(),
+            sleep=self.sleep,
+            canaries=self.canaries if self.canaries.done else Canaries(),
+        )
+
+    def goes_on(self, old: BackendState) -> BackendState:
+        """Draining before its end, as the daemon before us had begun."""
+        return replace(
+            self,
+            after=old.after,
+            drain=old.drain,
+            deadline=old.deadline,
+            run=old.run,
+            sleep=old.sleep,
+        )
+
+
+def new(
+    name: str, now: float, wall: float, times: tuple[float | None, float | None]
+) -> BackendState:
+    """A backend that was not there before. ``times``: seconds of its last start and stop, where known."""
+    history = History().ready(times[0]).gone(times[1])
+    return BackendState(name, since=now, since_wall=wall, reason="new", history=history)
+
+
+def known(name: str, phase: Phase, intent: str, reason: str = "") -> BackendState:
+    """As far as others know it: a published status, a launcher's record."""
+    return BackendState(name, phase=phase, reason=reason, run=Run().found(intent))
 
 
 def drained(backend: BackendState) -> bool:

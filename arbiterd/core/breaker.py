@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from arbiterd.core.backend_state import BackendState
 from arbiterd.core.limits import (
     BREAKER_FAILURES,
@@ -12,6 +10,8 @@ from arbiterd.core.limits import (
     JITTER,
     STABLE_S,
 )
+from arbiterd.engines.base import Cause
+from arbiterd.model.observation import Observation
 from arbiterd.model.settings import BackendSettings
 
 
@@ -27,27 +27,22 @@ def rest_until(now: float) -> float:
 
 
 def failed(
-    backend: BackendState, settings: BackendSettings, now: float, jitter: float
+    backend: BackendState, cause: Cause, settings: BackendSettings, seen: Observation
 ) -> tuple[BackendState, bool]:
-    """Count a failure. Returns the state with ``not_before`` set, and whether the breaker is open."""
-    stable = backend.ready_at is not None and now - backend.ready_at >= STABLE_S
-    attempt = 1 if stable else backend.attempt + 1
-    recent = tuple(at for at in backend.failures if now - at < BREAKER_WINDOW_S)
+    """Count a failure. Returns the state with its next start, and whether the breaker is open."""
+    now, history = seen.now, backend.history.ended(cause)
+    stable = backend.run.ready_at is not None and now - backend.run.ready_at >= STABLE_S
+    attempt = 1 if stable else history.attempt + 1
+    recent = tuple(at for at in history.failures if now - at < BREAKER_WINDOW_S)
     recent = (*recent, now)[-BREAKER_FAILURES:]
     open_ = len(recent) >= BREAKER_FAILURES
-    wait = HALF_OPEN_S if open_ else delay_s(settings, attempt, jitter)
-    counted = replace(
-        backend,
-        attempt=attempt,
-        failures=recent,
-        failed_count=backend.failed_count + 1,
-        not_before=now + wait,
-    )
-    return counted, open_
+    wait = HALF_OPEN_S if open_ else delay_s(settings, attempt, seen.jitter)
+    return backend.having(history=history.failed(recent, attempt, now + wait)), open_
 
 
 def closed(backend: BackendState, now: float) -> BackendState:
     """Ready again: once it has been so for long enough, the past is forgotten."""
-    if backend.ready_at is None or now - backend.ready_at < STABLE_S or not backend.failures:
+    ready_at, history = backend.run.ready_at, backend.history
+    if ready_at is None or now - ready_at < STABLE_S or not history.failures:
         return backend
-    return replace(backend, failures=(), attempt=0)
+    return backend.having(history=history.stable())

@@ -28,7 +28,7 @@ from arbiterd.core.placement import place
 from arbiterd.core.published import decision
 from arbiterd.core.requests import take_requests
 from arbiterd.core.runners import deaths
-from arbiterd.core.state import Carry, Placed, State
+from arbiterd.core.state import NOTHING, Placed, State
 from arbiterd.core.unseen import excused
 from arbiterd.core.warm import note_loads
 from arbiterd.engines import engine_of
@@ -106,7 +106,7 @@ class _Tick:
 def _facts(seen: Observation, state: State, settings: Settings) -> Facts:
     placed = _placed(seen, state, settings)
     if placed is not state.placed:
-        state = replace(state, placed=placed)
+        state = state.having(placed=placed)
     configured = placed.placements
     placements = learn.apply(configured, seen, state, settings)
     return Facts(
@@ -128,7 +128,7 @@ def _facts(seen: Observation, state: State, settings: Settings) -> Facts:
 def _first(facts: Facts) -> tuple[Facts, Notes]:
     """The first tick: what runs is taken over, what the daemon before us had begun goes on."""
     carried = facts.before.carried
-    facts, notes = adopt(facts, carried or Carry())
+    facts, notes = adopt(facts, carried or NOTHING)
     facts, said = switch.resume(facts, carried.switch if carried else None)
     if carried is not None:
         facts = replace(facts, devices=devices_of(carried, facts.seen.now))
@@ -155,8 +155,7 @@ def _stepped(facts: Facts, steps: Mapping[str, Step]) -> tuple[Facts, Notes]:
 
 def _after(facts: Facts) -> State:
     """The state that the next tick finds."""
-    return replace(
-        facts.state,
+    return facts.state.having(
         tick=facts.state.tick + 1,
         mode=facts.settings.mode,
         settings=facts.settings,

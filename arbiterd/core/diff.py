@@ -42,9 +42,9 @@ def plan(
         backend = backends.get(name)
         new = intent(wanted, settings.active.shares[name])
         resting = backend is None or backend.phase in _RESTING
-        if backend is None or (resting and not backend.intent):
+        if backend is None or (resting and not backend.run.intent):
             out[name] = Change.START
-        elif backend.intent != new or (name in unsettled and (resting or _leaving(backend))):
+        elif backend.run.intent != new or (name in unsettled and (resting or _leaving(backend))):
             out[name] = Change.START if resting else Change.RESTART
         else:
             out[name] = Change.KEEP
@@ -59,7 +59,7 @@ def revocable(backend: BackendState) -> bool:
     return (
         ending(backend)
         and backend.drain in (DrainCause.CHANGED, DrainCause.UNWANTED)
-        and not (backend.parked or backend.restart_asked)
+        and not (backend.wish.parked or backend.wish.restart)
     )
 
 

@@ -91,13 +91,18 @@ def _door(
     while none does, every door answers at once, and clients look elsewhere.
     """
     now = facts.seen.now
-    unheard = backend.adopted and now - backend.since < ADOPTED_S
+    unheard = backend.run.adopted and now - backend.since < ADOPTED_S
     if unheard and backend.phase is Phase.STARTING:
         # It ran before we came: HAProxy's own check guards the door.
         new = replace(old, admit=Admit.UP)
     elif why:
         # The substitute is asked at once; without one, a short wait is better than an error.
-        soon = others and backend.phase in _SOON and not backend.held and not facts.seen.stopping
+        soon = (
+            others
+            and backend.phase in _SOON
+            and not backend.wish.drained
+            and not facts.seen.stopping
+        )
         short = retry_after_s(facts, backend) <= min(wanted.queue_timeout_s, HOLD_MAX_S)
         admit = Admit.HOLD if soon and short and old.opened else Admit.SHED
         new = replace(old, admit=admit, good_since=None, away=old.opened and substituted)

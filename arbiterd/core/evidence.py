@@ -38,7 +38,7 @@ def progress(facts: Facts, name: str) -> Progress | None:
     if own is not None:
         return Progress(max(own.running, seen.in_flight), own.waiting, own.work)
     backend = facts.backends.get(name)
-    if loading(facts, name) or (backend and backend.warm_pending):
+    if loading(facts, name) or (backend and backend.warm.pending):
         return Progress(0, 0, float(seen.requests))
     answered = sum(seen.responses.values())
     cpu = int(facts.unit(name).cpu_s * 2)  # half seconds: an idle process does not come so far

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from arbiterd.core import phases
 from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.device_state import UNSEEN, DeviceState
 from arbiterd.core.notes import About, Notes, Open, Remark, Say
 from arbiterd.core.state import DoorState, Lease, State
 from arbiterd.model.actions import Outcome
@@ -89,6 +89,10 @@ class Facts:
         others = (mode.backends.get(name) for mode in self.settings.modes.values())
         return self.wanted(name) or next((one for one in others if one is not None), None)
 
+    def device(self, uuid: str) -> DeviceState:
+        """The device, or one that has not been seen."""
+        return self.devices.get(uuid, UNSEEN)
+
     def unit(self, name: str) -> UnitObservation:
         """The unit, or ABSENT."""
         return self.seen.units.get(name, ABSENT)
@@ -124,7 +128,7 @@ class Facts:
 
     def having(self, **changes: Any) -> Facts:
         """With these fields of ``state``."""
-        return replace(self, state=replace(self.state, **changes))
+        return replace(self, state=self.state.having(**changes))
 
     def enter(self, backend: BackendState, phase: Phase, reason: str) -> BackendState:
         """The backend in this phase (core/phases.py)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import breaker, learn
-from arbiterd.core.backend_state import After, BackendState, Sleep
+from arbiterd.core.backend_state import After, BackendState
 from arbiterd.core.evidence import traffic
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.limits import DRAINED_GRACE_S, RELEASE_SLOW_S
@@ -42,22 +42,16 @@ def fail(facts: Facts, backend: BackendState, text: str, cause: Cause | None) ->
     about, message = trouble(backend.name), f"{backend.name}: {text}"
     again = facts.say(EventName.EXIT, Severity.ERROR, message, backend.name, about, reason=text)
     said = facts.open(EventName.EXIT, Severity.ERROR, message, about, otherwise=again)
-    changed = replace(
-        backend,
-        cause=cause,
-        after=After.BACKOFF,
-        pending="",
-        deadline=facts.seen.now + WORDS_WITHIN_S,
-        gone_at=None,
-        warm_pending="",
-    )
+    changed = backend.fail(cause, facts.seen.now + WORDS_WITHIN_S)
     return Step(facts.enter(changed, Phase.STOPPING, text), (said,))
 
 
 def grace_after_drain(facts: Facts, backend: BackendState, *, busy: bool) -> float | None:
     """Seconds from SIGTERM to SIGKILL of the whole cgroup, None: the engine's own drain and 15 s."""
     # Ended for memory: its requests have had their time, a slow SIGTERM is time the card has not.
-    pressed = backend.cause is not None and backend.cause.cause is CauseClass.OVER_CAP
+    pressed = (
+        backend.history.cause is not None and backend.history.cause.cause is CauseClass.OVER_CAP
+    )
     if pressed and backend.after in (After.BACKOFF, After.FAILED):
         return 0.0
     # A request that outlasts its drain at the door would have the engine's own drain on top, and
@@ -82,10 +76,10 @@ def give_back(
     known = facts.known(name)
     grace = grace_s if grace_s is not None else (known.drain_timeout_s if known else 30.0) + 15.0
     action = StopBackend(facts.action_id("stop", name), name, gpu, reason, grace)
-    expected = sum(backend.held_bytes.values())
+    expected = sum(backend.run.held.values())
     if grace > 0.0:
         event = EventName.STOP
-    elif backend.cause is not None or facts.unit(name).state is UnitState.EXITED:
+    elif backend.history.cause is not None or facts.unit(name).state is UnitState.EXITED:
         event = EventName.CLEANUP  # it ended or failed by itself: nobody has asked it to go
     else:
         event = EventName.KILL
@@ -99,7 +93,7 @@ def give_back(
         reason=reason,
         bytes_expected=expected,
     )
-    changed = replace(backend, after=after, pending=action.id, gone_at=None, deadline=None)
+    changed = backend.stop(action.id, after)
     order = Order(action, about, bytes_expected=expected)
     return Step(facts.enter(changed, Phase.STOPPING, reason), (*thaw, order, said))
 
@@ -112,26 +106,26 @@ def bury(facts: Facts, backend: BackendState) -> Step:
     notes: Notes = ()
     if outcome is not None:
         notes = (Heard(outcome),)
-        backend = replace(backend, pending="")
+        backend = backend.heard()
         if outcome.ok:
-            backend = replace(backend, gone_at=outcome.at)
+            backend = backend.having(run=backend.run.gone(outcome.at))
         else:
             notes = (*notes, *_slow(facts, backend, outcome.detail))
     if backend.pending:
         return Step(backend, notes)
-    if facts.unit(backend.name).state is not UnitState.ABSENT and backend.gone_at is None:
+    if facts.unit(backend.name).state is not UnitState.ABSENT and backend.run.gone_at is None:
         again = give_back(facts, backend, backend.after, backend.reason, grace_s=0.0)
         return again.after(notes)
-    if backend.gone_at is None:
-        backend = replace(backend, gone_at=facts.seen.now)
-    gone_at = backend.gone_at or facts.seen.now
+    if backend.run.gone_at is None:
+        backend = backend.having(run=backend.run.gone(facts.seen.now))
+    gone_at = backend.run.gone_at or facts.seen.now
     if (
         released(facts, backend) or facts.seen.stopping
     ):  # nothing starts after us: no bytes to await
         return _gone(facts, backend).after(notes)
-    if facts.seen.now - gone_at >= RELEASE_SLOW_S and not backend.release_slow_said:
+    if facts.seen.now - gone_at >= RELEASE_SLOW_S and not backend.run.slow_told:
         notes = (*notes, *_slow(facts, backend, "its processes are gone"))
-        backend = replace(backend, release_slow_said=True)
+        backend = backend.having(run=backend.run.late())
     return Step(backend, notes)
 
 
@@ -148,21 +142,19 @@ def _examine(facts: Facts, backend: BackendState) -> Step:
     wanted = facts.wanted(backend.name)
     if wanted is None:
         return give_back(facts, backend, After.STOPPED, backend.reason, grace_s=0.0)
-    cause = backend.cause
+    cause = backend.history.cause
     spoken = engine_of(wanted.kind).classify(
-        words or (), unit.exit, was_ready=backend.ready_at is not None
+        words or (), unit.exit, was_ready=backend.run.ready_at is not None
     )
     if cause is None or (spoken.cause is not CauseClass.OTHER and words):
         cause = spoken
     cause = learn.refine(facts, backend, cause, words or ())
     taught = learn.after_oom(facts, backend, cause)
     cause = taught.cause
-    counted, open_ = breaker.failed(
-        replace(taught.backend, cause=cause), wanted, facts.seen.now, facts.seen.jitter
-    )
+    counted, open_ = breaker.failed(taught.backend, cause, wanted, facts.seen)
     after = After.BACKOFF
     if not cause.retry:
-        counted = replace(counted, not_before=float("inf"))
+        counted = counted.having(history=counted.history.waits(float("inf")))
         after = After.FAILED
     elif open_:
         after = After.FAILED
@@ -186,8 +178,8 @@ def _cause(facts: Facts, backend: BackendState, cause: Cause, after: After) -> N
         if not cause.retry:
             text = f"{backend.name}: will not be started again unchanged: {cause.summary}"
         else:
-            wait = format_duration(backend.not_before - facts.seen.now)
-            count = len(backend.failures)
+            wait = format_duration(backend.history.not_before - facts.seen.now)
+            count = len(backend.history.failures)
             text = f"{backend.name}: failed {count} times in a row, next try in {wait}"
         name, severity = EventName.CRASH_LOOP, Severity.CRITICAL
         notes.append(facts.say(name, severity, text, backend.name, about, reason=cause.summary))
@@ -196,13 +188,13 @@ def _cause(facts: Facts, backend: BackendState, cause: Cause, after: After) -> N
 
 def _slow(facts: Facts, backend: BackendState, detail: str) -> Notes:
     """Its bytes are late: said once, unless it is said already."""
-    if backend.release_slow_said:
+    if backend.run.slow_told:
         return ()
     pids: list[int] = []
     for seen in facts.seen.devices.values():
         if isinstance(seen.processes, Known):
             pids += [p.pid for p in seen.processes.value if p.holder == backend.name]
-    expected = format_size(sum(backend.held_bytes.values()))
+    expected = format_size(sum(backend.run.held.values()))
     text = f"{backend.name}: {expected} are not back yet: {detail}"
     name, about = EventName.RELEASE_SLOW, _slow_about(backend.name)
     return (facts.open(name, Severity.WARNING, text, about, pids=tuple(pids)),)
@@ -215,7 +207,7 @@ def _slow_about(name: str) -> About:
 def _gone(facts: Facts, backend: BackendState) -> Step:
     """Nothing is left and the bytes are back."""
     now = facts.seen.now
-    freed = sum(backend.held_bytes.values())
+    freed = sum(backend.run.held.values())
     took = now - backend.since
     text = f"{backend.name}: gone, {format_size(freed)} came back in {format_duration(took)}"
     said = facts.say(
@@ -228,38 +220,22 @@ def _gone(facts: Facts, backend: BackendState) -> Step:
         took_ms=took * 1000,
     )
     over = Close(_slow_about(backend.name), EventName.RECOVERED, text)
-    changed = replace(
-        backend,
-        stop_took_s=took,
-        invocation="",
-        pending="",
-        held_bytes={},
-        spare_then={},
-        gone_at=None,
-        deadline=None,
-        hard_deadline=None,
-        release_slow_said=False,
-        warm_done=False,
-        warm_failures=0,
-        warm_not_before=0.0,
-        sleep=Sleep(),
-    )
-    return _rest(facts, changed).after((said, over))
+    return _rest(facts, backend.gone(now)).after((said, over))
 
 
 def _rest(facts: Facts, backend: BackendState) -> Step:
-    why = backend.cause.summary if backend.cause else backend.reason
+    why = backend.history.cause.summary if backend.history.cause else backend.reason
     match backend.after:
         case After.WAITING | After.SLEEPING:
             return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
         case After.STOPPED:
             text = f"{backend.name}: stopped on purpose"
             over = Close(trouble(backend.name), EventName.STOP, text)
-            why = "stopped by hand" if backend.parked else "not wanted"
-            rested = replace(backend, attempt=0, failures=(), cause=None)
+            why = "stopped by hand" if backend.wish.parked else "not wanted"
+            rested = backend.having(history=backend.history.put_away())
             return Step(facts.enter(rested, Phase.STOPPED, why), (over,))
         case After.BACKOFF:
-            wait = format_duration(max(0.0, backend.not_before - facts.seen.now))
+            wait = format_duration(max(0.0, backend.history.not_before - facts.seen.now))
             return Step(facts.enter(backend, Phase.BACKOFF, f"{why}; next start in {wait}"))
         case After.FAILED:
             return Step(facts.enter(backend, Phase.FAILED, why))

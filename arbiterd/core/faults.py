@@ -7,13 +7,10 @@ answer yet, and a restart loop on a broken card helps nobody (facts/engines.md, 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.device_state import WELL, DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.failing import fail
 from arbiterd.core.notes import About, Close, Notes, Say
-from arbiterd.core.records import updated
 from arbiterd.core.xids import XidClass, describe, xid_class
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase
@@ -37,7 +34,7 @@ def judge_xids(facts: Facts) -> tuple[Facts, Notes]:
                 facts, said = _broken(facts, event)
         notes = (*notes, *said)
     for uuid, state in facts.devices.items():
-        if state.fault:
+        if state.fault.text:
             new, said = _recovered(facts, uuid, state)
             facts, notes = facts.put_device(uuid, new), (*notes, *said)
     return facts, notes
@@ -81,13 +78,13 @@ def _broken(facts: Facts, event: XidEvent) -> tuple[Facts, Notes]:
     uuid = _whole(facts, event.uuid)
     if not uuid:
         return facts, (_note(facts, event, "of a card that NVML does not list"),)
-    known = facts.devices.get(uuid, DeviceState()).fault
+    known = facts.device(uuid).fault.text
     reboot = xid_class(event.code) is XidClass.HOST
     cure = "a reboot" if reboot else "a reset"
     fault = f"{describe(event.code)}: it needs {cure}; nothing is started on it"
     for one in _with_slices(facts, uuid):
-        state = facts.devices.get(one, DeviceState())
-        facts = facts.put_device(one, replace(state, fault=fault, fault_code=event.code))
+        state = facts.device(one)
+        facts = facts.put_device(one, state.having(fault=state.fault.broken(fault, event.code)))
     again = _note(facts, event, "the card is known to be broken")
     if known:
         return facts, (again,)
@@ -115,12 +112,11 @@ def _recovered(facts: Facts, uuid: str, state: DeviceState) -> tuple[DeviceState
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
         return state, ()
     if seen.recovery_action:
-        return updated(state, fault_seen=True), ()
-    if not state.fault_seen and not state.fault_cleared:
+        return state.having(fault=state.fault.confirm()), ()
+    if not state.fault.seen and not state.fault.cleared:
         return state, ()  # the field has not said anything yet: it is read each ten seconds
-    well = replace(state, fault="", fault_code=0, fault_seen=False, fault_cleared=False)
     text = f"{_card(facts, uuid)} needs no reset any more"
-    return well, (Close(_about(uuid), EventName.RECOVERED, text),)
+    return state.having(fault=WELL), (Close(_about(uuid), EventName.RECOVERED, text),)
 
 
 def forgive(facts: Facts, name: str) -> Facts:
@@ -128,8 +124,8 @@ def forgive(facts: Facts, name: str) -> Facts:
     placement = facts.placements.get(name)
     for uuid in placement.devices if placement else ():
         state = facts.devices.get(uuid)
-        if state is not None and state.fault:
-            facts = facts.put_device(uuid, replace(state, fault_cleared=True))
+        if state is not None and state.fault.text:
+            facts = facts.put_device(uuid, state.having(fault=state.fault.forgive()))
     return facts
 
 

@@ -7,13 +7,13 @@ loads on a device never overlap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
 from arbiterd.core import nodes
-from arbiterd.core.backend_state import BackendState, SleepStage
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.backend_axes import SleepStage
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import FRESH_SAMPLES, PORT_LOST_AFTER_S
 from arbiterd.core.notes import Notes, Order
@@ -95,14 +95,14 @@ def moves(backend: BackendState) -> Doing | None:
         return Doing.STARTING
     if backend.phase is Phase.STOPPING:
         return Doing.RELEASING
-    if backend.warm_pending:
+    if backend.warm.pending:
         return Doing.LOADING
     return _SLEEP_DOING.get(backend.sleep.stage)
 
 
 def _on(facts: Facts, backend: BackendState, uuid: str) -> bool:
     placement = facts.placements.get(backend.name)
-    return uuid in backend.held_bytes or (placement is not None and uuid in placement.devices)
+    return uuid in backend.run.held or (placement is not None and uuid in placement.devices)
 
 
 def loading(facts: Facts, name: str) -> str:
@@ -153,16 +153,16 @@ def _nodes(facts: Facts, backend: BackendState) -> Blocked | None:
     lacking = nodes.missing(wanted, uuids, facts.seen)
     if not lacking:
         return None
-    why = f" ({backend.nodes_problem})" if backend.nodes_problem else ""
+    why = f" ({backend.nodes.problem})" if backend.nodes.problem else ""
     return Blocked(nodes.waits_for(wanted, lacking) + why, NODES)
 
 
 def heard_of_nodes(facts: Facts, backend: BackendState) -> BackendState:
     """With what came of making its nodes."""
-    outcome = facts.outcome_of(backend.nodes_asked)
+    outcome = facts.outcome_of(backend.nodes.asked)
     if outcome is None:
         return backend
-    return replace(backend, nodes_asked="", nodes_problem=outcome.detail)
+    return backend.having(nodes=backend.nodes.answered(outcome.detail))
 
 
 def ask_for_nodes(
@@ -170,14 +170,14 @@ def ask_for_nodes(
 ) -> tuple[BackendState, Notes]:
     """Have the nodes made that it waits for, now and then until they are there."""
     name, now = backend.name, facts.seen.now
-    soon = now - backend.nodes_asked_at < nodes.ASK_EVERY_S
-    if reason.kind != NODES or backend.nodes_asked or soon:
+    soon = now - backend.nodes.asked_at < nodes.ASK_EVERY_S
+    if reason.kind != NODES or backend.nodes.asked or soon:
         return backend, ()
     wanted = facts.settings.active.backends[name]
     lacking = nodes.missing(wanted, facts.placements[name].devices, facts.seen)
     id_ = facts.action_id("nodes", name)
     action = MakeNodes(id_, name, facts.gpu_of(name), str(reason), lacking)
-    return replace(backend, nodes_asked=action.id, nodes_asked_at=now), (Order(action),)
+    return backend.having(nodes=backend.nodes.ask(action.id, now)), (Order(action),)
 
 
 def context_of(facts: Facts, name: str) -> LaunchContext:
@@ -206,12 +206,12 @@ def _device(facts: Facts, backend: BackendState, uuid: str) -> Blocked | None:
         state = seen.state.value if seen else "not seen yet"
         detail = f": {seen.detail}" if seen and seen.detail else ""
         return Blocked(f"{_label(seen, uuid)} is {state}{detail}", BLIND)
-    known = facts.devices.get(uuid, DeviceState())
-    if known.samples < FRESH_SAMPLES:
-        return Blocked(f"{_label(seen, uuid)}: {known.samples} fresh samples so far", BLIND)
-    if known.fault:
-        return Blocked(f"{_label(seen, uuid)}: {known.fault}", BLIND)
-    if known.pressure is Pressure.CRITICAL:
+    known = facts.device(uuid)
+    if known.sampled.count < FRESH_SAMPLES:
+        return Blocked(f"{_label(seen, uuid)}: {known.sampled.count} fresh samples so far", BLIND)
+    if known.fault.text:
+        return Blocked(f"{_label(seen, uuid)}: {known.fault.text}", BLIND)
+    if known.sampled.pressure is Pressure.CRITICAL:
         return Blocked(f"{_label(seen, uuid)} is critical", ROOM)
     event = memory_event(facts, uuid, backend.name)
     if event is not None:

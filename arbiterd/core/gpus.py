@@ -32,7 +32,7 @@ def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[st
     gap = gap_s(facts.settings.arbiter.poll_s)
     for uuid, seen in facts.seen.devices.items():
         headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
-        old, rows = facts.devices.get(uuid, DeviceState()), ledgers[uuid]
+        old, rows = facts.device(uuid), ledgers[uuid]
         new = pressure.observe(seen, old, rows, headroom, allow, facts.seen.now, leaving, gap)
         out[uuid] = offenders.calmed(facts, uuid, new)
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core.backend_state import Vitals
+from arbiterd.core.backend_axes import Vitals
 from arbiterd.core.evidence import Answers
 from arbiterd.core.limits import (
     BAD_CANARIES,
@@ -17,7 +17,7 @@ from arbiterd.core.limits import (
     CANARY_GRACE_S,
     GOOD_PROBES,
 )
-from arbiterd.core.records import updated
+from arbiterd.core.records import later, updated
 from arbiterd.model.health import HealthObservation, Progress
 from arbiterd.model.reading import Known
 
@@ -27,6 +27,22 @@ NOT_YET = "its door has not answered yet"
 def fresh(now: float) -> Vitals:
     """Vitals of an engine that has just become ready: nothing held against it."""
     return Vitals(work_at=now, proof_at=now, canary_asked_at=now - CANARY_EVERY_S + CANARY_GRACE_S)
+
+
+def unasked(vitals: Vitals) -> Vitals:
+    """Without the canary that was due."""
+    return updated(vitals, canary_due=False)
+
+
+def must_answer(now: float, canary_seq: int) -> Vitals:
+    """Of an engine that is to be proved by a canary newer than this one."""
+    return replace(fresh(now), canary_due=True, canary_seq=canary_seq)
+
+
+def excused(vitals: Vitals, seconds: float) -> Vitals:
+    """As if so much time had not passed."""
+    sick = ("sick_since", "unanswered_since", "door_since")
+    return later(vitals, seconds, *sick, "work_at", "proof_at", "canary_asked_at")
 
 
 def judge(

@@ -15,16 +15,13 @@ of an innocent. Blind, nothing is done at all (design, section 5).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from arbiterd.core import brakes, offenders, pressure, reclaim, victim
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.device_state import UNSEEN, DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.incidents import found
 from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
 from arbiterd.core.notes import About, Notes, Open
 from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.records import updated
 from arbiterd.core.victim import Need
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
@@ -58,22 +55,27 @@ def climb(facts: Facts) -> tuple[Facts, Notes]:
 
 def _device(facts: Facts, uuid: str, seen: DeviceObservation) -> tuple[Facts, Notes]:
     state = facts.devices[uuid]
-    if not state.samples or seen.state is not GpuState.OK:
+    if not state.sampled.count or seen.state is not GpuState.OK:
         # Blind: no pressure actions; brakes stay, traffic goes on; what was ordered is still heard.
         state, thawed = brakes.thawed(facts, state)
         state, heard, _ = reclaim.hear(facts, state)
         return facts.put_device(uuid, state), (*thawed, *heard)
     if facts.seen.stopping:
-        return facts.put_device(uuid, updated(state, candidates=(), loads_held="")), ()
+        return facts.put_device(uuid, _still(state)), ()
     followed = reclaim.follow(facts, uuid, state)
     if followed.backend is not None:
         facts = facts.put(followed.backend)
     state, braked = brakes.brake(facts, uuid, followed.device)
     notes = (*followed.notes, *braked)
-    if _RANK[state.pressure] == 0:
-        return facts.put_device(uuid, updated(state, candidates=())), notes
+    if _RANK[state.sampled.pressure] == 0:
+        return facts.put_device(uuid, state.having(ladder=state.ladder.ranked(()))), notes
     facts, ordered = _reclaim(facts, uuid, seen, state)
     return facts, (*notes, *ordered)
+
+
+def _still(state: DeviceState) -> DeviceState:
+    """Nothing is ordered any more: the daemon ends."""
+    return state.having(ladder=state.ladder.ranked(()).hold_loads(""))
 
 
 def _reclaim(
@@ -84,7 +86,7 @@ def _reclaim(
     options = victim.options(facts, uuid, state, need)
     wait = _wait(facts, uuid, state, need)
     chosen = None if wait else victim.choose(options, need)
-    state = replace(state, candidates=victim.listed(options, chosen))
+    state = state.having(ladder=state.ladder.ranked(victim.listed(options, chosen)))
     if chosen is None:
         return facts.put_device(uuid, state), ()
     rung = chosen.candidate.rung
@@ -94,7 +96,7 @@ def _reclaim(
     if rung is not Rung.TRIM and backend.phase is not Phase.STARTING:
         # Its streams may end if the card can wait so long: half of the time that is left.
         drain = min(wanted.drain_timeout_s, max(0.0, (need.seconds - LEAD_S) / 2))
-        unknown = state.time_to_full_s is None and pressure.grows(state, backend.name)
+        unknown = state.sampled.time_to_full_s is None and pressure.grows(state, backend.name)
         drain = 0.0 if drain < 1.0 or unknown else drain
     begun = reclaim.begin(facts, uuid, state, chosen, drain_s=drain)
     facts = facts.put(begun.backend or backend).put_device(uuid, begun.device)
@@ -104,16 +106,18 @@ def _reclaim(
 def _need(facts: Facts, seen: DeviceObservation, state: DeviceState) -> Need:
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     free = seen.memory.value.free_bytes if isinstance(seen.memory, Known) else 0
-    speed = max(0.0, state.slope or 0.0)
-    seconds = state.time_to_full_s if state.time_to_full_s is not None else float("inf")
-    critical = state.pressure is Pressure.CRITICAL
-    lacking = max(0, headroom - free) + (int(speed * state.lead_s) if critical else 0)
+    speed = max(0.0, state.sampled.slope or 0.0)
+    seconds = (
+        state.sampled.time_to_full_s if state.sampled.time_to_full_s is not None else float("inf")
+    )
+    critical = state.sampled.pressure is Pressure.CRITICAL
+    lacking = max(0, headroom - free) + (int(speed * state.ladder.lead_s) if critical else 0)
     return Need(max(lacking, GROWING_BYTES), seconds, critical)
 
 
 def _wait(facts: Facts, uuid: str, state: DeviceState, need: Need) -> str:
     """Why no reclaim is ordered now, "" when one may be."""
-    if state.reclaim is not None:
+    if state.ladder.reclaim is not None:
         return "one is in flight"
     if need.critical and not pressure.confirmed(state):
         return "critical by one sample only"
@@ -121,7 +125,7 @@ def _wait(facts: Facts, uuid: str, state: DeviceState, need: Need) -> str:
         return "memory is short on the books only: loads wait for a margin"
     for backend in facts.backends.values():
         placement = facts.placements.get(backend.name)
-        here = uuid in backend.held_bytes or (placement and uuid in placement.devices)
+        here = uuid in backend.run.held or (placement and uuid in placement.devices)
         if not here:
             continue
         late = facts.seen.now - backend.since >= BYTES_BACK_S
@@ -129,18 +133,18 @@ def _wait(facts: Facts, uuid: str, state: DeviceState, need: Need) -> str:
             return f"{backend.name} is giving its memory back"
         if backend.phase is Phase.STARTING and not need.critical:
             return f"{backend.name} is starting"
-    if state.releasing >= need.bytes:
-        return f"{format_size(state.releasing)} are on their way back"
+    if state.sampled.releasing >= need.bytes:
+        return f"{format_size(state.sampled.releasing)} are on their way back"
     return ""
 
 
 # -- telling -----------------------------------------------------------------------------------------
 def _band(facts: Facts, seen: DeviceObservation, state: DeviceState) -> tuple[Open, ...]:
     """One incident from the first band above calm until calm; a change of band is told within it."""
-    new, uuid = state.pressure, seen.device.uuid
+    new, uuid = state.sampled.pressure, seen.device.uuid
     if _RANK[new] == 0:
         return ()
-    before = facts.before.devices.get(uuid, DeviceState()).pressure
+    before = facts.before.devices.get(uuid, UNSEEN).sampled.pressure
     about = About((EventName.PRESSURE_RISE,), gpu=uuid)
     known = _RANK[new] == _RANK[before] or (before, new) == (Pressure.UNKNOWN, Pressure.TIGHT)
     if known and found(facts.incidents, about) is not None:
@@ -157,8 +161,8 @@ def _band(facts: Facts, seen: DeviceObservation, state: DeviceState) -> tuple[Op
 
 def over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
     """Calm again."""
-    state = facts.devices.get(one.gpu, DeviceState())
-    if state.pressure is not Pressure.CALM or not offenders.judged(facts, one.gpu, state):
+    state = facts.device(one.gpu)
+    if state.sampled.pressure is not Pressure.CALM or not offenders.judged(facts, one.gpu, state):
         return None
     seen = facts.seen.devices[one.gpu]
     text = f"GPU {seen.device.index}: pressure is calm again: {numbers(seen, state)}"
@@ -170,11 +174,11 @@ def numbers(seen: DeviceObservation, state: DeviceState) -> str:
     parts = []
     if isinstance(seen.memory, Known):
         parts.append(f"{format_size(seen.memory.value.free_bytes)} free")
-    if state.solvency is not None:
-        parts.append(f"solvency {format_size(state.solvency)}")
-    if state.excess:
-        parts.append(f"{format_size(state.excess)} beyond what is granted")
-    if state.slope and state.slope > 0 and state.time_to_full_s is not None:
-        parts.append(f"growing {format_size(int(state.slope))}/s")
-        parts.append(f"full in {format_duration(state.time_to_full_s)}")
+    if state.sampled.solvency is not None:
+        parts.append(f"solvency {format_size(state.sampled.solvency)}")
+    if state.sampled.excess:
+        parts.append(f"{format_size(state.sampled.excess)} beyond what is granted")
+    if state.sampled.slope and state.sampled.slope > 0 and state.sampled.time_to_full_s is not None:
+        parts.append(f"growing {format_size(int(state.sampled.slope))}/s")
+        parts.append(f"full in {format_duration(state.sampled.time_to_full_s)}")
     return ", ".join(parts)

@@ -97,7 +97,7 @@ def _started(state: State, placement: Placement) -> int:
     backend = state.backends.get(placement.backend)
     if backend is None or backend.phase not in _ALIVE:
         return 0
-    return min(backend.started_cap, placement.cap_bytes)
+    return min(backend.run.cap, placement.cap_bytes)
 
 
 def cap_of(configured: int, learned: LearnedCap) -> int:
@@ -125,12 +125,12 @@ def refine(facts: Facts, backend: BackendState, cause: Cause, lines: tuple[str, 
     if cause.cause not in (CauseClass.OOM_RUNTIME, CauseClass.OOM_START):
         return cause
     uuid = facts.gpu_of(backend.name)
-    seen, state = facts.seen.devices.get(uuid), facts.devices.get(uuid, DeviceState())
+    seen, state = facts.seen.devices.get(uuid), facts.device(uuid)
     if seen is None:
         return cause
     text = " ".join(lines)
     tried, said_free = _size(_TRIED, text), _size(_FREE, text)
-    lowest = min((free for _, free in state.frees), default=None)
+    lowest = min((free for _, free in state.sampled.frees), default=None)
     if said_free is not None:
         lowest = said_free if lowest is None else min(lowest, said_free)
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
@@ -160,8 +160,8 @@ def _own(facts: Facts, backend: BackendState, state: DeviceState) -> bool:
     more than was granted, nobody knows that it would not have fitted beside them.
     """
     held = max(
-        (size for _, size in state.windows.get(backend.name, ())),
-        default=max(backend.held_bytes.values(), default=0),
+        (size for _, size in state.sampled.windows.get(backend.name, ())),
+        default=max(backend.run.held.values(), default=0),
     )
     cap = facts.placements[backend.name].cap_bytes
     return held > cap + pressure.over_margin(cap)
@@ -171,7 +171,7 @@ def _others(facts: Facts, name: str, state: DeviceState) -> str:
     """Who else held more than was granted in the last seconds, "" for nobody."""
     since = facts.seen.now - OOM_TRACE_S
     allow = facts.settings.foreign_allow_bytes
-    for holder, window in state.windows.items():
+    for holder, window in state.sampled.windows.items():
         most = max((size for at, size in window if at >= since), default=0)
         if holder == "foreign" and most > allow + FOREIGN_SAID_BYTES:
             return f"strangers held {format_size(most)}, {format_size(allow)} are allowed"
@@ -201,8 +201,8 @@ def after_oom(facts: Facts, backend: BackendState, cause: Cause) -> Lesson:
     if cause.cause is not CauseClass.DEVICE_FULL:
         return Lesson(backend, cause)
     now = facts.seen.now
-    ooms = (*[at for at in backend.ooms if now - at < CAP_CALM_S], now)[-16:]
-    backend = replace(backend, ooms=ooms)
+    ooms = (*[at for at in backend.history.ooms if now - at < CAP_CALM_S], now)[-16:]
+    backend = backend.having(history=backend.history.out_of_memory(ooms))
     wanted = facts.settings.active.backends[backend.name]
     repeated = len(ooms) >= REPEATED_OOMS
     if repeated and wanted.on_oom == "stop":
@@ -273,7 +273,7 @@ def before_start(facts: Facts, name: str) -> tuple[Facts, Notes]:
         notes.append(facts.say(EventName.CAP_RESTORED, Severity.NOTICE, text, name, gpu=uuid))
     if configured is None or not notes:
         return facts, ()
-    state = replace(facts.before, learned=learned)
+    state = facts.before.having(learned=learned)
     mine = apply({name: configured}, facts.seen, state, facts.settings)
     placements = {**facts.placements, **mine}
     return replace(facts, learned=learned, placements=placements), tuple(notes)

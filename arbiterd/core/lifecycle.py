@@ -7,8 +7,6 @@ memory it asks for (core/grants.py). No phase waits for a single event: deadline
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from arbiterd.core import (
     breaker,
     evidence,
@@ -25,10 +23,7 @@ from arbiterd.core.backend_state import (
     DRAIN_SENTENCES,
     After,
     BackendState,
-    Canaries,
     DrainCause,
-    Sleep,
-    Vitals,
     ending,
 )
 from arbiterd.core.facts import Ask, Facts, Step
@@ -45,7 +40,6 @@ from arbiterd.core.gate import (
 from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
 from arbiterd.core.notes import Close, Heard, Notes, Order, Remark, trouble
 from arbiterd.core.planning import launch_spec
-from arbiterd.core.records import updated
 from arbiterd.core.release import remember
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StartBackend
@@ -53,6 +47,7 @@ from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.launch import UnitState
 from arbiterd.model.reading import Known
+from arbiterd.model.settings import BackendSettings
 from arbiterd.quantities import format_duration, format_size
 
 
@@ -79,7 +74,11 @@ def step(facts: Facts, backend: BackendState) -> Step:
 
 def runnable(facts: Facts, backend: BackendState) -> bool:
     """Whether this backend should run at all now."""
-    return facts.wanted(backend.name) is not None and not backend.parked and not facts.seen.stopping
+    return (
+        facts.wanted(backend.name) is not None
+        and not backend.wish.parked
+        and not facts.seen.stopping
+    )
 
 
 def stop(facts: Facts, backend: BackendState, after: After, why: DrainCause) -> BackendState:
@@ -87,14 +86,12 @@ def stop(facts: Facts, backend: BackendState, after: After, why: DrainCause) -> 
     known = facts.known(backend.name)
     drain = known.drain_timeout_s if known else 30.0
     deadline = facts.seen.now + drain
-    changed = replace(backend, after=after, deadline=deadline, pending="", drain=why)
-    return facts.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[why])
+    return facts.enter(backend.leave(after, deadline, why), Phase.DRAINING, DRAIN_SENTENCES[why])
 
 
 def _drained(facts: Facts, backend: BackendState) -> BackendState:
     """An operator's drain: without a deadline."""
-    changed = replace(backend, deadline=None, drain=DrainCause.OPERATOR)
-    return facts.enter(changed, Phase.DRAINING, DRAIN_SENTENCES[DrainCause.OPERATOR])
+    return facts.enter(backend.shed(), Phase.DRAINING, DRAIN_SENTENCES[DrainCause.OPERATOR])
 
 
 # -- phases --------------------------------------------------------------------------------------
@@ -121,7 +118,7 @@ def start(facts: Facts, backend: BackendState) -> tuple[Facts, Notes]:
     if reason is None:
         return _start(facts, backend)
     backend, notes = ask_for_nodes(facts, backend, reason)
-    waits = facts.enter(replace(backend, blocked_by=reason.kind), Phase.WAITING, str(reason))
+    waits = facts.enter(backend.blocked(reason.kind), Phase.WAITING, str(reason))
     if reason.kind in TOLD:
         notes = (*notes, *_blocked_for_long(facts, waits, str(reason)))
     return facts.put(waits), notes
@@ -151,38 +148,16 @@ def _start(facts: Facts, backend: BackendState) -> tuple[Facts, Notes]:
     facts, notes = learn.before_start(facts, backend.name)
     wanted = facts.settings.active.backends[backend.name]
     spec = launch_spec(context_of(facts, backend.name))
-    reason = backend.cause.summary if backend.cause else "configured"
+    reason = backend.history.cause.summary if backend.history.cause else "configured"
     gpu, about = facts.gpu_of(backend.name), trouble(backend.name)
     id_ = facts.action_id("start", backend.name)
-    now, again = facts.seen.now, backend.attempt > 0
-    changed = replace(
-        backend,
-        pending=id_,
-        intent=spec.intent,
-        invocation="",
-        deadline=now + wanted.start_timeout_s,
-        hard_deadline=now + wanted.start_timeout_s * START_HARD_FACTOR,
-        ready_at=None,
-        blocked_by="",
-        warm_done=False,
-        warm_failures=0,
-        warm_pending="",
-        vitals=Vitals(),
-        sleep=Sleep(),
-        canaries=Canaries(),
-        missed={},
-        started_cap=facts.placements[backend.name].cap_bytes,
-        restarts=backend.restarts + (1 if again or backend.restart_asked else 0),
-        restart_asked=False,
-        gone_at=None,
-        release_slow_said=False,
-    )
-    cap = format_size(facts.placements[backend.name].cap_bytes)
-    text = f"{backend.name}: starting with a cap of {cap}"
+    again, cap = backend.history.attempt > 0, facts.placements[backend.name].cap_bytes
+    changed = backend.start(id_, spec.intent, cap, start_deadlines(facts, wanted))
+    text = f"{backend.name}: starting with a cap of {format_size(cap)}"
     said = facts.say(
         EventName.RESTART if again else EventName.START,
         Severity.INFO,
-        text + (f" (attempt {backend.attempt + 1})" if again else ""),
+        text + (f" (attempt {backend.history.attempt + 1})" if again else ""),
         backend.name,
         about,
         action=id_,
@@ -192,11 +167,17 @@ def _start(facts: Facts, backend: BackendState) -> tuple[Facts, Notes]:
     return facts.put(facts.enter(changed, Phase.STARTING, "starting")), (*notes, order, said)
 
 
+def start_deadlines(facts: Facts, wanted: BackendSettings) -> tuple[float, float]:
+    """When a start that begins now must have ended: without progress, and however much it makes."""
+    now = facts.seen.now
+    return now + wanted.start_timeout_s, now + wanted.start_timeout_s * START_HARD_FACTOR
+
+
 def _starting(facts: Facts, backend: BackendState) -> Step:
     outcome = facts.outcome_of(backend.pending)
     if outcome is None:
         return _leaves(facts, backend) or _answering(facts, backend)
-    backend, heard = replace(backend, pending=""), (Heard(outcome),)
+    backend, heard = backend.heard(), (Heard(outcome),)
     if not outcome.ok:
         cause = Cause(CauseClass.OTHER, "", outcome.detail)
         return fail(facts, backend, outcome.detail, cause).after(heard)
@@ -209,7 +190,7 @@ def _answering(facts: Facts, backend: BackendState) -> Step:
     if unit.state is not UnitState.RUNNING:
         return _watch_start(facts, backend)
     held, spare = remember(facts, backend)
-    backend = replace(backend, invocation=unit.invocation, held_bytes=held, spare_then=spare)
+    backend = backend.having(run=backend.run.seen(unit.invocation, held, spare))
     health = facts.seen.health.get(backend.name)
     if health and isinstance(health.alive, Known) and health.alive.value.verdict.ok:
         backend, tried = trying.step(facts, backend)
@@ -223,17 +204,10 @@ def _answering(facts: Facts, backend: BackendState) -> Step:
 def _became_ready(facts: Facts, backend: BackendState) -> Step:
     now, about = facts.seen.now, trouble(backend.name)
     took = now - backend.since
-    changed = replace(
-        backend,
-        deadline=None,
-        hard_deadline=None,
-        adopted=False,
-        ready_at=now,
-        start_took_s=backend.start_took_s if backend.adopted else took,
-        vitals=judge.fresh(now),
-        pending="",
+    changed = backend.ready(now, judge.fresh(now))
+    ready = (
+        _drained(facts, changed) if backend.wish.drained else facts.enter(changed, Phase.READY, "")
     )
-    ready = _drained(facts, changed) if backend.held else facts.enter(changed, Phase.READY, "")
     text = f"{backend.name}: ready after {format_duration(took)}"
     said = facts.say(EventName.READY, Severity.INFO, text, backend.name, about, took_ms=took * 1000)
     over = Close(about, EventName.RECOVERED, f"{backend.name}: recovered, {text}")
@@ -248,7 +222,7 @@ def _watch_start(facts: Facts, backend: BackendState) -> Step:
         return Step(backend)
     if progress.moved(backend, now):
         limit = max(backend.deadline, now + wanted.start_timeout_s / 2)
-        backend = replace(backend, deadline=min(limit, backend.hard_deadline))
+        backend = backend.due(min(limit, backend.hard_deadline))
     if now < (backend.deadline or now):
         return Step(backend)
     took = format_duration(now - backend.since)
@@ -265,13 +239,14 @@ def _ready(facts: Facts, backend: BackendState) -> Step:
     if why:
         return fail(facts, backend, why, Cause(CauseClass.OTHER, "", why))
     held, spare = remember(facts, backend)
-    backend = updated(breaker.closed(backend, facts.seen.now), held_bytes=held, spare_then=spare)
+    backend = breaker.closed(backend, facts.seen.now)
+    backend = backend.having(run=backend.run.holding(held, spare))
     backend, notes = _vitals(facts, backend, wanted.stuck_after_s)
     sick_since = backend.vitals.sick_since
     if sick_since is not None and facts.seen.now - sick_since >= wanted.stuck_after_s:
         cause = Cause(CauseClass.OTHER, "", backend.vitals.why)
         return fail(facts, backend, backend.vitals.why, cause).after(notes)
-    if backend.held:
+    if backend.wish.drained:
         return Step(_drained(facts, backend), notes)
     return warm.step(facts, backend).after(notes)
 
@@ -293,8 +268,8 @@ def _vitals(
     else:
         progress_ = evidence.progress(facts, backend.name)
         new = judge.judge(old, health, progress_, stuck_after_s, now)
-    reason = backend.reason if backend.held else new.why if new.sick_since else ""
-    backend = updated(backend, vitals=new, reason=reason)
+    reason = backend.reason if backend.wish.drained else new.why if new.sick_since else ""
+    backend = backend.having(vitals=new).because(reason)
     if (new.sick_since is None) is (old.sick_since is None):
         return backend, notes
     about = trouble(backend.name)
@@ -311,7 +286,7 @@ def _draining(facts: Facts, backend: BackendState) -> Step:
         return _drained_on(facts, backend)
     held, spare = remember(facts, backend)
     in_time = facts.seen.now < backend.deadline
-    backend = replace(backend, held_bytes=held, spare_then=spare)
+    backend = backend.having(run=backend.run.holding(held, spare))
     busy = evidence.busy(facts, backend.name, backend.since)
     if (busy and in_time) or reclaim.spared(facts, backend):
         return Step(backend)
@@ -325,7 +300,7 @@ def _drained_on(facts: Facts, backend: BackendState) -> Step:
     """Drained by an operator, for as long as that is wanted."""
     if not runnable(facts, backend):
         return Step(stop(facts, backend, After.STOPPED, DrainCause.UNWANTED))
-    if not backend.held:
+    if not backend.wish.drained:
         return Step(facts.enter(backend, Phase.READY, ""))
     wanted = facts.wanted(backend.name)
     return Step(*_vitals(facts, backend, wanted.stuck_after_s)) if wanted else Step(backend)
@@ -336,7 +311,7 @@ def _resting(facts: Facts, backend: BackendState) -> Step:
         return _put_away(facts, backend)
     if facts.unit(backend.name).state is not UnitState.ABSENT:
         return give_back(facts, backend, After.BACKOFF, "left over from before", grace_s=0.0)
-    if facts.seen.now >= backend.not_before:
+    if facts.seen.now >= backend.history.not_before:
         return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
     return Step(backend)
 
@@ -347,7 +322,7 @@ def _put_away(facts: Facts, backend: BackendState) -> Step:
     name is forgotten soon, so nobody would close its incident later.
     """
     over = Close(trouble(backend.name), EventName.STOP, f"{backend.name}: stopped on purpose")
-    rested = replace(backend, attempt=0, failures=(), cause=None)
+    rested = backend.having(history=backend.history.put_away())
     return Step(facts.enter(rested, Phase.STOPPED, "not wanted"), (over,))
 
 
@@ -358,7 +333,7 @@ def _leaves(facts: Facts, backend: BackendState) -> Step | None:
         return ended
     if not runnable(facts, backend):
         return Step(stop(facts, backend, After.STOPPED, DrainCause.UNWANTED))
-    if backend.restart_asked:
+    if backend.wish.restart:
         return Step(stop(facts, backend, After.WAITING, DrainCause.RESTART))
     return None
 
@@ -368,12 +343,13 @@ def _ended(facts: Facts, backend: BackendState) -> Step | None:
     failure, code 0 included: vLLM ends with 0 when its engine dies (vllm #48966).
     """
     unit = facts.unit(backend.name)
-    if unit.state is UnitState.ABSENT and backend.invocation:
+    if unit.state is UnitState.ABSENT and backend.run.invocation:
         text = f"{backend.name}: stopped by hand; it stays stopped until: arbiterctl resume {backend.name}"
         name = EventName.STOPPED_BY_OPERATOR
         said = facts.say(name, Severity.WARNING, text, backend.name)
-        changed = replace(backend, parked=True, invocation="", pending="", deadline=None)
-        gone = give_back(facts, changed, After.STOPPED, "stopped by hand", grace_s=0.0)
+        gone = give_back(
+            facts, backend.stopped_by_hand(), After.STOPPED, "stopped by hand", grace_s=0.0
+        )
         return gone.after((said, Close(trouble(backend.name), name, text)))
     if unit.state is not UnitState.EXITED:
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.gate import loading, memory_event, promised
 from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S, TIGHT_LOAD_MARGIN
@@ -56,10 +55,15 @@ def settle_loads(facts: Facts) -> tuple[Facts, Notes]:
         return facts, ()
     # What is resident is to be seen anew, and a client is about to use it.
     backends = {
-        name: replace(one, load_ended_at=now, client_load_at=now) if name in ended else one
+        name: one.having(warm=one.warm.client_loaded(now)) if name in ended else one
         for name, one in facts.backends.items()
     }
     return replace(facts, leases=leases, backends=backends), tuple(notes)
+
+
+def excused(lease: Lease, seconds: float) -> Lease:
+    """As if so much time had not passed."""
+    return replace(lease, expires=lease.expires + seconds)
 
 
 def answer_loads(facts: Facts) -> tuple[Facts, Notes, tuple[LoadAnswer, ...]]:
@@ -115,7 +119,7 @@ def _answer(facts: Facts, ask: LoadAsk) -> LoadAnswer:
     if placement.devices and over:
         return LoadAnswer(ask.id, LoadVerdict.REFUSE, over, 120)
     lease_s = wanted.start_timeout_s
-    if backend.warm_pending or loading(facts, ask.backend):
+    if backend.warm.pending or loading(facts, ask.backend):
         other = loading(facts, ask.backend) or "its first model"
         return LoadAnswer(ask.id, LoadVerdict.WAIT, f"{ask.backend} is loading {other}", 5)
     for uuid in placement.devices:
@@ -166,9 +170,9 @@ def _waits(facts: Facts, backend: BackendState, ask: LoadAsk, uuid: str) -> Load
     seen = facts.seen.devices.get(uuid)
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
         return LoadAnswer(ask.id, LoadVerdict.WAIT, "the GPU's memory cannot be read", 10)
-    state = facts.devices.get(uuid, DeviceState())
-    if state.loads_held:
-        return LoadAnswer(ask.id, LoadVerdict.WAIT, state.loads_held, round(CALM_S))
+    state = facts.device(uuid)
+    if state.ladder.loads_held:
+        return LoadAnswer(ask.id, LoadVerdict.WAIT, state.ladder.loads_held, round(CALM_S))
     event = memory_event(facts, uuid, backend.name)
     if event is not None:
         retry = retry_after_s(facts, facts.backends[event.backend])
@@ -178,7 +182,7 @@ def _waits(facts: Facts, backend: BackendState, ask: LoadAsk, uuid: str) -> Load
     evicted = sum(one.vram_bytes for one in _resident(facts, ask)) - kept
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     margin = critical_free_bytes(headroom)
-    if state.pressure is Pressure.TIGHT:
+    if state.sampled.pressure is Pressure.TIGHT:
         margin = max(margin, int(headroom * TIGHT_LOAD_MARGIN))
     need = ask.predicted_bytes - evicted + booked + margin
     free = seen.memory.value.free_bytes

@@ -13,7 +13,6 @@ from arbiterd.core.incidents import found
 from arbiterd.core.ledger import FOREIGN
 from arbiterd.core.limits import CALM_S, FOREIGN_SAID_BYTES, OVER_S
 from arbiterd.core.notes import About, Open, trouble
-from arbiterd.core.records import updated
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, GpuState
 from arbiterd.model.events import EventName, Incident, Severity
@@ -30,7 +29,7 @@ def wrong(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
 
 def listed(facts: Facts, uuid: str, state: DeviceState) -> bool:
     """Whether it is known whose the bytes are: the list is as new as the memory."""
-    return judged(facts, uuid, state) and state.seen_at == state.last_sample_at
+    return judged(facts, uuid, state) and state.sampled.seen_at == state.sampled.last_at
 
 
 def judged(facts: Facts, uuid: str, state: DeviceState) -> bool:
@@ -38,16 +37,16 @@ def judged(facts: Facts, uuid: str, state: DeviceState) -> bool:
     seen = facts.seen.devices.get(uuid)
     if seen is None or seen.device.mig_enabled or facts.seen.stopping:
         return False
-    return bool(state.samples) and seen.state is GpuState.OK
+    return bool(state.sampled.count) and seen.state is GpuState.OK
 
 
 def calmed(facts: Facts, uuid: str, state: DeviceState) -> DeviceState:
     """With the moment since which foreign memory is within its allowance."""
     if not listed(facts, uuid, state):
         return state
-    since = state.foreign_calm_at if state.foreign_calm_at is not None else facts.seen.now
-    over = state.used.get(FOREIGN, 0) > facts.settings.foreign_allow_bytes
-    return updated(state, foreign_calm_at=None if over else since)
+    over = state.sampled.used.get(FOREIGN, 0) > facts.settings.foreign_allow_bytes
+    calm = pressure.foreign_calm(state.sampled, over=over, now=facts.seen.now)
+    return state.having(sampled=calm)
 
 
 def who(seen: DeviceObservation) -> str:
@@ -57,7 +56,7 @@ def who(seen: DeviceObservation) -> str:
 
 def _foreign(facts: Facts, uuid: str, state: DeviceState) -> tuple[Open, ...]:
     seen, name = facts.seen.devices[uuid], EventName.FOREIGN_MEMORY
-    allow, held = facts.settings.foreign_allow_bytes, state.used.get(FOREIGN, 0)
+    allow, held = facts.settings.foreign_allow_bytes, state.sampled.used.get(FOREIGN, 0)
     about = About((name,), gpu=uuid)
     if held <= allow + FOREIGN_SAID_BYTES or found(facts.incidents, about) is not None:
         return ()
@@ -80,8 +79,8 @@ def _foreign(facts: Facts, uuid: str, state: DeviceState) -> tuple[Open, ...]:
 
 def foreign_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
     """Within the allowance for long enough."""
-    state = facts.devices.get(one.gpu, DeviceState())
-    since = state.foreign_calm_at if listed(facts, one.gpu, state) else None
+    state = facts.device(one.gpu)
+    since = state.sampled.foreign_calm_at if listed(facts, one.gpu, state) else None
     if since is None or facts.seen.now - since < CALM_S:
         return None
     index = facts.seen.devices[one.gpu].device.index
@@ -104,14 +103,14 @@ def _strangers(seen: DeviceObservation) -> list[tuple[int, str]]:
 
 def _over(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
     now, leaks = facts.seen.now, list[Open]()
-    for name in state.over_since:
+    for name in state.sampled.over_since:
         if name not in facts.placements:  # a reload has just dropped it; no newer sample yet
             continue
         lately = pressure.over_for(state, name, now) < OVER_S
         if lately or found(facts.incidents, trouble(name)) is not None:
             continue
         cap = facts.placements[name].cap_bytes
-        over = format_size(state.used.get(name, 0) - cap)
+        over = format_size(state.sampled.used.get(name, 0) - cap)
         speed = pressure.slope_of(state, name)
         grows = f", growing {format_size(int(speed))}/s" if speed and speed > 0 else ""
         text = f"{name} holds {over} more than its cap of {format_size(cap)}{grows}"
@@ -122,8 +121,8 @@ def _over(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
 
 def leak_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
     """Within its cap, as it serves or sleeps."""
-    state, backend = facts.devices.get(one.gpu, DeviceState()), facts.backends.get(one.backend)
-    if one.backend in state.over_since or not listed(facts, one.gpu, state):
+    state, backend = facts.device(one.gpu), facts.backends.get(one.backend)
+    if one.backend in state.sampled.over_since or not listed(facts, one.gpu, state):
         return None
     if backend is not None and backend.phase not in (Phase.READY, Phase.SLEEPING):
         return None

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from arbiterd.core.backend_state import BackendState
@@ -45,9 +44,9 @@ def enter(
 
     """
     if backend.phase is phase:
-        return replace(backend, reason=reason)
+        return backend.because(reason)
     taken_over = first and backend.phase is Phase.STOPPED and phase in FIRST
     if not taken_over and phase not in TRANSITIONS[backend.phase]:
         msg = f"{backend.name}: {backend.phase.value} -> {phase.value} ({reason})"
         raise IllegalTransition(msg)
-    return replace(backend, phase=phase, reason=reason, since=now, since_wall=wall)
+    return backend.entered(phase, reason, now, wall)

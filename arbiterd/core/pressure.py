@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from arbiterd.core import slope as trend
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.device_state import DeviceState, Sampled
 from arbiterd.core.ledger import FOREIGN, HEADROOM, UNATTRIBUTED
 from arbiterd.core.limits import (
     CALM_S,
@@ -34,6 +34,7 @@ from arbiterd.core.limits import (
     STEP_BYTES,
     TIGHT_S,
 )
+from arbiterd.core.records import later, updated
 from arbiterd.core.slope import Window
 from arbiterd.model.backend import LedgerRow
 from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
@@ -81,14 +82,13 @@ def observe(
     memory = device.memory
     if device.state is not GpuState.OK or not isinstance(memory, Known):
         return kept(old)
-    state, free = old, memory.value.free_bytes
-    fresh = memory.at > old.last_sample_at
-    if fresh:
+    state, free = old.sampled, memory.value.free_bytes
+    if memory.at > state.last_at:
         state = replace(
             state,
-            samples=old.samples + 1,
-            last_sample_at=memory.at,
-            frees=trend.push_lowest(old.frees, memory.at, free),
+            count=state.count + 1,
+            last_at=memory.at,
+            frees=trend.push_lowest(state.frees, memory.at, free),
         )
         listed = _listed(device)
         if listed is not None and listed >= memory.at:
@@ -99,63 +99,63 @@ def observe(
             state = replace(
                 state, solvency=None, seen_at=-1.0, excess=0, slope=None, over_since={}, windows={}
             )
-        apart = not old.alarms or memory.at - old.last_sample_at >= CONFIRM_S
-        state = _urgency(state, free, headroom, now, apart=apart)
-    return _band(state, free, headroom, now)
+        before, lead_s = old.sampled, old.ladder.lead_s
+        apart = not before.alarms or memory.at - before.last_at >= CONFIRM_S
+        state = _urgency(state, free, headroom, lead_s, now, apart=apart)
+    return old.having(sampled=_band(state, free, headroom, now))
 
 
 def confirmed(state: DeviceState) -> bool:
     """Critical by two samples in a row, CONFIRM_S apart: reclaims and freeze may follow."""
-    return state.pressure is Pressure.CRITICAL and state.alarms >= CONFIRM_SAMPLES
+    return state.sampled.pressure is Pressure.CRITICAL and state.sampled.alarms >= CONFIRM_SAMPLES
 
 
 def over_for(state: DeviceState, name: str, now: float) -> float:
     """Seconds for which a backend has been over its cap by more than the margin, 0 when it is not."""
-    since = state.over_since.get(name)
+    since = state.sampled.over_since.get(name)
     return 0.0 if since is None else now - since
 
 
 def is_over(state: DeviceState, name: str, now: float) -> bool:
     """Over its cap for OVER_S, or over it now and rising."""
-    if name not in state.over_since:
+    if name not in state.sampled.over_since:
         return False
     return over_for(state, name, now) >= OVER_S or grows(state, name)
 
 
 def grows(state: DeviceState, name: str) -> bool:
     """Whether this holder's bytes rise now."""
-    return trend.growing(state.windows.get(name, ()))
+    return trend.growing(state.sampled.windows.get(name, ()))
 
 
 def slope_of(state: DeviceState, name: str) -> float | None:
     """Bytes a second of one holder."""
-    return trend.slope(state.windows.get(name, ()))
+    return trend.slope(state.sampled.windows.get(name, ()))
 
 
 def lists_soon(state: DeviceState, now: float) -> bool:
     """Whether process lists are wanted with each sample: something moves, or is being taken back."""
-    if state.reclaim is not None or state.alarms:
+    if state.ladder.reclaim is not None or state.sampled.alarms:
         return True
-    return now - state.moved_at < MOVED_FOR_S
+    return now - state.sampled.moved_at < MOVED_FOR_S
 
 
 def kept(old: DeviceState) -> DeviceState:
     """What is true of a device that cannot be read: what was done there, not what was measured."""
-    return replace(
-        DeviceState(),
-        last_sample_at=old.last_sample_at,
-        lead_s=old.lead_s,
-        reclaim=old.reclaim,
-        braked=old.braked,
-        loads_held=old.loads_held,
-        disruptive=old.disruptive,
-        restarts=old.restarts,
-        done=old.done,
-        fault=old.fault,
-        fault_code=old.fault_code,
-        fault_seen=old.fault_seen,
-        fault_cleared=old.fault_cleared,
-    )
+    return old.having(sampled=Sampled(last_at=old.sampled.last_at), ladder=old.ladder.ranked(()))
+
+
+def excused(sampled: Sampled, seconds: float) -> Sampled:
+    """As if so much time had not passed."""
+    over = {name: at + seconds for name, at in sampled.over_since.items()}
+    moved = later(sampled, seconds, "band_since", "foreign_calm_at")
+    return updated(moved, over_since=over)
+
+
+def foreign_calm(sampled: Sampled, *, over: bool, now: float) -> Sampled:
+    """With the moment since which foreign memory is within its allowance."""
+    since = sampled.foreign_calm_at if sampled.foreign_calm_at is not None else now
+    return updated(sampled, foreign_calm_at=None if over else since)
 
 
 # -- books: only where memory and process list are of one sample ------------------------------------
@@ -202,7 +202,7 @@ def _listed(device: DeviceObservation) -> float | None:
     return device.processes.at
 
 
-def _books(state: DeviceState, books: _Books, at: float) -> DeviceState:
+def _books(state: Sampled, books: _Books, at: float) -> Sampled:
     used = {row.holder: row.used_bytes for row in books.ledger if row.used_bytes is not None}
     caps = {row.holder: row.cap_bytes or 0 for row in books.ledger}
     releasing = _releasing(state, used, at)
@@ -236,7 +236,7 @@ def _books(state: DeviceState, books: _Books, at: float) -> DeviceState:
     )
 
 
-def _releasing(state: DeviceState, used: Mapping[str, int], at: float) -> int:
+def _releasing(state: Sampled, used: Mapping[str, int], at: float) -> int:
     """Bytes that a listed holder has just lost and that NVML still counts: on their way back, not
     taken by anybody. They would be counted twice, once as booked and once as unattributed.
     """
@@ -253,15 +253,15 @@ def _releasing(state: DeviceState, used: Mapping[str, int], at: float) -> int:
 
 # -- urgency: every sample ---------------------------------------------------------------------------
 def _urgency(
-    state: DeviceState, free: int, headroom: int, now: float, *, apart: bool
-) -> DeviceState:
-    """``apart``: the sample counts as another one than that before it."""
+    state: Sampled, free: int, headroom: int, lead_s: float, now: float, *, apart: bool
+) -> Sampled:
+    """``lead_s``: what a reclaim takes. ``apart``: the sample counts as another one than that before it."""
     left = free - critical_free_bytes(headroom)
     speed = state.slope if state.excess else None
     to_full = free / speed if speed is not None and speed > SLOPE_MIN else None
     step = trend.last_step(state.windows.get(EXCESS, ()))
     alarm = left < 0
-    alarm |= to_full is not None and to_full < 2 * state.lead_s + 1.0
+    alarm |= to_full is not None and to_full < 2 * lead_s + 1.0
     alarm |= step > STEP_BYTES and left < LOOKAHEAD * step
     return replace(
         state,
@@ -272,7 +272,7 @@ def _urgency(
 
 
 # -- bands ----------------------------------------------------------------------------------------------
-def _band(state: DeviceState, free: int, headroom: int, now: float) -> DeviceState:
+def _band(state: Sampled, free: int, headroom: int, now: float) -> Sampled:
     if state.alarms:
         return _enter(state, Pressure.CRITICAL)
     if state.pressure is Pressure.CRITICAL:
@@ -300,7 +300,7 @@ def _band(state: DeviceState, free: int, headroom: int, now: float) -> DeviceSta
     return state if since == state.band_since else replace(state, band_since=since)
 
 
-def _calming(state: DeviceState, headroom: int, now: float) -> tuple[bool, float]:
+def _calming(state: Sampled, headroom: int, now: float) -> tuple[bool, float]:
     """(whether it is on its way to calm, for how long it must be)."""
     solvent = state.solvency or 0
     if solvent > calm_above(headroom):
@@ -310,7 +310,7 @@ def _calming(state: DeviceState, headroom: int, now: float) -> tuple[bool, float
     return quiet and solvent >= tight_below(headroom), CALM_SLOW_S
 
 
-def _enter(state: DeviceState, band: Pressure) -> DeviceState:
+def _enter(state: Sampled, band: Pressure) -> Sampled:
     if state.pressure is band:
         return state
     return replace(state, pressure=band, band_since=None)

@@ -6,9 +6,8 @@ hung: it keeps its bytes booked and its own deadline, and neighbours that fit be
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from arbiterd.core.backend_state import BackendState, Effort
+from arbiterd.core.backend_axes import Effort
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import (
@@ -31,7 +30,7 @@ def busy_with(facts: Facts, backend: BackendState) -> str:
     if backend.phase is Phase.STARTING:
         return "is starting"
     leased = any(one.backend == backend.name for one in facts.leases.values())
-    return "is loading a model" if backend.warm_pending or leased else ""
+    return "is loading a model" if backend.warm.pending or leased else ""
 
 
 def note(facts: Facts) -> tuple[Facts, Notes]:
@@ -41,7 +40,7 @@ def note(facts: Facts) -> tuple[Facts, Notes]:
         what = busy_with(facts, backend)
         sampled = _sampled(facts, backend) if what else None
         if sampled is not backend.effort:
-            new = replace(backend, effort=sampled)
+            new = backend.having(effort=sampled)
             notes = (*notes, *_said(facts, new, backend.effort, what))
             facts = facts.put(new)
     return facts, notes

@@ -73,7 +73,7 @@ def probes(facts: Facts) -> tuple[ProbeOrder, ...]:
             continue
         vitals = backend.vitals
         # What is resident changes under a load: a canary then could be one itself.
-        quiet = not loading(facts, backend.name) and not backend.warm_pending
+        quiet = not loading(facts, backend.name) and not backend.warm.pending
         suspect = bool(vitals.bad or vitals.canary_bad or vitals.stuck or vitals.canary_due)
         orders.append(
             ProbeOrder(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from arbiterd.core import breaker, pressure, sleeping
+from arbiterd.core.backend_axes import AWAKE
 from arbiterd.core.backend_state import (
     LADDER,
     After,
     BackendState,
     DrainCause,
-    Sleep,
     ending,
     serves,
 )
@@ -34,6 +34,7 @@ from arbiterd.core.limits import (
 from arbiterd.core.notes import About, Heard, Note, Notes, Order, Record
 from arbiterd.core.placement import headroom_bytes
 from arbiterd.core.planning import engine_url
+from arbiterd.core.records import later
 from arbiterd.core.victim import Option, recent, resident
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
@@ -74,7 +75,7 @@ def begin(
         began=now,
         began_wall=facts.seen.wall,
         expected=one.bytes_expected,
-        used=state.used.get(one.backend, 0),
+        used=state.sampled.used.get(one.backend, 0),
         deadline=now + patience + drain_s,
         incident=incident.id if incident else "",
         model=option.model,
@@ -88,18 +89,18 @@ def begin(
             step = Step(sleeping.ask(facts, backend, LADDER, drain_s))
         case _:
             step = _restart(facts, reclaim, drain_s)
-    state = replace(state, reclaim=reclaim, done={**state.done, _key(reclaim): now})
+    ladder = state.ladder.begin(reclaim, _key(reclaim))
     if one.rung in DISRUPTIVE:
-        state = replace(state, disruptive=(*recent(state.disruptive, now), now))
+        ladder = ladder.disturbed((*recent(ladder.disruptive, now), now))
     if one.rung in (Rung.RESTART, Rung.STOP):
-        mine = (*recent(state.restarts.get(one.backend, ()), now), now)
-        state = replace(state, restarts={**state.restarts, one.backend: mine})
-    return Followed(state, (said, *step.notes), step.backend)
+        mine = (*recent(ladder.restarts.get(one.backend, ()), now), now)
+        ladder = ladder.restarted(one.backend, mine)
+    return Followed(state.having(ladder=ladder), (said, *step.notes), step.backend)
 
 
 def follow(facts: Facts, uuid: str, state: DeviceState) -> Followed:
     """One tick of the reclaim in flight: has it worked, must more be done, is it over."""
-    reclaim = state.reclaim
+    reclaim = state.ladder.reclaim
     if reclaim is None:
         return Followed(state)
     if reclaim.rung is Rung.TRIM:
@@ -107,13 +108,8 @@ def follow(facts: Facts, uuid: str, state: DeviceState) -> Followed:
     backend = facts.backends.get(reclaim.backend)
     if backend is not None and _mended(facts, state, backend):
         counted = reclaim.rung is not Rung.SLEEP  # a sleep is no failure
-        back = replace(
-            backend,
-            after=After.STOPPED,
-            deadline=None,
-            sleep=Sleep(),
-            failures=backend.failures[:-1] if counted else backend.failures,
-        )
+        history = backend.history.called_off() if counted else backend.history
+        back = backend.stay().having(sleep=AWAKE, history=history)
         text = "called off: it is within its cap again"
         ended = _end(facts, uuid, state, reclaim, text, 0)
         return replace(ended, backend=facts.enter(back, Phase.READY, ""))
@@ -122,13 +118,13 @@ def follow(facts: Facts, uuid: str, state: DeviceState) -> Followed:
         and backend.phase is Phase.DRAINING
         and _no_more_time(facts, uuid, state, backend.name)
     ):
-        backend = replace(backend, deadline=facts.seen.now)
+        backend = backend.due(facts.seen.now)
     asleep = reclaim.rung is Rung.SLEEP and backend is not None
     moving = backend is not None and backend.phase in (Phase.DRAINING, Phase.STOPPING)
     if asleep and backend is not None and sleeping.busy(backend):
         moving = True
     if not moving:
-        freed = reclaim.used - (state.used.get(reclaim.backend, 0) if asleep else 0)
+        freed = reclaim.used - (state.sampled.used.get(reclaim.backend, 0) if asleep else 0)
         return _end(facts, uuid, state, reclaim, "done", freed)
     if facts.seen.now >= reclaim.deadline:
         late = "its bytes are not back in time"
@@ -141,9 +137,9 @@ def spared(facts: Facts, backend: BackendState) -> bool:
     if facts.seen.stopping:
         return False
     return any(
-        one.reclaim is not None
-        and one.reclaim.backend == backend.name
-        and one.reclaim.rung is not Rung.TRIM
+        one.ladder.reclaim is not None
+        and one.ladder.reclaim.backend == backend.name
+        and one.ladder.reclaim.rung is not Rung.TRIM
         and _mended(facts, one, backend)
         for one in facts.devices.values()
     )
@@ -153,15 +149,15 @@ def _mended(facts: Facts, state: DeviceState, backend: BackendState) -> bool:
     """Whether its requests still end while it has given back what it held above its cap: then it is
     one of those that are never touched for a neighbour.
     """
-    if not ending(backend) or backend.parked:
+    if not ending(backend) or backend.wish.parked:
         return False
     if backend.name not in facts.placements or backend.after not in _OURS:
         return (
             False  # a reload or an operator has it stopped meanwhile: that drain is not ours to end
         )
-    fresh = state.seen_at == state.last_sample_at  # over_since leaves out those that drain
+    fresh = state.sampled.seen_at == state.sampled.last_at  # over_since leaves out those that drain
     cap = facts.placements[backend.name].cap_bytes
-    return fresh and backend.name in state.used and state.used[backend.name] <= cap
+    return fresh and backend.name in state.sampled.used and state.sampled.used[backend.name] <= cap
 
 
 def _no_more_time(facts: Facts, uuid: str, state: DeviceState, name: str) -> bool:
@@ -187,7 +183,7 @@ def _too_full(facts: Facts, uuid: str, state: DeviceState) -> bool:
 
 def hear(facts: Facts, state: DeviceState) -> tuple[DeviceState, Notes, str]:
     """The outcome of the action under way, heard once and also while blind; "" or why it was refused."""
-    reclaim = state.reclaim
+    reclaim = state.ladder.reclaim
     outcome = facts.outcome_of(reclaim.action) if reclaim is not None else None
     if reclaim is None or outcome is None:
         return state, (), ""
@@ -196,15 +192,32 @@ def hear(facts: Facts, state: DeviceState) -> tuple[DeviceState, Notes, str]:
         stage = outcome.detail
     heard = replace(reclaim, action="", told=facts.seen.now, stage=stage)
     refused = "" if outcome.ok else outcome.detail
-    return replace(state, reclaim=heard), (Heard(outcome),), refused
+    return state.having(ladder=state.ladder.goes_on(heard)), (Heard(outcome),), refused
+
+
+def handed_over(reclaim: Reclaim | None) -> Reclaim | None:
+    """As the next daemon finds it."""
+    return reclaim and replace(reclaim, action="", stage="taken over")
+
+
+def taken_over(reclaim: Reclaim | None, now: float) -> Reclaim | None:
+    """Of the daemon before us: an unload that was asked for counts as heard."""
+    return reclaim if reclaim is None or reclaim.told is not None else replace(reclaim, told=now)
+
+
+def excused(reclaim: Reclaim | None, seconds: float) -> Reclaim | None:
+    """As if so much time had not passed."""
+    return reclaim and later(reclaim, seconds, "deadline", "told")
 
 
 def freed_of(state: DeviceState) -> int:
     """Bytes the target gave up so far, less what is still on its way."""
-    reclaim = state.reclaim
-    if reclaim is None or state.seen_at <= reclaim.began:
+    reclaim = state.ladder.reclaim
+    if reclaim is None or state.sampled.seen_at <= reclaim.began:
         return 0
-    return max(0, reclaim.used - state.used.get(reclaim.backend, 0) - state.releasing)
+    return max(
+        0, reclaim.used - state.sampled.used.get(reclaim.backend, 0) - state.sampled.releasing
+    )
 
 
 # -- trim --------------------------------------------------------------------------------------------
@@ -225,7 +238,7 @@ def _unload(facts: Facts, uuid: str, reclaim: Reclaim) -> Order:
 def _follow_trim(facts: Facts, uuid: str, state: DeviceState, reclaim: Reclaim) -> Followed:
     now, freed = facts.seen.now, freed_of(state)
     state, heard, refused = hear(facts, state)
-    reclaim = state.reclaim or reclaim
+    reclaim = state.ladder.reclaim or reclaim
     over = refused or _trim_over(facts, state, reclaim, freed)
     if over:
         ended = _end(facts, uuid, state, reclaim, over, freed)
@@ -243,15 +256,15 @@ def _trim_over(facts: Facts, state: DeviceState, reclaim: Reclaim, freed: int) -
     if freed >= SEEN_BACK * reclaim.expected:
         return "done"
     here = backend is not None and (
-        serves(backend) or (backend.adopted and backend.phase is Phase.STARTING)
+        serves(backend) or (backend.run.adopted and backend.phase is Phase.STARTING)
     )
     if not here:
         return "its engine is gone"
     if now >= reclaim.deadline:
         return "its bytes are not back in time"
-    guilty = any(pressure.is_over(state, name, now) for name in state.over_since)
+    guilty = any(pressure.is_over(state, name, now) for name in state.sampled.over_since)
     long = now - reclaim.began >= ESCALATE_S
-    if guilty and pressure.confirmed(state) and long and not state.releasing:
+    if guilty and pressure.confirmed(state) and long and not state.sampled.releasing:
         return "growth goes on"
     return ""
 
@@ -262,7 +275,7 @@ def _kill_runner(facts: Facts, uuid: str, state: DeviceState, reclaim: Reclaim) 
     """
     now, why = facts.seen.now, ""
     runner = _runner(facts, uuid, reclaim)
-    if len(recent(state.disruptive, now)) >= DISRUPTIVE_MAX:
+    if len(recent(state.ladder.disruptive, now)) >= DISRUPTIVE_MAX:
         why = (
             f"the unload was not obeyed, and {DISRUPTIVE_MAX} interventions were made already: "
             "manual intervention required"
@@ -287,8 +300,9 @@ def _kill_runner(facts: Facts, uuid: str, state: DeviceState, reclaim: Reclaim) 
         kind=RUNNER,
     )
     changed = replace(reclaim, action=action.id, killed=True, stage="its runner is killed")
-    disruptive = (*recent(state.disruptive, now), now)
-    return Followed(replace(state, reclaim=changed, disruptive=disruptive), (order, said))
+    disturbed = (*recent(state.ladder.disruptive, now), now)
+    ladder = state.ladder.goes_on(changed).disturbed(disturbed)
+    return Followed(state.having(ladder=ladder), (order, said))
 
 
 def _runner(facts: Facts, uuid: str, reclaim: Reclaim) -> GpuProcess | None:
@@ -318,16 +332,14 @@ def _restart(facts: Facts, reclaim: Reclaim, drain_s: float) -> Step:
     wanted = facts.settings.active.backends[reclaim.backend]
     summary = f"ended by the arbiter before the card overflowed: {reclaim.reason}"
     cause = Cause(CauseClass.OVER_CAP, "", summary)
-    counted, open_ = breaker.failed(replace(backend, cause=cause), wanted, now, facts.seen.jitter)
+    counted, open_ = breaker.failed(backend, cause, wanted, facts.seen)
     stop = open_ or reclaim.rung is Rung.STOP
     if stop:
-        counted = replace(counted, not_before=breaker.rest_until(now))
+        counted = counted.having(history=counted.history.waits(breaker.rest_until(now)))
     after = After.FAILED if stop else After.BACKOFF
     if drain_s <= 0:
         return give_back(facts, counted, after, summary, grace_s=0.0)
-    drains = replace(
-        counted, after=after, deadline=now + drain_s, pending="", drain=DrainCause.PRESSURE
-    )
+    drains = counted.leave(after, now + drain_s, DrainCause.PRESSURE)
     return Step(facts.enter(drains, Phase.DRAINING, summary))
 
 
@@ -374,9 +386,8 @@ def _end(
         took_ms=took * 1000,
         kind=reclaim.rung.value,
     )
-    done = state.done
-    if reclaim.rung is Rung.TRIM and not worked:
-        done = {**done, f"failed {_key(reclaim)}": facts.seen.now}
+    vain = reclaim.rung is Rung.TRIM and not worked
+    failed = {f"failed {_key(reclaim)}": facts.seen.now} if vain else {}
     record = ActionRecord(
         id=facts.action_id("reclaim", reclaim.backend, uuid),
         action=f"Reclaim {reclaim.rung}",
@@ -388,6 +399,7 @@ def _end(
         bytes_freed=freed,
         outcome=outcome,
     )
-    lead = pressure.lead_of(took, state.lead_s, LEAD_MAX_S) if worked else state.lead_s
-    ended = replace(state, reclaim=None, lead_s=lead, done=done)
+    lead = state.ladder.lead_s
+    lead = pressure.lead_of(took, lead, LEAD_MAX_S) if worked else lead
+    ended = state.having(ladder=state.ladder.ended(lead, failed))
     return Followed(ended, (said, Record(reclaim.incident, record)))

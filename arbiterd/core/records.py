@@ -16,3 +16,9 @@ def updated(one: T, **fields: Any) -> T:
     if all(getattr(one, name) == value for name, value in fields.items()):
         return one
     return replace(one, **fields)
+
+
+def later(one: T, seconds: float, *moments: str) -> T:
+    """With these fields moved on; None or 0: there is none."""
+    found = {name: getattr(one, name) for name in moments}
+    return updated(one, **{name: at + seconds if at else at for name, at in found.items()})

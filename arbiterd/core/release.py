@@ -23,12 +23,12 @@ def released(facts: Facts, backend: BackendState) -> bool:
 
     A device that cannot be read keeps the answer at no; one that is lost has nothing to give back.
     """
-    return all(_back(facts, backend, uuid) for uuid in backend.held_bytes)
+    return all(_back(facts, backend, uuid) for uuid in backend.run.held)
 
 
 def _back(facts: Facts, backend: BackendState, uuid: str) -> bool:
     device = facts.seen.devices.get(uuid)
-    gone = backend.gone_at if backend.gone_at is not None else facts.seen.now
+    gone = backend.run.gone_at if backend.run.gone_at is not None else facts.seen.now
     if device is None or device.state is GpuState.LOST:
         return True
     memory, processes = device.memory, device.processes
@@ -41,8 +41,8 @@ def _back(facts: Facts, backend: BackendState, uuid: str) -> bool:
     spare = used_of(facts.ledgers[uuid], UNATTRIBUTED)
     if spare is None:
         return False
-    slack = (1 - RELEASED_FRACTION) * backend.held_bytes[uuid] + _SLACK_BYTES
-    return spare - backend.spare_then.get(uuid, 0) <= slack
+    slack = (1 - RELEASED_FRACTION) * backend.run.held[uuid] + _SLACK_BYTES
+    return spare - backend.run.spare_then.get(uuid, 0) <= slack
 
 
 def remember(facts: Facts, backend: BackendState) -> tuple[dict[str, int], dict[str, int]]:
@@ -50,7 +50,7 @@ def remember(facts: Facts, backend: BackendState) -> tuple[dict[str, int], dict[
     beside it; the old ones otherwise. A list from before a free or a take makes any rest of it, and
     with a wrong rest to compare with a release could never be proven.
     """
-    held, spare = dict(backend.held_bytes), dict(backend.spare_then)
+    held, spare = dict(backend.run.held), dict(backend.run.spare_then)
     placement = facts.placements.get(backend.name)
     for uuid in placement.devices if placement else ():
         device = facts.seen.devices.get(uuid)

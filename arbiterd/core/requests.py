@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from arbiterd.core import faults, learn, sleeping
 from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
@@ -23,7 +21,8 @@ def take_requests(facts: Facts) -> tuple[Facts, Notes]:
             said = facts.say(EventName.STOP, Severity.NOTICE, text)
             for name in facts.settings.active.backends:
                 if name in facts.backends:  # each stays stopped until it is resumed
-                    facts = facts.put(replace(facts.backends[name], parked=True))
+                    backend = facts.backends[name]
+                    facts = facts.put(backend.having(wish=backend.wish.park()))
         elif request.verb is Verb.RESET_CAP:  # also of one that only another mode names
             facts, said = learn.reset(facts, request.backend, request.by)
         elif request.backend in facts.backends:
@@ -37,21 +36,15 @@ def _one(facts: Facts, request: OperatorRequest) -> tuple[Facts, Note | None]:
     match request.verb:
         case Verb.DRAIN:
             name, what = EventName.SHED, "drained"
-            backend = replace(backend, held=True)
+            backend = backend.having(wish=backend.wish.drain())
         case Verb.RESUME:
             name, what = EventName.UNSHED, "resumed"
             facts, backend = faults.forgive(facts, backend.name), _resumed(facts, backend)
         case Verb.RESTART:
             name, what = EventName.RESTART, "restart asked"
             resting = backend.phase in (Phase.BACKOFF, Phase.FAILED, Phase.STOPPED)
-            backend = replace(
-                backend,
-                restart_asked=not resting,
-                parked=False,
-                failures=(),
-                attempt=0,
-                not_before=0.0,
-            )
+            wish = backend.wish.start_anew(running=not resting)
+            backend = backend.having(wish=wish, history=backend.history.forgiven())
         case Verb.SLEEP:
             if sleeping.able(facts.settings, backend.name):
                 return facts, None  # told to the asker already (core/asking)
@@ -59,7 +52,7 @@ def _one(facts: Facts, request: OperatorRequest) -> tuple[Facts, Note | None]:
             backend = sleeping.ask(facts, backend, request.by, drain_of(facts, backend.name))
         case Verb.WAKE:
             name, what = EventName.WAKE, "wake asked"
-            backend = replace(backend, sleep=replace(backend.sleep, wake=True))
+            backend = backend.having(sleep=sleeping.call_back(backend.sleep))
         case Verb.RESET_CAP | Verb.STOP_ALL:
             return facts, None
     said = facts.say(
@@ -74,10 +67,9 @@ def _one(facts: Facts, request: OperatorRequest) -> tuple[Facts, Note | None]:
 
 
 def _resumed(facts: Facts, backend: BackendState) -> BackendState:
-    sleep = replace(backend.sleep, wake=backend.phase is Phase.SLEEPING)
-    changed = replace(
-        backend, held=False, parked=False, failures=(), attempt=0, not_before=0.0, sleep=sleep
-    )
+    sleep = sleeping.call_back(backend.sleep, wake=backend.phase is Phase.SLEEPING)
+    history = backend.history.forgiven()
+    changed = backend.having(wish=backend.wish.resume(), history=history, sleep=sleep)
     failed = backend.phase is Phase.FAILED
     return facts.enter(changed, Phase.STOPPED, "resumed") if failed else changed
 

@@ -6,10 +6,7 @@ URL and holds nothing any more serves errors, or computes on the CPU.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.ledger import used_of
 from arbiterd.core.limits import FRESH_SAMPLES, GROWING_BYTES
@@ -22,16 +19,16 @@ from arbiterd.quantities import format_size
 def look(facts: Facts, backend: BackendState) -> tuple[BackendState, str]:
     """(the backend with what it held on lost cards, why its context is gone or "").
 
-    Called before ``held_bytes`` is renewed: that of a lost card is the last that was seen.
+    Called before ``Run.held`` is renewed: that of a lost card is the last that was seen.
     """
-    missed = dict(backend.missed)
-    for uuid, held in backend.held_bytes.items():
+    missed = dict(backend.run.missed)
+    for uuid, held in backend.run.held.items():
         seen = facts.seen.devices.get(uuid)
         if seen is not None and seen.state is GpuState.LOST and held >= GROWING_BYTES:
             missed.setdefault(uuid, held)
     for uuid, held in list(missed.items()):
         seen = facts.seen.devices.get(uuid)
-        fresh = facts.devices.get(uuid, DeviceState()).samples >= FRESH_SAMPLES
+        fresh = facts.device(uuid).sampled.count >= FRESH_SAMPLES
         if seen is None or seen.state is not GpuState.OK or not fresh:
             continue
         used = used_of(facts.ledgers.get(uuid, ()), backend.name)
@@ -43,8 +40,8 @@ def look(facts: Facts, backend: BackendState) -> tuple[BackendState, str]:
                 f"GPU {seen.device.index} was lost and is back, and of the {format_size(held)} that it "
                 "held there nothing is left: its CUDA context is gone"
             )
-            return replace(backend, missed=missed), why
-    return (backend if missed == backend.missed else replace(backend, missed=missed)), ""
+            return backend.having(run=backend.run.missing(missed)), why
+    return backend.having(run=backend.run.missing(missed)), ""
 
 
 def _unloaded(facts: Facts, name: str) -> bool:

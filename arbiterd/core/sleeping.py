@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arbiterd.core.backend_axes import AWAKE, Sleep, SleepStage
 from arbiterd.core.backend_state import (
     LADDER,
     After,
     BackendState,
     DrainCause,
-    Sleep,
-    SleepStage,
     serves,
 )
-from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.failing import fail, give_back
 from arbiterd.core.gate import beside_hung, memory_event
-from arbiterd.core.judge import fresh
+from arbiterd.core.judge import fresh, must_answer, unasked
 from arbiterd.core.limits import (
     BYTES_BACK_PINNED_S,
     FRESH_SAMPLES,
@@ -59,14 +57,24 @@ def ask(facts: Facts, backend: BackendState, by: str, drain_s: float) -> Backend
     """Drain, then sleep; unchanged where it does not serve."""
     if not serves(backend):
         return backend
-    changed = replace(
-        backend,
-        after=After.SLEEPING,
-        drain=DrainCause.SLEEP,
-        deadline=facts.seen.now + drain_s,
-        sleep=Sleep(by=by, at=facts.seen.now, held=dict(backend.held_bytes)),
-    )
+    sleep = Sleep(by=by, at=facts.seen.now, held=dict(backend.run.held))
+    leaves = backend.leave(After.SLEEPING, facts.seen.now + drain_s, DrainCause.SLEEP)
+    changed = leaves.having(sleep=sleep)
     return facts.enter(changed, Phase.DRAINING, f"is put to sleep by {by}")
+
+
+def call_back(sleep: Sleep, *, wake: bool = True) -> Sleep:
+    """It is to wake, or to sleep on."""
+    return replace(sleep, wake=wake)
+
+
+def taken_over(sleep: Sleep, now: float) -> Sleep:
+    """A wake that was under way is asked for again: waking what is awake does no harm. Whether a sleep
+    that was under way has worked, its bytes tell.
+    """
+    if sleep.stage in (SleepStage.WAKING, SleepStage.CHECKING):
+        return replace(sleep, stage=SleepStage.ASLEEP, wake=True)
+    return replace(sleep, at=now) if sleep.stage is SleepStage.FALLING else sleep
 
 
 def fall(facts: Facts, backend: BackendState) -> Step:
@@ -80,10 +88,10 @@ def fall(facts: Facts, backend: BackendState) -> Step:
         url=engine_url(facts.settings, wanted),
         requests=engine_of(wanted.kind).sleep_requests(wanted),
     )
-    held = dict(backend.held_bytes)
+    held = dict(backend.run.held)
     sleep = replace(backend.sleep, stage=SleepStage.FALLING, at=facts.seen.now, held=held)
-    vitals = replace(backend.vitals, canary_due=False)  # a request to a sleeper hangs
-    changed = replace(backend, pending=action.id, deadline=None, sleep=sleep, vitals=vitals)
+    vitals = unasked(backend.vitals)  # a request to a sleeper hangs
+    changed = backend.due(None).ordered(action.id, sleep=sleep, vitals=vitals)
     falls = facts.enter(changed, Phase.SLEEPING, f"falls asleep, asked by {sleep.by}")
     return Step(falls, (Order(action, bytes_expected=sum(held.values())),))
 
@@ -115,7 +123,7 @@ def _falling(facts: Facts, backend: BackendState) -> Step:
         if not outcome.ok:
             return _broken(facts, backend, f"sleep failed: {outcome.detail}").after(heard)
         sleep = replace(backend.sleep, at=facts.seen.now)
-        backend = replace(backend, pending="", sleep=sleep)
+        backend = backend.heard(sleep=sleep)
     freed = None if backend.pending else _freed(facts, backend)
     if freed is None:
         return Step(backend, heard)
@@ -136,7 +144,7 @@ def _falling(facts: Facts, backend: BackendState) -> Step:
         bytes_expected=held,
         bytes_freed=back,
     )
-    asleep = facts.enter(replace(backend, sleep=sleep), Phase.SLEEPING, reason)
+    asleep = facts.enter(backend.having(sleep=sleep), Phase.SLEEPING, reason)
     return Step(asleep, (*heard, said))
 
 
@@ -144,10 +152,10 @@ def _freed(facts: Facts, backend: BackendState) -> dict[str, int] | None:
     """Bytes back per device by samples newer than the answer, None while there are none."""
     out = {}
     for uuid, held in backend.sleep.held.items():
-        state = facts.devices.get(uuid, DeviceState())
-        if state.seen_at <= backend.sleep.at:
+        state = facts.device(uuid)
+        if state.sampled.seen_at <= backend.sleep.at:
             return None
-        out[uuid] = max(0, held - state.used.get(backend.name, 0) - state.releasing)
+        out[uuid] = max(0, held - state.sampled.used.get(backend.name, 0) - state.sampled.releasing)
     return out
 
 
@@ -171,7 +179,7 @@ def wake(facts: Facts, backend: BackendState) -> Step:
         requests=engine_of(wanted.kind).wake_requests(wanted),
     )
     sleep = replace(backend.sleep, stage=SleepStage.WAKING, at=facts.seen.now)
-    changed = replace(backend, pending=action.id, sleep=sleep)
+    changed = backend.ordered(action.id, sleep=sleep)
     return Step(facts.enter(changed, Phase.SLEEPING, "waking"), (Order(action),))
 
 
@@ -179,10 +187,7 @@ def _calm_again(facts: Facts, backend: BackendState) -> bool:
     """The ladder's sleepers come back by themselves."""
     if backend.sleep.by != LADDER:
         return False
-    return all(
-        facts.devices.get(uuid, DeviceState()).pressure is Pressure.CALM
-        for uuid in backend.sleep.held
-    )
+    return all(facts.device(uuid).sampled.pressure is Pressure.CALM for uuid in backend.sleep.held)
 
 
 def _outgrew(facts: Facts, backend: BackendState) -> bool:
@@ -190,8 +195,11 @@ def _outgrew(facts: Facts, backend: BackendState) -> bool:
     a fresh process needs no more than the cap.
     """
     for uuid, freed in backend.sleep.freed.items():
-        seen, state = facts.seen.devices.get(uuid), facts.devices.get(uuid, DeviceState())
-        calm = state.pressure is Pressure.CALM and memory_event(facts, uuid, backend.name) is None
+        seen, state = facts.seen.devices.get(uuid), facts.device(uuid)
+        calm = (
+            state.sampled.pressure is Pressure.CALM
+            and memory_event(facts, uuid, backend.name) is None
+        )
         if seen is None or not isinstance(seen.memory, Known) or not calm:
             continue
         over = backend.sleep.held[uuid] > facts.placements[backend.name].cap_bytes
@@ -203,11 +211,11 @@ def _outgrew(facts: Facts, backend: BackendState) -> bool:
 def _no_room(facts: Facts, backend: BackendState) -> str:
     """Why it may not wake now: no wakes blind, beside another memory event, or without room."""
     for uuid, freed in backend.sleep.freed.items():
-        seen, state = facts.seen.devices.get(uuid), facts.devices.get(uuid, DeviceState())
+        seen, state = facts.seen.devices.get(uuid), facts.device(uuid)
         if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
             return "its GPU cannot be read"
-        if state.samples < FRESH_SAMPLES or state.fault:
-            return state.fault or "too few fresh samples"
+        if state.sampled.count < FRESH_SAMPLES or state.fault.text:
+            return state.fault.text or "too few fresh samples"
         event = memory_event(facts, uuid, backend.name)
         if event is not None:
             return str(event)
@@ -215,10 +223,10 @@ def _no_room(facts: Facts, backend: BackendState) -> str:
         need, free = freed + booked + WAKE_MARGIN_BYTES, seen.memory.value.free_bytes
         if free < need:
             return f"needs {format_size(need)} free, {format_size(free)} is"
-        if state.pressure is Pressure.CRITICAL:
+        if state.sampled.pressure is Pressure.CRITICAL:
             return f"GPU {seen.device.index} is critical"
-        if state.reclaim is not None:
-            return f"memory of GPU {seen.device.index} is being taken back ({state.reclaim.rung})"
+        if state.ladder.reclaim is not None:
+            return f"memory of GPU {seen.device.index} is being taken back ({state.ladder.reclaim.rung})"
     return ""
 
 
@@ -229,10 +237,9 @@ def _waking(facts: Facts, backend: BackendState) -> Step:
     heard: Notes = (Heard(outcome),)
     if not outcome.ok:
         return _broken(facts, backend, f"wake failed: {outcome.detail}").after(heard)
-    seq = _canary_seq(facts, backend)
-    vitals = replace(fresh(facts.seen.now), canary_due=True, canary_seq=seq)
+    vitals = must_answer(facts.seen.now, _canary_seq(facts, backend))
     stage = replace(backend.sleep, stage=SleepStage.CHECKING, at=facts.seen.now)
-    changed = replace(backend, pending="", sleep=stage, vitals=vitals)
+    changed = backend.heard(sleep=stage, vitals=vitals)
     return Step(facts.enter(changed, Phase.SLEEPING, "awake, must answer first"), heard)
 
 
@@ -242,7 +249,8 @@ def _checking(facts: Facts, backend: BackendState) -> Step:
     new = isinstance(answer, Known) and answer.value.seq > backend.vitals.canary_seq
     if new and isinstance(answer, Known) and answer.value.verdict.ok:
         took = format_duration(now - backend.sleep.at)
-        changed = replace(backend, sleep=Sleep(), vitals=fresh(now), ready_at=now)
+        run = backend.run.ready(now)
+        changed = backend.having(sleep=AWAKE, vitals=fresh(now), run=run)
         text = f"{backend.name}: awake and answering after {took}"
         said = facts.say(EventName.WAKE, Severity.NOTICE, text, backend.name)
         return Step(facts.enter(changed, Phase.READY, ""), (said,))
@@ -261,4 +269,4 @@ def _canary_seq(facts: Facts, backend: BackendState) -> int:
 def _broken(facts: Facts, backend: BackendState, text: str) -> Step:
     """In no known state: a fresh process."""
     cause = Cause(CauseClass.ENGINE_DEAD, "", text)
-    return fail(facts, replace(backend, sleep=Sleep(), pending=""), text, cause)
+    return fail(facts, backend.heard(sleep=AWAKE), text, cause)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from arbiterd.core.backend_state import BackendState
 from arbiterd.core.device_state import DeviceState
@@ -74,6 +75,9 @@ class Carry:
     times: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
 
+NOTHING = Carry()
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """Placements as configured, for as long as settings and inventory are the same objects."""
@@ -127,3 +131,7 @@ class State:
     unsettled: frozenset[str] = frozenset()
     last: SwitchResult | None = None
     times: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def having(self, **fields: Any) -> State:
+        """With these fields."""
+        return replace(self, **fields)

@@ -54,6 +54,11 @@ def resume(facts: Facts, carried: Switch | None) -> tuple[Facts, Notes]:
     return _begin(facts, good, facts.state.rollback, frozenset(facts.backends))
 
 
+def excused(switch: Switch, seconds: float) -> Switch:
+    """As if so much time had not passed."""
+    return replace(switch, deadline=switch.deadline + seconds)
+
+
 def _begin(
     facts: Facts, before: Settings, back: str, unsettled: frozenset[str]
 ) -> tuple[Facts, Notes]:
@@ -155,19 +160,22 @@ def _settled(facts: Facts, backend: BackendState) -> bool:
     wanted = facts.wanted(backend.name)
     if wanted is None:
         return False
-    if backend.parked and backend.phase is Phase.STOPPED:
+    if backend.wish.parked and backend.phase is Phase.STOPPED:
         return True
-    current = backend.intent == intent(wanted, facts.settings.active.shares[backend.name])
+    current = backend.run.intent == intent(wanted, facts.settings.active.shares[backend.name])
     if not current:
         return False
-    if backend.held:
+    if backend.wish.drained:
         return drained(backend)
     return backend.phase is Phase.READY and not not_accepting(facts, backend)
 
 
 def known_times(facts: Facts) -> dict[str, tuple[float | None, float | None]]:
     """(start, stop) in seconds of every backend that was ever seen, also in another mode."""
-    mine = {one.name: (one.start_took_s, one.stop_took_s) for one in facts.backends.values()}
+    mine = {
+        one.name: (one.history.start_took_s, one.history.stop_took_s)
+        for one in facts.backends.values()
+    }
     return {**facts.state.times, **mine}
 
 
@@ -186,7 +194,7 @@ def _patience(settings: Settings, touched: Mapping[str, Change]) -> float:
 
 def _failed(facts: Facts, name: str) -> int:
     backend = facts.backends.get(name)
-    return backend.failed_count if backend else 0
+    return backend.history.count if backend else 0
 
 
 def _failure(facts: Facts, switch: Switch, left: Sequence[Step]) -> str:
@@ -195,8 +203,8 @@ def _failure(facts: Facts, switch: Switch, left: Sequence[Step]) -> str:
         backend = facts.backends.get(step.backend)
         if backend is None or step.change is Change.STOP:
             continue
-        count = backend.failed_count - switch.failures.get(step.backend, 0)
-        cause = backend.cause.summary if backend.cause else backend.reason
+        count = backend.history.count - switch.failures.get(step.backend, 0)
+        cause = backend.history.cause.summary if backend.history.cause else backend.reason
         if count and backend.phase is Phase.FAILED:
             return f"{step.backend} cannot run in it: {cause}"
         if count >= SWITCH_FAILURES:
@@ -221,8 +229,8 @@ def _lost(facts: Facts, backend: BackendState) -> str:
         seen = facts.seen.devices.get(uuid)
         if seen is not None and seen.state in (GpuState.LOST, GpuState.FAULT):
             return f"GPU {seen.device.index} is {seen.state.value}"
-        if uuid in facts.devices and facts.devices[uuid].fault:
-            return facts.devices[uuid].fault
+        if uuid in facts.devices and facts.devices[uuid].fault.text:
+            return facts.devices[uuid].fault.text
     return ""
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from math import nextafter
 
-from arbiterd.core.backend_state import BackendState, Canaries
+from arbiterd.core.backend_axes import Canaries
+from arbiterd.core.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import TRIAL_MOST_S, TRIAL_MOVED_BYTES, TRIAL_READ_S
 from arbiterd.core.notes import Note
+from arbiterd.core.records import later
 from arbiterd.engines import engine_of
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.reading import Known
@@ -25,7 +27,7 @@ def step(facts: Facts, backend: BackendState) -> tuple[BackendState, bool]:
     if wanted is None or trials is None or found.done:
         return backend, True
     models = trials.models(wanted)
-    if backend.adopted:
+    if backend.run.adopted:
         why = "not tried: it was running before this daemon"
         found = replace(found, done=True, without=dict.fromkeys(models, why))
     elif found.asked:
@@ -34,7 +36,12 @@ def step(facts: Facts, backend: BackendState) -> tuple[BackendState, bool]:
         found = replace(found, loaded_at=_answered_at(facts, backend.name))
     if not found.asked and not found.done:
         found = _next(facts, backend, found, models, found.loaded_at or 0.0)
-    return replace(backend, canaries=found), found.done
+    return backend.having(canaries=found), found.done
+
+
+def excused(canaries: Canaries, seconds: float) -> Canaries:
+    """As if so much time had not passed."""
+    return later(canaries, seconds, "asked_at")
 
 
 def needed(facts: Facts, backend: BackendState) -> bool:

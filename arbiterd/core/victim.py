@@ -122,12 +122,12 @@ def _trims(facts: Facts, name: str, state: DeviceState, need: Need) -> list[Opti
     busy = seen is not None and seen.in_flight > 0
     out = []
     for number, model in enumerate(order):
-        size = state.used.get(name, 0) if len(order) == 1 else model.vram_bytes
+        size = state.sampled.used.get(name, 0) if len(order) == 1 else model.vram_bytes
         key = f"{Rung.TRIM}:{name}:{model.name}"
-        last = state.done.get(key, float("-inf"))
-        failed = state.done.get(f"failed {key}", float("-inf"))
+        last = state.ladder.done.get(key, float("-inf"))
+        failed = state.ladder.done.get(f"failed {key}", float("-inf"))
         why = ""
-        if not serves(backend) or backend.warm_pending or loading(facts, name):
+        if not serves(backend) or backend.warm.pending or loading(facts, name):
             why = f"{name} is {backend.phase.value} or loading"
         elif not model.vram_bytes:
             why = "it is not on the card"
@@ -147,9 +147,9 @@ def _trims(facts: Facts, name: str, state: DeviceState, need: Need) -> list[Opti
 # -- the guilty -------------------------------------------------------------------------------------
 def _over(facts: Facts, uuid: str, name: str, state: DeviceState, need: Need) -> Option:
     """What may be done to one backend beyond trimming."""
-    backend, held = facts.backends[name], state.used.get(name, 0)
+    backend, held = facts.backends[name], state.sampled.used.get(name, 0)
     cap = facts.placements[name].cap_bytes
-    if name not in state.over_since:
+    if name not in state.sampled.over_since:
         text = f"within its cap of {format_size(cap)}: never touched for a neighbour"
         return Option(Candidate(name, Rung.RESTART, held, False, text), possible=False)
     over = f"{format_size(held - cap)} over its cap of {format_size(cap)}"
@@ -203,9 +203,9 @@ def _taken_elsewhere(facts: Facts, uuid: str, name: str) -> bool:
     """Whether a sleep or a restart of this backend, on several GPUs, is in flight on another of them."""
     return any(
         other != uuid
-        and one.reclaim is not None
-        and one.reclaim.backend == name
-        and one.reclaim.rung is not Rung.TRIM
+        and one.ladder.reclaim is not None
+        and one.ladder.reclaim.backend == name
+        and one.ladder.reclaim.rung is not Rung.TRIM
         for other, one in facts.devices.items()
     )
 
@@ -215,18 +215,20 @@ def _rung(
 ) -> tuple[Rung, NotNow | None]:
     """(sleep, restart or stop, why not now)."""
     now, name = facts.seen.now, backend.name
-    if len(recent(state.disruptive, now)) >= DISRUPTIVE_MAX:
+    if len(recent(state.ladder.disruptive, now)) >= DISRUPTIVE_MAX:
         return Rung.RESTART, NotNow.BUDGET_SPENT
     if _can_sleep(facts, backend, state, need):
         return Rung.SLEEP, None
-    restarts = recent(state.restarts.get(name, ()), now)
+    restarts = recent(state.ladder.restarts.get(name, ()), now)
     rung = Rung.STOP if len(restarts) >= STOP_AFTER_RESTARTS else Rung.RESTART
     cooling = now - _last_restart(state, name) < RESTART_AGAIN_S
     return rung, NotNow.COOLDOWN if cooling else None
 
 
 def _last_restart(state: DeviceState, name: str) -> float:
-    return max(state.done.get(f"{one}:{name}", float("-inf")) for one in (Rung.RESTART, Rung.STOP))
+    return max(
+        state.ladder.done.get(f"{one}:{name}", float("-inf")) for one in (Rung.RESTART, Rung.STOP)
+    )
 
 
 def _can_sleep(facts: Facts, backend: BackendState, state: DeviceState, need: Need) -> bool:
@@ -235,9 +237,9 @@ def _can_sleep(facts: Facts, backend: BackendState, state: DeviceState, need: Ne
         return False
     if not engine_of(wanted.kind).sleep_requests(wanted):
         return False
-    if now - state.done.get(f"{Rung.SLEEP}:{backend.name}", float("-inf")) < SLEEP_AGAIN_S:
+    if now - state.ladder.done.get(f"{Rung.SLEEP}:{backend.name}", float("-inf")) < SLEEP_AGAIN_S:
         return False
-    held = state.used.get(backend.name, 0)
+    held = state.sampled.used.get(backend.name, 0)
     ram = facts.seen.host.ram_free_bytes
     if ram < held + HOST_RAM_SPARE:
         return False

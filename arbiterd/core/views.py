@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arbiterd.core import brakes, judge, ledger, pressure, progress
-from arbiterd.core.backend_state import BackendState, SleepStage, drained
+from arbiterd.core.backend_axes import SleepStage
+from arbiterd.core.backend_state import BackendState, drained
 from arbiterd.core.device_state import Braked, DeviceState
 from arbiterd.core.evidence import outstanding, traffic
 from arbiterd.core.facts import Facts
@@ -28,47 +29,47 @@ from arbiterd.model.settings import Kind
 
 def device_view(facts: Facts, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceView:
     """One device as published, with the numbers behind its band."""
-    state = facts.devices.get(uuid, DeviceState())
+    state = facts.device(uuid)
     seen = facts.seen.devices[uuid]
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     memory = seen.memory
     detail = PressureView(
-        solvency_bytes=state.solvency,
+        solvency_bytes=state.sampled.solvency,
         free_bytes=memory.value.free_bytes if isinstance(memory, Known) else None,
         tight_below=pressure.tight_below(headroom),
         calm_above=pressure.calm_above(headroom),
         critical_below=pressure.critical_free_bytes(headroom),
-        excess_bytes=state.excess,
-        slope=state.slope,
-        time_to_full_s=state.time_to_full_s,
-        lead_s=state.lead_s,
+        excess_bytes=state.sampled.excess,
+        slope=state.sampled.slope,
+        time_to_full_s=state.sampled.time_to_full_s,
+        lead_s=state.ladder.lead_s,
         holders=_trends(facts, state, rows),
-        candidates=state.candidates,
+        candidates=state.ladder.candidates,
         reclaim=_reclaim_view(state),
-        braked={name: text for name, one in state.braked.items() if (text := _braked(one))},
-        loads_held=state.loads_held,
-        disruptive=len(recent(state.disruptive, facts.seen.now)),
+        braked={name: text for name, one in state.ladder.braked.items() if (text := _braked(one))},
+        loads_held=state.ladder.loads_held,
+        disruptive=len(recent(state.ladder.disruptive, facts.seen.now)),
         disruptive_max=DISRUPTIVE_MAX,
-        fault=state.fault,
+        fault=state.fault.text,
         capacity_bytes=seen.device.capacity_bytes,
-        releasing_bytes=state.releasing,
+        releasing_bytes=state.sampled.releasing,
         brakes={
             name: BrakesView(one.hold, one.limit, bool(one.freezing))
-            for name, one in state.braked.items()
+            for name, one in state.ladder.braked.items()
             if _braked(one)
         },
     )
     detail = _terms(facts, state, detail)
-    return DeviceView(uuid, state.pressure, rows, state.time_to_full_s, detail)
+    return DeviceView(uuid, state.sampled.pressure, rows, state.sampled.time_to_full_s, detail)
 
 
 def _terms(facts: Facts, state: DeviceState, detail: PressureView) -> PressureView:
     """Solvency's terms, of the sample that it was computed from."""
-    if state.solvency is None:
+    if state.sampled.solvency is None:
         return detail
-    foreign = max(0, state.used.get(ledger.FOREIGN, 0) - facts.settings.foreign_allow_bytes)
-    rest = max(0, state.used.get(ledger.UNATTRIBUTED, 0) - state.releasing)
-    granted = detail.capacity_bytes - state.solvency - foreign - rest
+    foreign = max(0, state.sampled.used.get(ledger.FOREIGN, 0) - facts.settings.foreign_allow_bytes)
+    rest = max(0, state.sampled.used.get(ledger.UNATTRIBUTED, 0) - state.sampled.releasing)
+    granted = detail.capacity_bytes - state.sampled.solvency - foreign - rest
     return replace(
         detail, granted_bytes=granted, foreign_over_bytes=foreign, unattributed_bytes=rest
     )
@@ -76,15 +77,15 @@ def _terms(facts: Facts, state: DeviceState, detail: PressureView) -> PressureVi
 
 def _trends(facts: Facts, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tuple[Holder, ...]:
     """Those who hold more than they were granted."""
-    if not state.excess:
+    if not state.sampled.excess:
         return ()
     out = []
     for row in rows:
-        used, cap = state.used.get(row.holder, 0), row.cap_bytes or 0
+        used, cap = state.sampled.used.get(row.holder, 0), row.cap_bytes or 0
         if row.holder == ledger.FOREIGN:
             over = used - facts.settings.foreign_allow_bytes
         elif row.holder == ledger.UNATTRIBUTED:
-            over = used - state.releasing
+            over = used - state.sampled.releasing
         else:
             over = used - cap if cap else 0
         if over > 0:
@@ -94,7 +95,7 @@ def _trends(facts: Facts, state: DeviceState, rows: tuple[LedgerRow, ...]) -> tu
 
 
 def _reclaim_view(state: DeviceState) -> ReclaimView | None:
-    one = state.reclaim
+    one = state.ladder.reclaim
     if one is None:
         return None
     freed = freed_of(state)
@@ -148,17 +149,17 @@ def backend_view(facts: Facts, backend: BackendState, used: int | None) -> Backe
         cap_bytes=placement.cap_bytes if placement else 0,
         used_bytes=used,
         pids=unit.pids,
-        restarts=backend.restarts,
+        restarts=backend.history.restarts,
         in_flight=running,
         queued=waiting,
         degraded=backend.vitals.degraded,
         learned_bytes=_learned(facts, backend.name),
         throttled=_throttled(facts, backend.name),
         priority=wanted.priority if wanted else 0,
-        intent=backend.intent,
+        intent=backend.run.intent,
         canaries=dict.fromkeys(backend.canaries.kept, "") | dict(backend.canaries.without),
-        start_took_s=backend.start_took_s,
-        stop_took_s=backend.stop_took_s,
+        start_took_s=backend.history.start_took_s,
+        stop_took_s=backend.history.stop_took_s,
     )
 
 
@@ -230,13 +231,13 @@ def _full(facts: Facts, name: str) -> str:
 def retry_after_s(facts: Facts, backend: BackendState) -> int:
     """Whole seconds, 1 to 120: what is left of the start, of the back-off, of the release."""
     now = facts.seen.now
-    start = backend.start_took_s or FIRST_START_GUESS_S
+    start = backend.history.start_took_s or FIRST_START_GUESS_S
     wanted = facts.wanted(backend.name)
     match backend.phase:
         case Phase.STARTING:
             left = start - (now - backend.since)
         case Phase.BACKOFF | Phase.FAILED:
-            left = backend.not_before - now + start
+            left = backend.history.not_before - now + start
         case Phase.READY if not judge.accepting(backend.vitals):
             sick = backend.vitals.sick_since or now
             left = (wanted.stuck_after_s if wanted else 0) - (now - sick) + start

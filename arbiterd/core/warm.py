@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.gate import beside_hung, loading, memory_event
 from arbiterd.core.ledger import used_of
@@ -19,7 +16,6 @@ from arbiterd.core.limits import (
 )
 from arbiterd.core.notes import Note, Notes, Order
 from arbiterd.core.planning import engine_url
-from arbiterd.core.records import updated
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel
@@ -34,8 +30,8 @@ def step(facts: Facts, backend: BackendState) -> Step:
     wanted = facts.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
     if not model:
-        return Step(updated(backend, warm_done=True))
-    if backend.warm_pending:
+        return Step(backend.having(warm=backend.warm.none()))
+    if backend.warm.pending:
         return _outcome(facts, backend, model)
     health = facts.seen.health.get(backend.name)
     if health is None or not isinstance(health.loaded, Known):
@@ -43,16 +39,16 @@ def step(facts: Facts, backend: BackendState) -> Step:
     names = _names(facts, backend.name, model)
     loaded = health.loaded.value
     here = next((m for m in loaded if any(is_listed(n, names) for n in (m.name, *m.also))), None)
-    if facts.seen.now < backend.warm_away_until:
+    if facts.seen.now < backend.warm.away_until:
         return Step(backend)  # a client sent it away
     # A load below /v1 comes with Ollama's own keep-alive: ask again before it runs out.
     leaves = here is not None and here.expires_in_s is not None and here.expires_in_s < REARM_S
     if here is not None and not leaves:
-        return Step(updated(backend, warm_done=True, warm_failures=0))
+        return Step(backend.having(warm=backend.warm.loaded()))
     if here is None and len(loaded) >= wanted.ollama.max_loaded_models:
         # A client's model has its place: no tug-of-war, it comes back when that one leaves.
         return Step(backend)
-    soon = facts.seen.now < backend.warm_not_before
+    soon = facts.seen.now < backend.warm.not_before
     if soon or (here is None and _too_soon(facts, backend, health.loaded.at)):
         return Step(backend)
     return Step(backend, ask=Ask.WARM)
@@ -82,7 +78,7 @@ def load(facts: Facts, backend: BackendState) -> Step:
         action=action.id,
         reason=action.reason,
     )
-    return Step(replace(backend, warm_pending=action.id), (Order(action), said))
+    return Step(backend.having(warm=backend.warm.load(action.id)), (Order(action), said))
 
 
 def note_loads(facts: Facts) -> tuple[Facts, Notes]:
@@ -95,7 +91,7 @@ def note_loads(facts: Facts) -> tuple[Facts, Notes]:
         model = engine_of(wanted.kind).warm_model(wanted)
         if model and is_listed(undone.model, _names(facts, backend.name, model)):
             until = facts.seen.now + WARM_AWAY_S
-            facts = facts.put(replace(backend, warm_away_until=until))
+            facts = facts.put(backend.having(warm=backend.warm.sent_away(until)))
             text = (
                 f"{backend.name}: the load of {model} is held for {format_duration(WARM_AWAY_S)} "
                 "or until a request needs it: a client has unloaded it"
@@ -108,9 +104,8 @@ def asked_for(facts: Facts, backend: BackendState, asked: str) -> BackendState:
     """A client's load has begun: a warm model that was sent away is wanted again."""
     wanted = facts.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
-    again = model and is_listed(asked, _names(facts, backend.name, model))
-    until = 0.0 if again else backend.warm_away_until
-    return replace(backend, client_load_at=facts.seen.now, warm_away_until=until)
+    this = bool(model) and is_listed(asked, _names(facts, backend.name, model))
+    return backend.having(warm=backend.warm.client_loads(facts.seen.now, this=this))
 
 
 def _names(facts: Facts, name: str, model: str) -> tuple[str, ...]:
@@ -122,8 +117,8 @@ def _names(facts: Facts, name: str, model: str) -> tuple[str, ...]:
 
 def _too_soon(facts: Facts, backend: BackendState, listed_at: float) -> bool:
     """Whether the list may be older than a load's end, or a client has just loaded something."""
-    since = facts.seen.now - backend.client_load_at
-    return listed_at <= backend.load_ended_at or since < WARM_AFTER_CLIENT_S
+    since = facts.seen.now - backend.warm.client_load_at
+    return listed_at <= backend.warm.load_ended_at or since < WARM_AFTER_CLIENT_S
 
 
 def _blocked(facts: Facts, backend: BackendState) -> bool:
@@ -144,18 +139,18 @@ def _blocked(facts: Facts, backend: BackendState) -> bool:
         )
         if hung and seen.memory.value.free_bytes < booked + own:
             return True
-        state = facts.devices.get(uuid, DeviceState())
-        if state.pressure in (Pressure.TIGHT, Pressure.CRITICAL) or state.loads_held:
+        state = facts.device(uuid)
+        if state.sampled.pressure in (Pressure.TIGHT, Pressure.CRITICAL) or state.ladder.loads_held:
             return True  # it was trimmed, or would be: it comes back when the device is calm
     return False
 
 
 def _outcome(facts: Facts, backend: BackendState, model: str) -> Step:
-    outcome = facts.outcome_of(backend.warm_pending)
+    outcome = facts.outcome_of(backend.warm.pending)
     if outcome is None:
         return Step(backend)
     now, name = facts.seen.now, backend.name
-    ended = replace(backend, warm_pending="", warm_not_before=now + WARM_RETRY_S, load_ended_at=now)
+    ended = backend.warm.ended(now, now + WARM_RETRY_S)
     if outcome.ok:
         said = facts.say(
             EventName.LOAD_ADMITTED,
@@ -165,8 +160,8 @@ def _outcome(facts: Facts, backend: BackendState, model: str) -> Step:
             action=outcome.action.id,
             took_ms=outcome.took_ms,
         )
-        return Step(replace(ended, warm_done=True, warm_failures=0), (said,))
-    failures = backend.warm_failures + 1
+        return Step(backend.having(warm=ended.loaded()), (said,))
+    failures = backend.warm.failures + 1
     said = facts.say(
         EventName.LOAD_REFUSED,
         Severity.WARNING,
@@ -175,5 +170,5 @@ def _outcome(facts: Facts, backend: BackendState, model: str) -> Step:
         action=outcome.action.id,
         reason=outcome.detail,
     )
-    done = backend.warm_done or failures >= WARM_FAILURES
-    return Step(replace(ended, warm_failures=failures, warm_done=done), (said,))
+    done = backend.warm.done or failures >= WARM_FAILURES
+    return Step(backend.having(warm=ended.failed(failures, done=done)), (said,))

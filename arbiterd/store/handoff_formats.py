@@ -8,6 +8,7 @@ and a step.
    drains by its sentence alone.
 2  values as in traces, with the names of their classes (trace/codec.py).
 3  without the time at which a device's band began, which nobody read.
+4  a backend's and a device's fields by what they are about, in records of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 from arbiterd.trace.codec import classes
 
 Json: TypeAlias = Any
-FORMAT = 3
+FORMAT = 4
 
 # -- 1 to 2 ------------------------------------------------------------------------------------------
 # Which class stands in a field; *: in each value of it. What is not a key here is an enumeration.
@@ -100,8 +101,96 @@ def _no_band_time(carry: Json) -> Json:
     return carry
 
 
+# -- 3 to 4 ------------------------------------------------------------------------------------------
+# The record that holds a field now, and its name there.
+_BACKEND = {
+    "held": "wish.drained",
+    "parked": "wish.parked",
+    "restart_asked": "wish.restart",
+    "invocation": "run.invocation",
+    "intent": "run.intent",
+    "adopted": "run.adopted",
+    "started_cap": "run.cap",
+    "ready_at": "run.ready_at",
+    "held_bytes": "run.held",
+    "spare_then": "run.spare_then",
+    "missed": "run.missed",
+    "gone_at": "run.gone_at",
+    "release_slow_said": "run.slow_told",
+    "failures": "history.failures",
+    "failed_count": "history.count",
+    "attempt": "history.attempt",
+    "restarts": "history.restarts",
+    "not_before": "history.not_before",
+    "cause": "history.cause",
+    "ooms": "history.ooms",
+    "start_took_s": "history.start_took_s",
+    "stop_took_s": "history.stop_took_s",
+    "warm_done": "warm.done",
+    "warm_failures": "warm.failures",
+    "warm_not_before": "warm.not_before",
+    "warm_pending": "warm.pending",
+    "warm_away_until": "warm.away_until",
+    "load_ended_at": "warm.load_ended_at",
+    "client_load_at": "warm.client_load_at",
+    "nodes_asked": "nodes.asked",
+    "nodes_asked_at": "nodes.asked_at",
+    "nodes_problem": "nodes.problem",
+}
+_DEVICE = {
+    **dict.fromkeys(
+        (
+            *(
+                "pressure",
+                "band_since",
+                "seen_at",
+                "solvency",
+                "used",
+                "windows",
+                "frees",
+                "excess",
+            ),
+            *("slope", "time_to_full_s", "releasing", "releasing_until", "over_since", "alarms"),
+            *("alarm_at", "moved_at", "foreign_calm_at"),
+        ),
+        "sampled",
+    ),
+    "samples": "sampled.count",
+    "last_sample_at": "sampled.last_at",
+    **dict.fromkeys(
+        (
+            *("lead_s", "reclaim", "braked", "loads_held", "disruptive", "restarts", "done"),
+            "candidates",
+        ),
+        "ladder",
+    ),
+    "fault": "fault.text",
+    "fault_code": "fault.code",
+    "fault_seen": "fault.seen",
+    "fault_cleared": "fault.cleared",
+}
+
+
+def _on_axes(carry: Json) -> Json:
+    for key, table in (("backends", _BACKEND), ("devices", _DEVICE)):
+        if key in carry:
+            carry[key] = {name: _parted(one, table) for name, one in carry[key].items()}
+    return carry
+
+
+def _parted(one: Json, table: Mapping[str, str]) -> Json:
+    out: dict[str, Json] = {}
+    for key, value in one.items():
+        axis, _, name = table.get(key, "").partition(".")
+        if axis:
+            out.setdefault(axis, {"$": axis.capitalize()})[name or key] = value
+        else:
+            out[key] = value
+    return out
+
+
 # -- all of them -------------------------------------------------------------------------------------
-_STEPS: dict[int, Callable[[Json], Json]] = {1: _names, 2: _no_band_time}
+_STEPS: dict[int, Callable[[Json], Json]] = {1: _names, 2: _no_band_time, 3: _on_axes}
 
 
 def migrated(carry: Json, written_as: int) -> Json:

@@ -33,6 +33,7 @@ _MODULES = (
     "arbiterd.model.sandbox",
     "arbiterd.model.settings",
     "arbiterd.model.switch",
+    "arbiterd.core.backend_axes",
     "arbiterd.core.backend_state",
     "arbiterd.core.device_state",
     "arbiterd.core.state",

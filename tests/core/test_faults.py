@@ -77,16 +77,16 @@ def test_a_card_that_wants_no_reset_any_more_is_used_again() -> None:
     world.recovery = 1
     world.xids = [XidEvent(GPU, 119, world.now)]
     world.tick(4)
-    assert world.state.devices[GPU].fault
+    assert world.state.devices[GPU].fault.text
     world.recovery = 0
     world.tick(2)
-    assert not world.state.devices[GPU].fault
+    assert not world.state.devices[GPU].fault.text
     world.xids = [XidEvent(GPU, 95, world.now)]
     world.tick(40)
-    assert world.state.devices[GPU].fault
+    assert world.state.devices[GPU].fault.text
     world.ask(Verb.RESUME, "vllm")
     world.tick(2)
-    assert not world.state.devices[GPU].fault
+    assert not world.state.devices[GPU].fault.text
 
 
 def test_an_informational_xid_does_nothing() -> None:
@@ -105,10 +105,10 @@ def test_a_restart_for_pressure_goes_on_under_the_next_daemon() -> None:
     grow_until_critical(world, "tensorflow", 300)
     while world.phase("tensorflow") is not Phase.STOPPING:
         world.tick()
-    restarts = world.state.devices[GPU].restarts
+    restarts = world.state.devices[GPU].ladder.restarts
     _restart(world)
     world.tick(2)
-    assert world.state.devices[GPU].restarts == restarts
+    assert world.state.devices[GPU].ladder.restarts == restarts
     world.until("tensorflow", Phase.READY)
     assert world.told(EventName.STOPPED_BY_OPERATOR) == 0
 
@@ -150,13 +150,14 @@ def test_back_off_breaker_drain_and_the_bound_survive() -> None:
     world.engines["vllm"].held = 0
     world.until("vllm", Phase.FAILED)
     times = (world.now,) * 3
-    state = replace(world.state.devices[GPU], disruptive=times)
+    state = world.state.devices[GPU]
+    state = state.having(ladder=state.ladder.disturbed(times))
     world.state = replace(world.state, devices={GPU: state})
     _restart(world)
     world.tick(40)
     assert world.phase("vllm") is Phase.FAILED
     assert world.phase("ollama") is Phase.DRAINING
-    assert world.state.devices[GPU].disruptive == times
+    assert world.state.devices[GPU].ladder.disruptive == times
 
 
 def test_a_warm_model_that_a_client_has_unloaded_stays_out_over_a_restart() -> None:

@@ -224,7 +224,8 @@ def test_the_bound_ends_the_ladder_at_brakes() -> None:
     """Six interventions in ten minutes; the seventh is left to people."""
     world = World(settings()).up()
     state = world.state.devices[GPU]
-    full = replace(state, disruptive=(world.now,) * DISRUPTIVE_MAX)
+    times = (world.now,) * DISRUPTIVE_MAX
+    full = state.having(ladder=state.ladder.disturbed(times))
     world.state = replace(world.state, devices={GPU: full})
     grow_until_critical(world, "vllm", 100)
     grow(world, "vllm", 100, 2)
@@ -333,7 +334,8 @@ def test_a_runaway_that_may_not_be_killed_is_frozen_once_a_minute() -> None:
     """The bound is reached: the freezer is the last brake, two seconds of it."""
     world = World(settings()).up()
     state = world.state.devices[GPU]
-    full = replace(state, disruptive=(world.now,) * DISRUPTIVE_MAX)
+    times = (world.now,) * DISRUPTIVE_MAX
+    full = state.having(ladder=state.ladder.disturbed(times))
     world.state = replace(world.state, devices={GPU: full})
     while not world.frozen:
         grow(world, "vllm", 150, 0.25)

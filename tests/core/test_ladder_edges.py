@@ -42,7 +42,9 @@ def _on_two_cards(*, sleep: bool) -> World:
 
 
 def _reclaims(world: World) -> list[Reclaim]:
-    return [one.reclaim for one in world.state.devices.values() if one.reclaim is not None]
+    return [
+        one.ladder.reclaim for one in world.state.devices.values() if one.ladder.reclaim is not None
+    ]
 
 
 def _leak_until_it_drains(world: World) -> None:
@@ -79,20 +81,21 @@ def test_one_backend_on_two_cards_is_reined_in_once(*, sleep: bool) -> None:
     seen = [one.rung for one in _reclaims(world)]
     assert seen == [Rung.SLEEP if sleep else Rung.RESTART]
     world.tick(8)
-    assert len(world.state.backends["vllm"].failures) == (0 if sleep else 1)
+    assert len(world.state.backends["vllm"].history.failures) == (0 if sleep else 1)
 
 
 def test_a_freeze_that_ends_while_the_card_is_blind_has_ended() -> None:
     """Its outcome comes once: nobody is shown as frozen for ever, nor spared the next freeze."""
     world = World(settings()).up()
     state = world.state.devices[GPU]
-    full = replace(state, disruptive=(world.now,) * DISRUPTIVE_MAX)
+    times = (world.now,) * DISRUPTIVE_MAX
+    full = state.having(ladder=state.ladder.disturbed(times))
     world.state = replace(world.state, devices={GPU: full})
     while not world.frozen:
         grow(world, "vllm", 150, 0.25)
     world.blind = "hung"
     world.tick(8)
-    assert not world.state.devices[GPU].braked["vllm"].freezing
+    assert not world.state.devices[GPU].ladder.braked["vllm"].freezing
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ def test_who_was_over_his_cap_is_not_guilty_without_a_list(unlisted: Callable[[]
     world = World(settings()).up()
     world.engines["vllm"].held += GIB
     world.tick(20)
-    assert world.state.devices[GPU].over_since
+    assert world.state.devices[GPU].sampled.over_since
     unlisted()
     world.engines["vllm"].held -= GIB
     world.engines["ollama"].loaded, world.engines["ollama"].held = (), 0
@@ -120,7 +123,9 @@ def test_who_was_over_his_cap_is_not_guilty_without_a_list(unlisted: Callable[[]
     world.tick(40)
     assert band(world) is Pressure.CRITICAL
     assert world.stopped == []
-    assert not any("over its cap" in one.hold for one in world.state.devices[GPU].braked.values())
+    assert not any(
+        "over its cap" in one.hold for one in world.state.devices[GPU].ladder.braked.values()
+    )
 
 
 def test_nobody_wakes_into_a_critical_card() -> None:

@@ -30,7 +30,7 @@ def cap(world: World, name: str) -> int:
 
 def cause(world: World, name: str) -> CauseClass:
     """The class of the last failure."""
-    found = world.state.backends[name].cause
+    found = world.state.backends[name].history.cause
     assert found is not None
     return found.cause
 
@@ -95,7 +95,7 @@ def test_a_neighbours_doing_lowers_nothing() -> None:
     world.engines["vllm"].held = 0
     world.tick(3)
     assert cause(world, "vllm") is CauseClass.NEIGHBOUR
-    found = world.state.backends["vllm"].cause
+    found = world.state.backends["vllm"].history.cause
     assert found is not None
     assert "strangers held" in found.summary
     assert cap(world, "vllm") == before

@@ -142,7 +142,7 @@ def test_the_door_is_open_while_the_warm_model_loads() -> None:
     world = World(settings())
     world.until("ollama", Phase.READY)
     world.tick()
-    assert world.state.backends["ollama"].warm_pending
+    assert world.state.backends["ollama"].warm.pending
     assert world.view("ollama").accepting
 
 

@@ -336,7 +336,7 @@ def test_the_estimate_adds_up_what_the_engines_took() -> None:
     assert seen is not None
     backends = world.state.backends
     tf, vllm = backends["tensorflow"], backends["vllm"]
-    times = (tf.start_took_s, vllm.stop_took_s, vllm.start_took_s)
+    times = (tf.history.start_took_s, vllm.history.stop_took_s, vllm.history.start_took_s)
     assert None not in times
     assert seen.estimated_s == pytest.approx(sum(t or 0.0 for t in times))
 
@@ -373,7 +373,7 @@ def test_a_cause_that_starting_again_cannot_cure_is_rolled_back_at_once() -> Non
     world.crash_on_start["vllm"] = (Exit(code=2), words)
     while world.tick().back_to is None:
         assert world.now < 1200, "no rollback"
-    assert world.state.backends["vllm"].failed_count == 1
+    assert world.state.backends["vllm"].history.count == 1
     world.crash_on_start.clear()
     world.settle()
     assert world.layout() == "A"

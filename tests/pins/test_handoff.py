@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from arbiterd.core.backend_state import After, BackendState, Sleep
-from arbiterd.core.device_state import Braked, DeviceState
+from arbiterd.core.backend_axes import History, Sleep, Wish
+from arbiterd.core.backend_state import After, BackendState
+from arbiterd.core.device_state import Braked, DeviceState, Ladder, Sampled
 from arbiterd.core.state import Carry
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase
@@ -21,14 +22,17 @@ ONE = BackendState(
     name="vllm",
     phase=Phase.BACKOFF,
     after=After.BACKOFF,
-    parked=True,
-    cause=Cause(CauseClass.DRIVER, "line", "summary"),
+    wish=Wish(parked=True),
+    history=History(failures=(1.0, 2.5), cause=Cause(CauseClass.DRIVER, "line", "summary")),
     sleep=Sleep(held={"GPU-0": 3}),
-    failures=(1.0, 2.5),
 )
 WHOLE = Carry(
     {"vllm": ONE},
-    {"GPU-0": DeviceState(braked={"vllm": Braked()}, windows={"vllm": ((1.0, 2),)})},
+    {
+        "GPU-0": DeviceState(
+            Sampled(windows={"vllm": ((1.0, 2),)}), Ladder(braked={"vllm": Braked()})
+        )
+    },
     times={"old": (None, 2.0)},
 )
 
@@ -112,8 +116,6 @@ def test_records_change_with_the_number_of_their_format() -> None:
 def test_a_field_that_goes_or_must_be_there_needs_a_migration() -> None:
     """A new one with a default does not."""
     now = shape()
-    assert lost(now, now.replace("BackendState.parked: bool\n", "")) == [
-        "BackendState.parked: bool"
-    ]
-    assert lost(now.replace("BackendState.parked: bool\n", ""), now) == []
+    assert lost(now, now.replace("Wish.parked: bool\n", "")) == ["Wish.parked: bool"]
+    assert lost(now.replace("Wish.parked: bool\n", ""), now) == []
     assert lost(now.replace("BackendState.name: str (must be there)\n", ""), now) != []

@@ -28,7 +28,7 @@ from arbiterd.store.learned_caps import LearnedStore
 from tests.core.world import Engine, World
 
 FOLDER = Path(__file__).parent / "upgrade"
-OLD = [FOLDER / name for name in ("0.2.0", "format-1", "format-2")]
+OLD = [FOLDER / name for name in ("0.2.0", "format-1", "format-2", "format-3")]
 STORES = ("carry.json", "incidents.json", "learned.json")
 Taken = Callable[..., World]
 
@@ -153,7 +153,7 @@ def test_a_back_off_ends_at_the_time_that_was_set(taken: Taken, old: Path) -> No
         assert world.now < kept["not_before"] + 1.0
         world.tick()
     assert world.now >= kept["not_before"]
-    assert world.state.backends["server"].failed_count == kept["failed_count"] == 4
+    assert world.state.backends["server"].history.count == kept["failed_count"] == 4
 
 
 # -- a switch ------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_drain_for_a_new_layout_goes_on_or_is_taken_back(taken: Taken, mode: s
 def test_a_reclaim_goes_on_and_its_bytes_are_still_awaited(taken: Taken) -> None:
     """The unload is not asked for again; nobody else is chosen while it is under way."""
     world = taken("reclaim")
-    reclaim = world.state.devices["GPU-0"].reclaim
+    reclaim = world.state.devices["GPU-0"].ladder.reclaim
     assert reclaim is not None
     assert (reclaim.rung.value, reclaim.backend, reclaim.model) == ("trim", "ollama", "qwen2.5:3b")
     assert world.unloads == []
@@ -202,9 +202,9 @@ def test_a_reclaim_goes_on_and_its_bytes_are_still_awaited(taken: Taken) -> None
     del world.strangers[7]
     for _ in range(40):
         world.tick()
-        if world.state.devices["GPU-0"].reclaim is None:
+        if world.state.devices["GPU-0"].ladder.reclaim is None:
             break
-    assert world.state.devices["GPU-0"].reclaim is None
+    assert world.state.devices["GPU-0"].ladder.reclaim is None
     assert world.stopped == []
 
 
@@ -250,7 +250,7 @@ def test_an_unknown_key_is_said_and_the_rest_is_taken(
     store = CarryStore(tmp_path)
     carry = store.load()
     assert carry is not None
-    assert carry.backends["tensorflow"].parked
+    assert carry.backends["tensorflow"].wish.parked
     assert len(store.problems) == 1
     assert store.problems[0].endswith(f"written by another version; left out: {path}")
 
