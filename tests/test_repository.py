@@ -127,3 +127,84 @@ def test_no_decision_reads_a_sentence() -> None:
             ):
                 found.add(ast.unparse(node))
     assert found == LITERALS
+
+
+# Who makes and changes what core remembers: the record's own methods, or the file that judges it.
+RECORDS = ("backend_axes", "backend_state", "device_state", "state")
+JUDGES = {
+    "Vitals": "judge",
+    "Sleep": "sleeping",
+    "Canaries": "trying",
+    "Effort": "progress",
+    "Sampled": "pressure",
+    "Reclaim": "reclaim",
+    "Braked": "brakes",
+    "DoorState": "doors",
+    "Lease": "loads",
+    "Switch": "switch",
+    "Placed": "decide",
+    "Carry": "carry",
+}
+
+
+def _dataclasses(path: Path) -> dict[str, set[str]]:
+    """Fields by class."""
+    return {
+        node.name: {one.target.id for one in node.body if isinstance(one, ast.AnnAssign)}  # type: ignore[union-attr]
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.decorator_list
+    }
+
+
+def _made(tree: ast.Module, records: dict[str, set[str]], others: list[set[str]]) -> set[str]:
+    """The records that a file makes or changes; a change that fits several, by the first of them that the
+    file is to change anyway, or none where it fits something else than a record.
+    """
+    found: set[frozenset[str]] = set()
+    inner = {
+        id(call): node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for call in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        name, keys = node.func.id, {one.arg for one in node.keywords if one.arg}
+        if name in records and (node.args or node.keywords):
+            found.add(frozenset({name}))
+        elif name in ("replace", "updated", "later") and isinstance(
+            node.args[0], ast.Name | ast.Attribute
+        ):
+            if name == "later":
+                keys = {one.value for one in node.args[2:] if isinstance(one, ast.Constant)}  # type: ignore[misc]
+            fit = {one for one, fields in records.items() if keys and keys <= fields}
+            if ast.unparse(node.args[0]) == "self":
+                fit = {inner[id(node)]} & set(records)
+            if fit and not any(keys <= fields for fields in others):
+                found.add(frozenset(fit))
+    sure = {next(iter(one)) for one in found if len(one) == 1}
+    return sure | {min(one) for one in found if not one & sure}
+
+
+def test_each_record_of_core_is_made_and_changed_in_one_file() -> None:
+    """A second one would have to know what the first has promised."""
+    core = ROOT / "arbiterd/core"
+    defined = {one: name for name in RECORDS for one in _dataclasses(core / f"{name}.py")}
+    records = {
+        one: fields for name in RECORDS for one, fields in _dataclasses(core / f"{name}.py").items()
+    }
+    paths = [*sorted(core.rglob("*.py")), ROOT / "arbiterd/model/events.py"]
+    others = [
+        fields
+        for path in paths
+        if path.stem not in RECORDS
+        for fields in _dataclasses(path).values()
+    ]
+    places: dict[str, set[str]] = {}
+    for path in sorted(core.rglob("*.py")):
+        for one in _made(ast.parse(path.read_text()), records, others):
+            places.setdefault(one, set()).add(path.stem)
+    wanted = {one: {JUDGES.get(one, name)} for one, name in defined.items()}
+    whole = {"DeviceState", "State"}  # nothing but axes: having() takes any of them
+    assert places == {one: where for one, where in wanted.items() if one not in whole}

@@ -48,16 +48,20 @@ def test_what_stages_pass_on_is_frozen(kind: type) -> None:
 
 
 def test_phases_change_in_one_function() -> None:
-    """``phase=`` is written by phases.enter, and by what makes a record anew for the next daemon."""
-    writers = {
-        path.name
-        for path in CORE.glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and any(one.arg == "phase" for one in node.keywords)
-        and ast.unparse(node.func) in ("replace", "updated", "BackendState")
-    }
-    assert writers == {"phases.py", "carry.py"}
+    """phases.enter, which checks the table, alone asks the record for another phase."""
+    writers: set[str] = set()
+    callers: set[str] = set()
+    for path in CORE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            if name in ("replace", "updated", "BackendState"):
+                writers |= {path.name for one in node.keywords if one.arg == "phase"}
+            if name.endswith(".entered"):
+                callers.add(path.name)
+    assert writers == {"backend_state.py"}
+    assert callers == {"phases.py"}
 
 
 def test_incidents_are_made_in_one_file() -> None:
