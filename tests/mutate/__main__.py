@@ -1,6 +1,6 @@
 """How many small changes of core do its tests notice? A seeded sample of mutants, each tried in a fork.
 
-Usage: python -m tests.mutate [--count 300] [--seed 12] [--jobs 1]
+Usage: python -m tests.mutate [--count 300] [--seed 12] [--jobs 1] [--spend SECONDS]
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300, help="mutants to play")
     parser.add_argument("--seed", type=int, default=12, help="which of them")
     parser.add_argument("--jobs", type=int, default=1, help="at a time")
+    parser.add_argument(
+        "--spend", type=float, default=0, help="CPU seconds of tests a mutant; 0: all"
+    )
     asked = parser.parse_args()
-    found = play.sample(asked.count, asked.seed, asked.jobs)
+    found = play.sample(asked.count, asked.seed, asked.jobs, asked.spend)
     killed = sum(one.killed for one in found)
     left = [one for one in found if not one.killed]
     explained = play.explained()

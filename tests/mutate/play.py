@@ -21,7 +21,11 @@ import resource
 import subprocess
 import sys
 import traceback
+from bisect import bisect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import NamedTuple
@@ -68,8 +72,10 @@ class Measured(NamedTuple):
     seconds: Mapping[str, float]
 
 
-def sample(count: int, seed: int, jobs: int) -> list[Played]:
-    """Play ``count`` mutants of all that core has; the same seed and source give the same ones."""
+def sample(count: int, seed: int, jobs: int, spend_s: float) -> list[Played]:
+    """Play ``count`` mutants of all that core has; the same seed and source give the same ones. ``spend_s``: so
+    many CPU seconds of tests for each, the cheapest first, 0 for all: then fewer are noticed than would be.
+    """
     KEPT.mkdir(parents=True, exist_ok=True)
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(KEPT / "hypothesis")
     measured = _measured()
@@ -79,8 +85,8 @@ def sample(count: int, seed: int, jobs: int) -> list[Played]:
         for number, _ in enumerate(sites(ast.parse(path.read_text())))
     ]
     chosen = random.Random(seed).sample(every, min(count, len(every)))
-    mutants = [_mutant(path, number, measured) for path, number in chosen]
-    kept = KEPT / f"{_state()}.jsonl"
+    mutants = [_mutant(path, number, measured, spend_s) for path, number in chosen]
+    kept = KEPT / f"{_state()}-{spend_s:g}.jsonl"
     rows = kept.read_text().splitlines() if kept.exists() else ()
     done = {row[0]: Played(*row) for row in map(json.loads, rows)}
     left = [one for one in mutants if one.name not in done]
@@ -122,7 +128,7 @@ def _measured() -> Measured:
 
 
 # -- mutants and their tests -------------------------------------------------------------------------
-def _mutant(path: Path, number: int, measured: Measured) -> Mutant:
+def _mutant(path: Path, number: int, measured: Measured, spend_s: float) -> Mutant:
     tree = ast.parse(path.read_text())
     site = sites(tree)[number]
     inside = any(
@@ -130,6 +136,9 @@ def _mutant(path: Path, number: int, measured: Measured) -> Mutant:
         for node in ast.walk(tree)
     )  # fmt: skip
     tests = _tests(path, site, tree, measured, inside=inside)
+    if spend_s:
+        spent = list(accumulate(measured.seconds[one] for one in tests))
+        tests = tests[: max(1, bisect(spent, spend_s))]
     name = f"{path.relative_to(ROOT)}:{site.node.lineno}: {site.told()}"
     limit = LEAST_S + TIMES * sum(measured.seconds[one] for one in tests)
     return Mutant(name, path, tree, inside, tests, int(limit))
@@ -159,12 +168,18 @@ def _tests(
 def _readers(name: str, measured: Measured) -> set[str]:
     out = set()
     for file, by_line in measured.lines.items():
-        for node in ast.walk(ast.parse((ROOT / file).read_text())):
-            if isinstance(node, ast.Name | ast.Attribute) and name in (
-                getattr(node, "id", ""),
-                getattr(node, "attr", ""),
-            ):
-                out |= set(by_line.get(str(node.lineno), ()))
+        for line in _lines_with(file).get(name, ()):
+            out |= set(by_line.get(str(line), ()))
+    return out
+
+
+@cache
+def _lines_with(file: str) -> Mapping[str, set[int]]:
+    """Lines of a file by the names that stand in them."""
+    out: defaultdict[str, set[int]] = defaultdict(set)
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Name | ast.Attribute):
+            out[node.id if isinstance(node, ast.Name) else node.attr].add(node.lineno)
     return out
 
 
