@@ -59,7 +59,10 @@ class ArbiterSettings:
             "file with a token of 16 characters or more, root's (0600 or 0640): API and page ask for it"
         ),
     ] = ""
-    poll_s: Annotated[Duration, Key("50ms to 5s")] = 0.25
+    poll_s: Annotated[
+        Duration,
+        Key("of memory readings, 50ms to 5s; process lists every 2 s, and when free memory jumps"),
+    ] = 0.25
     headroom_bytes: Annotated[
         int | None,
         Form.SIZE_OR_AUTO,
@@ -70,10 +73,15 @@ class ArbiterSettings:
         Key("systemd | direct; auto: systemd if PID 1 is systemd and we are root"),
     ] = "auto"
     state_dir: Annotated[File, Key("what is kept over a restart")] = "/var/lib/gpu-arbiter"
-    runtime_dir: Annotated[File, Key("what is kept until the next boot")] = "/run/gpu-arbiter"
-    log: Annotated[Literal["auto", "journal", "json", "pretty"], Key("journal | json | pretty")] = (
-        "auto"
+    runtime_dir: Annotated[File, Key("sockets and what is kept until the next boot")] = (
+        "/run/gpu-arbiter"
     )
+    log: Annotated[
+        Literal["auto", "journal", "json", "pretty"],
+        Key(
+            "journal | json | pretty; auto: journal under systemd, pretty on a terminal, else json"
+        ),
+    ] = "auto"
     dry_run: Annotated[bool, Key("decide and log, touch nothing")] = False
     local_users: Annotated[
         Literal["untrusted", "trusted"],
@@ -213,7 +221,9 @@ class BackendSettings:
     health: Annotated[
         str, ARBITER_ONLY, Key("needed there", shown='"/path"', only=Kind.GENERIC)
     ] = ""
-    restart_delay_s: Annotated[Duration, ARBITER_ONLY, Key("doubling to restart_delay_max")] = 1.0
+    restart_delay_s: Annotated[
+        Duration, ARBITER_ONLY, Key("after the first failure, doubling to restart_delay_max")
+    ] = 1.0
     restart_delay_max_s: Annotated[Duration, ARBITER_ONLY, Key("the longest one")] = 60.0
     user: Annotated[
         str,
@@ -230,8 +240,8 @@ class BackendSettings:
         tuple[str, ...],
         Form.READ_APART,
         Key(
-            "tensorflow: name = path; ollama: the only ones that may load, the first is kept warm; "
-            "vllm: names it answers to",
+            "tensorflow: name = path, or names of its own model_config_file; ollama: the only ones that "
+            "may load, the first is kept warm; vllm: names it answers to",
             shown="[]",
             default=None,
         ),
@@ -268,7 +278,7 @@ class BackendSettings:
     on_oom: Annotated[
         Literal["lower", "cpu", "stop"],
         ARBITER_ONLY,
-        Key("lower | cpu | stop: what a repeated OOM of its own leads to: overflow.md"),
+        Key("lower | cpu (Ollama) | stop: what a repeated OOM of its own leads to: overflow.md"),
     ] = "lower"
     device_id: Annotated[
         Literal["auto", "index", "uuid"],
@@ -353,7 +363,9 @@ class Failover:
     model: Annotated[str, Key(shown='"Qwen/Qwen2.5-3B-Instruct"')]
     from_backend: Annotated[str, Key(name="from", shown='"vllm"')]
     to_backend: Annotated[str, Key(name="to", shown='"ollama"')]
-    source: Annotated[str, Key("Ollama's own name for it", shown='"qwen2.5:3b"')] = ""
+    source: Annotated[
+        str, Key("Ollama's own name for it, then allowed to load", shown='"qwen2.5:3b"')
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True)
