@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import shape
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -208,3 +210,10 @@ def test_each_record_of_core_is_made_and_changed_in_one_file() -> None:
     wanted = {one: {JUDGES.get(one, name)} for one, name in defined.items()}
     whole = {"DeviceState", "State"}  # nothing but axes: having() takes any of them
     assert places == {one: where for one, where in wanted.items() if one not in whole}
+
+
+def test_a_setting_is_defined_once_and_no_rooms_are_a_circle() -> None:
+    """By the figures that docs/architecture.md has."""
+    found = dict(shape.figures(shape.read(ROOT)))
+    assert found["definitions of a setting"] == "1"
+    assert found["circles of rooms, of files"].startswith("0, ")
