@@ -23,13 +23,14 @@ _ESCAPE = re.compile(r"%[0-9A-F]{2}")
 
 class Redactor:
     """Values once learned stay known: an engine may still run with a key that the file has lost.
-    Every method may be called by any thread.
+    Every method may be called by any thread. ``generation`` grows with each value that is learned.
     """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
         self._values: frozenset[str] = frozenset()
         self._forms: tuple[str, ...] = ()
+        self.generation = 0
         self.learn(values)
 
     def learn(self, values: Iterable[str]) -> None:
@@ -41,6 +42,7 @@ class Redactor:
             self._values |= found
             forms = {form for value in self._values for form in _forms(value)}
             self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+            self.generation += 1
 
     def has(self, text: str) -> bool:
         """Whether a secret stands in it."""

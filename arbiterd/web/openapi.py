@@ -268,6 +268,10 @@ def document() -> Schema:
     plain: Schema = {"type": "string"}
     metrics = _operation("Prometheus metrics", plain)
     metrics["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": plain}}
+    page = _object(status=_ref("Status"), incidents=_list("Incident"), caps=_list("Cap"))
+    stream = _operation("What the page shows, a line each second", page, 429)
+    reply = stream["get"]["responses"]["200"]
+    reply["content"] = {"application/x-ndjson": reply["content"].pop("application/json")}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -300,6 +304,7 @@ def document() -> Schema:
                 query=("limit", "since", "backend"),
             ),
             "/v1/caps": _operation("Caps that OOMs have lowered", _object(caps=_list("Cap"))),
+            "/v1/stream": stream,
             "/metrics": metrics,
         },
         "components": {"schemas": _schemas()},

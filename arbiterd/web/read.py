@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from importlib import resources
 
@@ -12,25 +14,34 @@ from arbiterd.model.published import Published
 from arbiterd.report.api import common, ladder, route, status
 from arbiterd.report.metrics import exposition
 from arbiterd.report.outsiders import own_pids, without_strangers
+from arbiterd.secrets.redact import Redactor
 from arbiterd.web import params
 from arbiterd.web.guard import OUTSIDER
 from arbiterd.web.openapi import document
-from arbiterd.web.replies import BadParameter, answer, as_text, error, shown
+from arbiterd.web.replies import BadParameter, Hidden, answer, as_text, error, shown
 from arbiterd.web.snapshot import Holder
 
 _KEPT = (
     64  # answers of one tick; a client that makes up parameters gets its own, and no more memory
 )
+_PAGE_INCIDENTS = 12
+# Rendering holds Python's lock, which the loop's thread waits for: so long at a time, then it gives way.
+_SLICE_S, _GIVE_WAY_S = 0.0005, 0.001
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 class Read:
-    """Handlers by path."""
+    """Handlers by path, of both doors: what is rendered once, without secrets, is the answer to all."""
 
-    def __init__(self, holder: Holder) -> None:
+    def __init__(self, holder: Holder, redactor: Redactor) -> None:
         self._holder = holder
-        self._of: Published | None = None
-        self._texts: dict[tuple[str, str, bool], str] = {}
+        self._redactor = redactor
+        self._of: tuple[Published, int] | None = None
+        self._bodies: dict[tuple[str, str, bool], bytes] = {}
+        self._second = -1
+        self._pages: dict[tuple[str, bool], bytes] = {}
+        self._scrape: tuple[Published, int, bytes] | None = None
+        self._scraping = asyncio.Lock()
         self._schema = as_text(document())
         folder = resources.files("arbiterd.web") / "page"
         self._files = {
@@ -154,10 +165,45 @@ class Read:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus."""
-        body = exposition.render(self._now(), self._holder.counts())
-        return web.Response(
-            body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        async with self._scraping:
+            seen, known = self._now(), self._redactor.generation
+            kept = self._scrape
+            if kept is None or kept[0] is not seen or kept[1] != known:
+                kept = self._scrape = seen, known, await self._scraped(seen)
+        age = exposition.text(exposition.age(seen))  # the one that grows while nothing is published
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return Hidden(body=kept[2] + age.encode(), headers=headers)
+
+    async def _scraped(self, seen: Published) -> bytes:
+        out = []
+        began = time.monotonic()
+        for family in exposition.families(seen, self._holder.counts()):
+            out.append(exposition.text(family))
+            if time.monotonic() - began > _SLICE_S:
+                await asyncio.sleep(_GIVE_WAY_S)
+                began = time.monotonic()
+        return self._redactor.labels("".join(out)).encode()
+
+    def page_line(self, request: web.Request) -> bytes:
+        """What the page shows: one rendering a second for all who see the same."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._pages = second, {}
+        host, seen = host_of(request), self._now()
+        key = (host, request.get(OUTSIDER, False))
+        line = self._pages.get(key)
+        if line is None:
+            body = {
+                "status": status.status(seen, host),
+                "incidents": [
+                    common.incident(one) for one in seen.decision.incidents[:_PAGE_INCIDENTS]
+                ],
+                "caps": ladder.caps(seen),
+            }
+            line = self._rendered(request, body) + b"\n"
+            if len(self._pages) < _KEPT:
+                self._pages[key] = line
+        return line
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """The schema of all this."""
@@ -169,16 +215,19 @@ class Read:
         """The answer of this tick, rendered once however many read it. ``about``: what it depends on
         besides the path.
         """
-        seen = self._now()
-        if seen is not self._of:
-            self._of, self._texts = seen, {}
+        seen, known = self._now(), self._redactor.generation
+        if self._of is None or seen is not self._of[0] or known != self._of[1]:
+            self._of, self._bodies = (seen, known), {}
         key = (request.path, about, request.get(OUTSIDER, False))
-        text = self._texts.get(key)
-        if text is None:
-            text = as_text(self._shown(request, build(seen)))
-            if len(self._texts) < _KEPT:
-                self._texts[key] = text
-        return web.Response(text=text, content_type="application/json")
+        body = self._bodies.get(key)
+        if body is None:
+            body = self._rendered(request, build(seen))
+            if len(self._bodies) < _KEPT:
+                self._bodies[key] = body
+        return Hidden(body=body, content_type="application/json", charset="utf-8")
+
+    def _rendered(self, request: web.Request, body: object) -> bytes:
+        return self._redactor.json(as_text(self._shown(request, body))).encode()
 
     def _shown(self, request: web.Request, body: object) -> object:
         if not request.get(OUTSIDER, False):

@@ -39,12 +39,18 @@ def error(status: int, code: str, message: str, retry_after_s: int = 0) -> web.R
     return answer({"error": {"code": code, "message": message}}, status, retry_after_s)
 
 
+class Hidden(web.Response):
+    """A response whose body has passed the redactor already: one that is kept passes it once."""
+
+
 def hiding(redactor: Redactor) -> Middleware:
     """What every answer passes on its way out: no secret stands in a body."""
 
     @web.middleware
     async def hide(request: web.Request, handler: Handler) -> web.StreamResponse:
         reply = await handler(request)
+        if isinstance(reply, Hidden):
+            return reply
         if isinstance(reply, web.Response) and isinstance(reply.body, bytes):
             if reply.content_type == "application/json":
                 reply.text = redactor.json(reply.body.decode())

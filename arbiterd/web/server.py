@@ -31,6 +31,7 @@ from arbiterd.web.admin import GROUP, Admin
 from arbiterd.web.guard import Guard
 from arbiterd.web.lines import MOST_GATE, MOST_TCP, MOST_UNIX, Doorman, descriptors
 from arbiterd.web.load_requests import LoadDesk
+from arbiterd.web.page_stream import PageStream
 from arbiterd.web.read import Read
 from arbiterd.web.replies import as_json, hiding
 from arbiterd.web.snapshot import Holder
@@ -63,6 +64,8 @@ class WebServer:
         self._admin = admin
         self._loads = loads
         self._tap = tap
+        self._read = Read(holder, self._redactor)
+        self._page = PageStream(self._read.page_line)
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._open: list[tuple[Doorman, web.AppRunner]] = []
@@ -89,7 +92,7 @@ class WebServer:
             self._tcp = True
 
     def close(self) -> None:
-        """Close both doors; requests that run get a moment."""
+        """Close both doors, once; requests that run get a moment."""
         if self._thread is None:
             return
         future = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
@@ -99,6 +102,7 @@ class WebServer:
         self._thread.join(_STOP_S)
         if not self._thread.is_alive():
             self._loop.close()
+        self._thread = None
         with suppress(OSError):
             self._path.unlink()
 
@@ -141,7 +145,8 @@ class WebServer:
     def _reading(self, *more: Any) -> web.Application:
         order = [hiding(self._redactor), as_json, *more]
         app = web.Application(middlewares=order, client_max_size=_BODY_LIMIT)
-        Read(self._holder).add_to(app)
+        self._read.add_to(app)
+        self._page.add_to(app)
         return app
 
     async def _open_tcp(self) -> None:

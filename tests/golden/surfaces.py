@@ -150,7 +150,7 @@ def _shape(value: object, path: str, found: dict[str, set[str]], names: set[str]
 def metric_names() -> Iterator[str]:
     """Every family with its type and its labels."""
     for seen in worlds():
-        for one in exposition._Snapshot(seen, _counts(seen)).collect():
+        for one in (*exposition.families(seen, _counts(seen)), exposition.age(seen)):
             name = f"{one.name}_total" if one.type == "counter" else one.name
             names = getattr(one, "_labelnames", ())
             yield f"{name}: {one.type}, labels [{','.join(sorted(names))}]"

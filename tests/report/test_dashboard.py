@@ -28,7 +28,7 @@ def _expressions() -> list[str]:
 @pytest.fixture(scope="module")
 def served() -> set[str]:
     """Names of samples that a scrape may have, as the exposition declares them."""
-    text = exposition.render(published(World(settings()).up()), Counts()).decode()
+    text = exposition.render(published(World(settings()).up()), Counts())
     names = set()
     for _, _, name, kind in (line.split() for line in text.splitlines() if line[:6] == "# TYPE"):
         names.add(name)

@@ -55,7 +55,7 @@ def test_every_answer_fits_its_schema(site: Site, path: str, documented: str) ->
 def test_the_schema_names_every_path(site: Site) -> None:
     """And the server serves every path it names."""
     _, _, body = site.get("/openapi.json")
-    assert set(body["paths"]) == {p[1] for p in PATHS} | {"/metrics"}
+    assert set(body["paths"]) == {p[1] for p in PATHS} | {"/metrics", "/v1/stream"}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_metrics_of_a_blind_host_have_no_invented_numbers() -> None:
     world.tick(4)
     counts = Counts()
     counts.add([Event(EventName.READY, Severity.INFO, "x", backend="vllm")] * 2)
-    text = exposition.render(published(world), counts).decode()
+    text = exposition.render(published(world), counts)
     assert 'kind="used"' not in text
     assert "gpu_arbiter_gpu_solvency_bytes{" not in text
     assert 'gpu_arbiter_gpu_unreadable{gpu="GPU-0",index="0"} 1.0' in text

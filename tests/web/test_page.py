@@ -50,9 +50,10 @@ OLDER = """
 (() => {
   const now = window.fetch.bind(window);
   window.fetch = async (path, options) => {
-    if (!path.startsWith("v1/status")) return new Response("", { status: 404 });
-    const { backends, mode } = await (await now(path, options)).json();
-    return new Response(JSON.stringify({ backends, mode, gpus: [{ index: 0, ledger: [null] }] }));
+    if (!path.startsWith("v1/stream")) return now(path, options);
+    const { backends, mode } = await (await now("v1/status", options)).json();
+    const line = { status: { backends, mode, gpus: [{ index: 0, ledger: [null] }] } };
+    return new Response(JSON.stringify(line) + "\\n");
   };
 })()
 """

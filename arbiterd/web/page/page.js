@@ -1,5 +1,5 @@
 "use strict";
-// Renders /v1/status once a second. Text goes in by textContent only: nothing an engine or a process
+// Renders a line of /v1/stream each second. Text goes in by textContent only: nothing an engine or a process
 // is called can become markup.
 const hues = ["#4c7dd9", "#2f9e8f", "#c77d2e", "#8f63c9", "#c2577e", "#6b8e3d"];
 const grey = { foreign: "#8a8f98", unattributed: "#b0b5bd", headroom: "#c3c8cf" };
@@ -120,11 +120,6 @@ function dead(why) {
   $("dead").hidden = false;
   document.title = "gpu-arbiter: does not answer";
 }
-async function ask(path) {
-  const reply = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
-  if (!reply.ok) throw new Error(`${path} answers ${reply.status}`);
-  return reply.json();
-}
 // One part that cannot be drawn leaves the others standing, and says so in its place.
 function part(id, draw) {
   try {
@@ -144,27 +139,47 @@ function header(status) {
   if (status.config_pending) notes.unshift("the file was edited, not applied: systemctl reload gpu-arbiter");
   $("notes").textContent = notes.join(" · ");
 }
-async function show() {
+function show({ status = {}, incidents, caps = [] }) {
+  const backends = status.backends ?? [];
+  part("head", () => header(status));
+  rows("gpus", status.gpus ?? [], gpu);
+  rows("backends", backends, backend);
+  $("learned").hidden = !caps.length;
+  rows("caps", caps, cap);
+  rows("incidents", incidents ?? [], incident, el("li", incidents ? "none" : "cannot be read"));
+  document.title = `gpu-arbiter: ${backends.filter((one) => one.accepting).length}/${backends.length} ready`;
+  heard = new Date();
+  document.body.classList.remove("dead");
+  $("dead").hidden = true;
+}
+// The daemon ends its stream now and then, and looks at who asks again.
+async function follow() {
+  const silence = new AbortController();
+  let timer;
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => silence.abort(new DOMException("", "TimeoutError")), 5000);
+  };
   try {
-    const [status, incidents, learned] = await Promise.all([
-      ask("v1/status"),
-      ask("v1/incidents?limit=12").catch((error) => ({ error })),
-      ask("v1/caps").catch(() => ({ caps: [] })),
-    ]);
-    const backends = status.backends ?? [];
-    part("head", () => header(status));
-    rows("gpus", status.gpus ?? [], gpu);
-    rows("backends", backends, backend);
-    $("learned").hidden = !(learned.caps ?? []).length;
-    rows("caps", learned.caps ?? [], cap);
-    rows("incidents", incidents.incidents ?? [], incident, el("li", incidents.error ? "cannot be read" : "none"));
-    document.title = `gpu-arbiter: ${backends.filter((one) => one.accepting).length}/${backends.length} ready`;
-    heard = new Date();
-    document.body.classList.remove("dead");
-    $("dead").hidden = true;
+    wait();
+    const reply = await fetch("v1/stream", { cache: "no-store", signal: silence.signal });
+    if (!reply.ok) throw new Error(`v1/stream answers ${reply.status}`);
+    const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      wait();
+      text += value;
+      const end = text.lastIndexOf("\n");
+      if (end < 0) continue;
+      show(JSON.parse(text.slice(text.lastIndexOf("\n", end - 1) + 1, end)));
+      text = text.slice(end + 1);
+    }
   } catch (error) {
     dead(error.name === "TimeoutError" ? "no answer within 5 s" : error.message);
   }
-  setTimeout(show, 1000);
+  clearTimeout(timer);
+  setTimeout(follow, 1000);
 }
-show();
+follow();
