@@ -1,8 +1,8 @@
 """What is wrong for as long as it lasts: incidents that follow from what is seen and from the state alone.
 
 Level-triggered: each tick asks anew what holds, and of every open incident whether that is over. There are
-three looks a tick: NVML before its XIDs are judged, devices before the ladder, whose reclaims belong to an
-incident, and the host at the end.
+four looks a tick: NVML before its XIDs are judged, backends after their steps, devices before the ladder,
+whose reclaims belong to an incident, and the host at the end.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from arbiterd.core import available, doors, files, gpus, ladder, offenders
+from arbiterd.core import available, doors, failing, faults, files, gpus, ladder, offenders
 from arbiterd.core.facts import Facts
-from arbiterd.core.notes import Close, Notes, Open
+from arbiterd.core.notes import TROUBLE, Close, Notes, Open
 from arbiterd.model.events import EventName, Incident
 
 Over: TypeAlias = Callable[[Facts, Incident], tuple[EventName, str] | None]
 
 _NVML: Mapping[EventName, Over] = dict.fromkeys(gpus.NAMES, gpus.over)
+_BACKENDS: Mapping[EventName, Over] = {
+    **dict.fromkeys(TROUBLE, failing.over),
+    EventName.RELEASE_SLOW: failing.slow_over,
+    EventName.GPU_FAULT: faults.over,
+}
 _DEVICES: Mapping[EventName, Over] = {
     EventName.FOREIGN_MEMORY: offenders.foreign_over,
     EventName.LEAK: offenders.leak_over,
@@ -35,6 +40,11 @@ _HOST: Mapping[EventName, Over] = {
 def of_nvml(facts: Facts) -> Notes:
     """Devices that cannot be read."""
     return _reconciled(facts, gpus.wrong(facts), _NVML)
+
+
+def of_backends(facts: Facts) -> Notes:
+    """Trouble of backends and cards that has ended; it begins where it is met."""
+    return _reconciled(facts, (), _BACKENDS)
 
 
 def of_devices(facts: Facts) -> Notes:

@@ -66,6 +66,7 @@ def decide(observation: Observation, state: State, settings: Settings) -> tuple[
     facts = tick.take(*_stepped(facts, steps))
     facts = tick.take(*grant(facts, steps, before))
     facts = tick.take(*find_orphans(facts))
+    facts = tick.take(facts, conditions.of_backends(facts))
     # orders
     facts = tick.take(facts, conditions.of_devices(facts))
     facts = tick.take(*climb(facts))

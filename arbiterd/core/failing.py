@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arbiterd.core import breaker, learn
-from arbiterd.core.backend_state import After, BackendState
+from arbiterd.core.backend_state import After, BackendState, serves
 from arbiterd.core.evidence import traffic
 from arbiterd.core.facts import Facts, Step
 from arbiterd.core.limits import DRAINED_GRACE_S, RELEASE_SLOW_S
-from arbiterd.core.notes import About, Close, Heard, Note, Notes, Order, trouble
+from arbiterd.core.notes import About, Heard, Note, Notes, Order, trouble
 from arbiterd.core.release import released
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StopBackend, ThawBackend
 from arbiterd.model.backend import Phase
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.launch import UnitState
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration, format_size
@@ -196,12 +196,33 @@ def _slow(facts: Facts, backend: BackendState, detail: str) -> Notes:
             pids += [p.pid for p in seen.processes.value if p.holder == backend.name]
     expected = format_size(sum(backend.run.held.values()))
     text = f"{backend.name}: {expected} are not back yet: {detail}"
-    name, about = EventName.RELEASE_SLOW, _slow_about(backend.name)
+    name = EventName.RELEASE_SLOW
+    about = About((name,), backend.name)
     return (facts.open(name, Severity.WARNING, text, about, pids=tuple(pids)),)
 
 
-def _slow_about(name: str) -> About:
-    return About((EventName.RELEASE_SLOW,), name)
+def slow_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Its bytes are back."""
+    backend = facts.backends.get(one.backend)
+    if backend is not None and backend.phase is Phase.STOPPING:
+        return None
+    return EventName.RECOVERED, f"{one.backend}: its memory is back"
+
+
+def over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """Trouble ends where the backend serves, or where nobody wants it to. A leak while it serves is over by
+    the ledger (core/offenders.py).
+    """
+    name, backend = one.backend, facts.backends.get(one.backend)
+    if not name:  # a door's port
+        return None
+    if backend is None or backend.phase is Phase.STOPPED:
+        return EventName.STOP, f"{name}: stopped on purpose"
+    well = serves(backend) and backend.vitals.sick_since is None
+    if not well or one.event is EventName.LEAK:
+        return None
+    ready = backend.phase is Phase.READY
+    return EventName.RECOVERED, f"{name}: recovered, it {'serves' if ready else 'is drained'}"
 
 
 def _gone(facts: Facts, backend: BackendState) -> Step:
@@ -219,8 +240,7 @@ def _gone(facts: Facts, backend: BackendState) -> Step:
         bytes_freed=freed,
         took_ms=took * 1000,
     )
-    over = Close(_slow_about(backend.name), EventName.RECOVERED, text)
-    return _rest(facts, backend.gone(now)).after((said, over))
+    return _rest(facts, backend.gone(now)).after((said,))
 
 
 def _rest(facts: Facts, backend: BackendState) -> Step:
@@ -229,11 +249,9 @@ def _rest(facts: Facts, backend: BackendState) -> Step:
         case After.WAITING | After.SLEEPING:
             return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
         case After.STOPPED:
-            text = f"{backend.name}: stopped on purpose"
-            over = Close(trouble(backend.name), EventName.STOP, text)
             why = "stopped by hand" if backend.wish.parked else "not wanted"
             rested = backend.having(history=backend.history.put_away())
-            return Step(facts.enter(rested, Phase.STOPPED, why), (over,))
+            return Step(facts.enter(rested, Phase.STOPPED, why))
         case After.BACKOFF:
             wait = format_duration(max(0.0, backend.history.not_before - facts.seen.now))
             return Step(facts.enter(backend, Phase.BACKOFF, f"{why}; next start in {wait}"))

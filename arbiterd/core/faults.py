@@ -10,12 +10,13 @@ from __future__ import annotations
 from arbiterd.core.device_state import WELL, DeviceState
 from arbiterd.core.facts import Facts
 from arbiterd.core.failing import fail
-from arbiterd.core.notes import About, Close, Notes, Say
+from arbiterd.core.gpus import XID
+from arbiterd.core.notes import About, Notes, Say
 from arbiterd.core.xids import XidClass, describe, xid_class
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, XidEvent
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.reading import Known
 
 _ALIVE = (Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.SLEEPING)
@@ -35,8 +36,7 @@ def judge_xids(facts: Facts) -> tuple[Facts, Notes]:
         notes = (*notes, *said)
     for uuid, state in facts.devices.items():
         if state.fault.text:
-            new, said = _recovered(facts, uuid, state)
-            facts, notes = facts.put_device(uuid, new), (*notes, *said)
+            facts = facts.put_device(uuid, _recovered(facts, uuid, state))
     return facts, notes
 
 
@@ -96,7 +96,7 @@ def _broken(facts: Facts, event: XidEvent) -> tuple[Facts, Notes]:
         text,
         _about(uuid),
         pids=(event.pid,) if event.pid else (),
-        evidence=(("xid", str(event.code)), ("kernel", event.detail)),
+        evidence=((XID, str(event.code)), ("kernel", event.detail)),
         otherwise=again,
     )
     return facts, (said,)
@@ -106,17 +106,24 @@ def _about(uuid: str) -> About:
     return About((EventName.GPU_FAULT,), gpu=uuid)
 
 
-def _recovered(facts: Facts, uuid: str, state: DeviceState) -> tuple[DeviceState, Notes]:
+def _recovered(facts: Facts, uuid: str, state: DeviceState) -> DeviceState:
     """The driver wants nothing any more, or an operator has said so by a resume."""
     seen = facts.seen.devices.get(uuid)
     if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
-        return state, ()
+        return state
     if seen.recovery_action:
-        return state.having(fault=state.fault.confirm()), ()
+        return state.having(fault=state.fault.confirm())
     if not state.fault.seen and not state.fault.cleared:
-        return state, ()  # the field has not said anything yet: it is read each ten seconds
-    text = f"{_card(facts, uuid)} needs no reset any more"
-    return state.having(fault=WELL), (Close(_about(uuid), EventName.RECOVERED, text),)
+        return state  # the field has not said anything yet: it is read each ten seconds
+    return state.having(fault=WELL)
+
+
+def over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """The card is well; one that is not listed is not known to be."""
+    state = facts.devices.get(one.gpu)
+    if XID not in dict(one.evidence) or state is None or state.fault.text:
+        return None
+    return EventName.RECOVERED, f"{_card(facts, one.gpu)} needs no reset any more"
 
 
 def forgive(facts: Facts, name: str) -> Facts:

@@ -21,6 +21,7 @@ _TROUBLE = {
     GpuState.HUNG: (EventName.DRIVER_HUNG, Severity.ERROR),
     GpuState.UNKNOWN: (EventName.DRIVER_HUNG, Severity.ERROR),
 }
+XID = "xid"  # the row of evidence of an incident that an Xid has opened
 NAMES = tuple(name for name, _ in _TROUBLE.values())
 
 
@@ -66,7 +67,9 @@ def wrong(facts: Facts) -> list[Open]:
 
 
 def over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
-    """It can be read again."""
+    """It can be read again; what an Xid says of it is core/faults.py's."""
+    if XID in dict(one.evidence):
+        return None
     if not one.gpu:
         return None if facts.seen.nvml else (EventName.DRIVER_BACK, "NVML answers again")
     seen = facts.seen.devices.get(one.gpu)

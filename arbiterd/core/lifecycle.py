@@ -38,7 +38,7 @@ from arbiterd.core.gate import (
     port_lost,
 )
 from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
-from arbiterd.core.notes import Close, Heard, Notes, Order, Remark, trouble
+from arbiterd.core.notes import Heard, Notes, Order, Remark, trouble
 from arbiterd.core.planning import launch_spec
 from arbiterd.core.release import remember
 from arbiterd.engines.base import Cause, CauseClass
@@ -210,8 +210,7 @@ def _became_ready(facts: Facts, backend: BackendState) -> Step:
     )
     text = f"{backend.name}: ready after {format_duration(took)}"
     said = facts.say(EventName.READY, Severity.INFO, text, backend.name, about, took_ms=took * 1000)
-    over = Close(about, EventName.RECOVERED, f"{backend.name}: recovered, {text}")
-    return Step(ready, (said, over))
+    return Step(ready, (said,))
 
 
 def _watch_start(facts: Facts, backend: BackendState) -> Step:
@@ -254,7 +253,7 @@ def _ready(facts: Facts, backend: BackendState) -> Step:
 def _vitals(
     facts: Facts, backend: BackendState, stuck_after_s: float
 ) -> tuple[BackendState, Notes]:
-    """Fold in the probes; say when it falls sick and when it is well again."""
+    """Fold in the probes; say when it falls sick."""
     health = facts.seen.health.get(backend.name)
     if health is None:
         return backend, ()
@@ -270,15 +269,11 @@ def _vitals(
         new = judge.judge(old, health, progress_, stuck_after_s, now)
     reason = backend.reason if backend.wish.drained else new.why if new.sick_since else ""
     backend = backend.having(vitals=new).because(reason)
-    if (new.sick_since is None) is (old.sick_since is None):
+    if new.sick_since is None or old.sick_since is not None:
         return backend, notes
-    about = trouble(backend.name)
-    if new.sick_since is None:
-        over = Close(about, EventName.RECOVERED, f"{backend.name}: answers again")
-        return backend, (*notes, over)
     name = EventName.STUCK if judge.is_stuck(new) else EventName.UNHEALTHY
     text = f"{backend.name}: takes no new work: {new.why}"
-    return backend, (*notes, facts.open(name, Severity.ERROR, text, about))
+    return backend, (*notes, facts.open(name, Severity.ERROR, text, trouble(backend.name)))
 
 
 def _draining(facts: Facts, backend: BackendState) -> Step:
@@ -318,12 +313,9 @@ def _resting(facts: Facts, backend: BackendState) -> Step:
 
 # -- shared --------------------------------------------------------------------------------------
 def _put_away(facts: Facts, backend: BackendState) -> Step:
-    """Wanted no more while it does not run: its trouble is over, and a backend that the mode does not
-    name is forgotten soon, so nobody would close its incident later.
-    """
-    over = Close(trouble(backend.name), EventName.STOP, f"{backend.name}: stopped on purpose")
+    """Wanted no more while it does not run: its trouble is over."""
     rested = backend.having(history=backend.history.put_away())
-    return Step(facts.enter(rested, Phase.STOPPED, "not wanted"), (over,))
+    return Step(facts.enter(rested, Phase.STOPPED, "not wanted"))
 
 
 def _leaves(facts: Facts, backend: BackendState) -> Step | None:
@@ -350,7 +342,7 @@ def _ended(facts: Facts, backend: BackendState) -> Step | None:
         gone = give_back(
             facts, backend.stopped_by_hand(), After.STOPPED, "stopped by hand", grace_s=0.0
         )
-        return gone.after((said, Close(trouble(backend.name), name, text)))
+        return gone.after((said,))
     if unit.state is not UnitState.EXITED:
         return None
     asleep = backend.after is After.SLEEPING

@@ -71,6 +71,11 @@ def test_an_xid_that_needs_a_reset_stops_restarts_under_one_incident() -> None:
     assert world.told(EventName.GPU_FAULT) == 1
 
 
+def open_events(world: World) -> list[EventName]:
+    """Of the incidents that are open."""
+    return [one.event for one in world.state.incidents if one.closed_at is None]
+
+
 def test_a_card_that_wants_no_reset_any_more_is_used_again() -> None:
     """By the driver's own field, once it has confirmed the fault; or by an operator's resume."""
     world = World(settings()).up()
@@ -78,9 +83,11 @@ def test_a_card_that_wants_no_reset_any_more_is_used_again() -> None:
     world.xids = [XidEvent(GPU, 119, world.now)]
     world.tick(4)
     assert world.state.devices[GPU].fault.text
+    assert open_events(world) == [EventName.GPU_FAULT]
     world.recovery = 0
     world.tick(2)
     assert not world.state.devices[GPU].fault.text
+    assert open_events(world) == []
     world.xids = [XidEvent(GPU, 95, world.now)]
     world.tick(40)
     assert world.state.devices[GPU].fault.text
