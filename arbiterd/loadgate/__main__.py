@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from arbiterd.imports import cheaper
+from arbiterd.linux import heap
 
 _SWITCH_S = 0.001  # the parser's thread gives way to the loop so often
 
@@ -16,6 +17,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m arbiterd.loadgate GATE.JSON\n")
         return 2
+    heap.bound()
     with cheaper():
         import uvloop  # noqa: PLC0415
 

@@ -24,6 +24,7 @@ from arbiterd.engines.ollama import LOAD_ROUTES
 from arbiterd.gateway import live_map, probes
 from arbiterd.gateway.keys import ALL, KEYED
 from arbiterd.gateway.layout import owner_of
+from arbiterd.linux.heap import Trimmer
 from arbiterd.loadgate import incoming, ollama_body
 from arbiterd.loadgate.admission import Loads, Refused
 from arbiterd.loadgate.body_memory import TOTAL_BYTES, Room
@@ -319,7 +320,9 @@ async def serve(path: Path) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    trimmer = Trimmer()
     while not ended.is_set():
+        trimmer.look(time.monotonic())
         with suppress(OSError, ValueError, KeyError):
             await gate.refresh()
         with suppress(TimeoutError):

@@ -19,7 +19,7 @@ import pytest
 from arbiterd.loadgate.body_memory import FREE_BYTES
 from arbiterd.loadgate.incoming import Unpacker
 from arbiterd.loadgate.ollama_body import BadBody
-from tests.support import PATIENCE_S
+from tests.support import PATIENCE_S, wait_until
 from tests.support.doors import (
     OLLAMA_ANSWERS,
     OLLAMA_MODEL,
@@ -48,10 +48,10 @@ def wire() -> Iterator[Doors]:
         yield one
 
 
-def peak_bytes(one: Doors) -> int:
-    """The most that the gate has ever held in memory."""
+def memory_bytes(one: Doors, which: str) -> int:
+    """Of the gate: VmHWM, the most that it has ever held, or VmRSS, what it holds now."""
     status = Path(f"/proc/{one.processes[0].pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    found = re.search(rf"{which}:\s+(\d+) kB", status)
     assert found
     return int(found[1]) * 1024
 
@@ -128,6 +128,22 @@ STORMS: dict[str, tuple[Callable[[], list[Send]], set[int]]] = {
 }  # fmt: skip
 
 
+def test_what_large_bodies_took_goes_back(wire: Doors) -> None:
+    """Between them the gate is as small as before the first: malloc keeps none of it for later."""
+
+    def send(size: int) -> None:
+        assert post(chat(b'"0",', size))(wire).status == 200
+
+    send(100)
+    before = memory_bytes(wire, "VmRSS")
+    for size in range(1, 9):
+        send(size * MIB)
+    assert memory_bytes(wire, "VmHWM") > before + 8 * MIB
+    wait_until(
+        lambda: memory_bytes(wire, "VmRSS") < before + 3 * MIB, PATIENCE_S, "its memory back"
+    )
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", list(STORMS))
 def test_no_body_fills_the_gates_memory_or_holds_up_a_neighbour(wire: Doors, name: str) -> None:
@@ -138,7 +154,7 @@ def test_no_body_fills_the_gates_memory_or_holds_up_a_neighbour(wire: Doors, nam
     assert found <= statuses, (found, replies[0].body[:300])
     assert found - {503}, "at least one was read"
     assert all(int(r.headers["retry-after"]) >= 1 for r in replies if r.status == 503)
-    peak = peak_bytes(wire)
+    peak = memory_bytes(wire, "VmHWM")
     print(
         f"{name}: peak {peak // MIB} MiB, neighbour {longest * 1000:.0f} ms, {sorted(r.status for r in replies)}"
     )
@@ -174,11 +190,11 @@ def test_bodies_that_stop_coming_leave_the_gate_to_others(wire: Doors) -> None:
             with suppress(OSError):
                 said.append(parse(client.recv(65536)).status)
     print(
-        f"stalled: peak {peak_bytes(wire) // MIB} MiB, neighbour {longest * 1000:.0f} ms, {Counter(said)}"
+        f"stalled: peak {memory_bytes(wire, 'VmHWM') // MIB} MiB, neighbour {longest * 1000:.0f} ms, {Counter(said)}"
     )
     assert set(said) <= {408, 503}
     assert 408 in said
-    assert peak_bytes(wire) < RSS_MOST
+    assert memory_bytes(wire, "VmHWM") < RSS_MOST
 
 
 def unpacked(encoding: str, data: bytes, step: int) -> list[bytes]:
