@@ -139,7 +139,7 @@ def _process(pid: int) -> dict[str, float]:
         )
         return {
             "RSS KiB": float(sizes["Rss:"]),
-            "PSS KiB": float(sizes["Pss:"]),
+            "anonymous KiB": float(sizes["Anonymous:"]),
             "descriptors": float(len(os.listdir(f"/proc/{pid}/fd"))),
             "threads": float(status["Threads"]),
         }

@@ -71,6 +71,24 @@ def test_the_warm_up_is_left_out() -> None:
     assert _series(lambda minute: LEVEL + 2048 * min(minute, 60)).grows
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_process_started_anew_is_warm_after_five_minutes(*, whole: bool) -> None:
+    """Each of its lives begins 9 MiB higher than it ends, later ones are shorter; a reload, which leaves the
+    master, is no new life.
+    """
+    lives = [600, 2400, 3200, 3500]  # when it was started, seconds
+    samples = []
+    for n in range(int(3600 / EVERY_S)):
+        at = n * EVERY_S
+        born = max((one for one in lives if one <= at), default=0)
+        rss = LEVEL + 9216 * max(0.0, 1 - (at - born) / 300)
+        pids = (born,) if whole else (1, born)
+        samples.append(Sample(at, {("gate", "RSS KiB"): rss}, {"gate": pids}))
+    (found,) = trends(samples, WARM_UP_S)
+    assert (found.most == LEVEL) is whole
+    assert not found.grows
+
+
 def test_few_points_decide_nothing() -> None:
     """No point, one, and three: no slope, or one that is not significant."""
     assert sen([]) == sen([(0.0, 1.0)]) == 0.0

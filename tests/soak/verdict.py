@@ -17,11 +17,12 @@ from itertools import combinations, pairwise
 from tests.soak.sampling import Sample
 
 SIGNIFICANT_Z = 2.33
+YOUNG_S = 300.0
 # What an hour may add: (at least, or this share of the median). An hour of a daemon that runs for months:
 # anything real is over it after the first night.
 BOUNDS: dict[str, tuple[float, float]] = {
     "RSS KiB": (1024, 0.02),
-    "PSS KiB": (1024, 0.02),
+    "anonymous KiB": (1024, 0.02),  # its own; PSS grows when others end that share its files' pages
     "descriptors": (2, 0.0),
     "threads": (1, 0.0),
     "processes": (0.5, 0.0),
@@ -70,11 +71,21 @@ def kendall_z(values: Sequence[float]) -> float:
 
 
 def trends(samples: Iterable[Sample], warm_up_s: float) -> tuple[Trend, ...]:
-    """Of every series, the first ``warm_up_s`` seconds left out."""
+    """Of every series, the first ``warm_up_s`` seconds left out, and as many of a process that was killed and
+    started anew, at most YOUNG_S.
+    """
     minutes: dict[tuple[str, str], dict[int, list[float]]] = {}
+    born: dict[str, float] = {}
+    before: dict[str, tuple[int, ...]] = {}
     for sample in samples:
-        if sample.at >= warm_up_s:
-            for key, value in sample.values.items():
+        for who, pids in sample.pids.items():
+            if pids and before.get(who) and not set(pids) & set(before[who]):
+                born[who] = sample.at
+        before |= {who: pids for who, pids in sample.pids.items() if pids}
+        if sample.at < warm_up_s:
+            continue
+        for key, value in sample.values.items():
+            if sample.at - born.get(key[0], -YOUNG_S) >= min(YOUNG_S, warm_up_s):
                 minutes.setdefault(key, {}).setdefault(int(sample.at // 60), []).append(value)
     return tuple(_trend(key, by_minute) for key, by_minute in sorted(minutes.items()))
 
