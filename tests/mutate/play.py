@@ -41,6 +41,7 @@ TESTS = ("tests/core", "tests/pins")
 KEPT = ROOT / "build" / "mutate"
 EXPLAINED = Path(__file__).with_name("explained.txt")
 LEAST_S = 20  # CPU seconds of a mutant: importing alone takes two
+PINS_WEIGHT = 20  # the pinned hour notices most changes: it comes as if it cost a twentieth
 TIMES = 10  # what its tests take without it: a loop that a mutant made longer counts as noticed
 OPTIONS = ("-q", "-n0", "--hypothesis-seed=0", "--tb=no", "--timeout=0", "-p", "no:randomly", "-p", "no:cacheprovider",
            "-W", "ignore::pytest.PytestAssertRewriteWarning")  # fmt: skip
@@ -162,7 +163,11 @@ def _tests(
         }
         found |= {test for name in names for test in _readers(name, measured)}
         found = found or {test for tests in by_line.values() for test in tests}
-    return tuple(sorted(found, key=lambda one: (measured.seconds[one], one)))
+
+    def rank(test: str) -> tuple[float, str]:
+        return measured.seconds[test] / (PINS_WEIGHT if test.startswith("tests/pins") else 1), test
+
+    return tuple(sorted(found, key=rank))
 
 
 def _readers(name: str, measured: Measured) -> set[str]:
