@@ -12,7 +12,7 @@ from arbiterd.model.gateway import LoadAsk, LoadDone, LoadUndone, LoadVerdict
 from arbiterd.model.launch import Exit
 from arbiterd.model.settings import Mode, Settings
 from arbiterd.quantities import GIB
-from tests.core.world import OLLAMA, World, settings
+from tests.core.world import OLLAMA, TICK_S, World, only, settings
 
 
 def two_models() -> Settings:
@@ -235,3 +235,47 @@ def test_the_warm_model_waits_until_a_clients_model_has_left() -> None:
     world.engines["ollama"].loaded = ()
     world.tick(200)
     assert len(world.loads) == before + 1
+
+
+def test_a_load_that_failed_is_told_and_ends_its_lease() -> None:
+    """With the load gate's reason; one that nobody was granted is not told."""
+    world = World(two_models()).up()
+    answer = world.ask_load("llama3.2:1b", 2 * GIB)
+    world.asks.clear()
+    admitted = world.told(EventName.LOAD_ADMITTED)
+    world.dones += [
+        LoadDone(answer.id, "ollama", "HTTP 500"),
+        LoadDone("load-x", "ollama", "HTTP 500"),
+    ]
+    decision = world.tick()
+    assert not world.state.leases
+    told = [one for one in decision.events if one.name is EventName.LOAD_REFUSED]
+    assert ["HTTP 500" in one.message for one in told] == [True]
+    assert world.told(EventName.LOAD_ADMITTED) == admitted
+
+
+def test_a_load_for_a_backend_that_is_not_there_is_refused() -> None:
+    """And one for a backend that is not ready waits or is refused, but never granted."""
+    world = World(two_models()).up()
+    assert world.ask_load("m", GIB, "nobody").verdict is LoadVerdict.REFUSE
+    world.asks.clear()
+    world.die("ollama", Exit(code=1))
+    assert world.ask_load("llama3.2:1b", GIB).verdict is not LoadVerdict.GRANT
+
+
+def test_a_warm_model_that_cannot_be_loaded_leaves_the_engine_to_serve_cold() -> None:
+    """It is tried again every 30 s, each failure is told, and it loads once it can."""
+    world = World(only("ollama"), load_fails="HTTP 500")
+    world.until("ollama", Phase.READY)
+    world.tick(2)
+    for failures in (1, 2, 3, 4):
+        assert world.told(EventName.LOAD_REFUSED, "ollama") == failures
+        assert world.view("ollama").accepting
+        world.tick(round(30.0 / TICK_S) - 2)
+        assert world.told(EventName.LOAD_REFUSED, "ollama") == failures
+        world.tick(3)
+    assert world.state.backends["ollama"].warm.failures == 5
+    world.load_fails = ""
+    world.tick(round(31.0 / TICK_S))
+    assert world.loads == ["qwen2.5:3b"]
+    assert world.state.backends["ollama"].warm.failures == 0

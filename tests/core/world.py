@@ -210,6 +210,7 @@ class World:
     xids: list[XidEvent] = field(default_factory=list)
     recovery: int = 0
     load_hangs: bool = False  # a warm load never ends
+    load_fails: str = ""  # why it fails
 
     def device(self, index: int = 0) -> Device:
         """A card of this host."""
@@ -407,6 +408,8 @@ class World:
                     self._end(action.backend)
             case LoadModel() if self.load_hangs:
                 return
+            case LoadModel() if self.load_fails:
+                ok, detail = False, self.load_fails
             case LoadModel():
                 self.loads.append(action.model)
                 engine = self.engines[action.backend]
