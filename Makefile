@@ -75,7 +75,7 @@ test-device: ## real NVML and PyTorch (skipped with its reason where there is no
 	@scripts/setup dev
 	$(PY) -m pytest -q -s -p no:randomly -m device tests/device
 
-bench: ## footprint, tick cost, exit latency (figures: docs/benchmarks.md)
+bench: ## figure, goal, today, ratio: footprint, tick, readers, growth, doors beside nginx (docs/benchmarks.md)
 	@scripts/setup dev
 	$(PY) -m tests.bench
 
