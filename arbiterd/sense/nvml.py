@@ -82,6 +82,7 @@ class NvmlSource:
     ) -> None:
         self._on_change = on_change
         self._lock = threading.RLock()
+        self._answered = threading.Condition(self._lock)
         self._picture = Picture(Numbering(known), BLIND_S)
         self._xids = XidFeed(self._resolve, on_change)
         self._kernel_argv = kernel_log
@@ -136,6 +137,14 @@ class NvmlSource:
                 self._spawn(now)
             else:
                 self._ask(child, now)
+
+    def wait(self, within_s: float) -> None:
+        """Until the order that is out is answered, no longer than so many seconds."""
+        with self._answered:
+            self._answered.wait_for(self._idle, within_s)
+
+    def _idle(self) -> bool:
+        return self._child is None or self._child.asked_at is None
 
     def excuse(self, now: float) -> None:
         """The loop was held up until ``now``: nobody is late before that. Old readings stay unknown."""
@@ -362,6 +371,7 @@ class NvmlSource:
             return False
         if answer["seq"] == child.asked_seq:
             child.asked_at = None
+            self._answered.notify_all()
         first, child.answered = not child.answered, True
         self._why = _FINE
         self._sample_at = now
@@ -388,6 +398,7 @@ class NvmlSource:
             if index is not None:
                 self._try_later(self._hangs[index], now)
             self._give_up(child, now, _Trouble(f"its reader ended with {how}"))
+            self._answered.notify_all()
         self._on_change()
 
     # -- XIDs ----------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 A hung driver blocks a call for ever and even SIGKILL may not help (D state), so NVML lives in a child
 that may be lost. It reads one JSON order a line and writes one JSON answer a line; a suspicious sample
-is answered twice, the second time after AGAIN_S. Started by exec, never by fork: NVML does not survive
-a fork (facts/nvml.md). XIDs come as lines of their own, from a thread (nvml_events.py).
+is answered twice, the second time after AGAIN_S. Between orders it looks at free memory by itself
+(looks.py): what moves or crosses its line is told at once, and something at least each BEAT_S. Started
+by exec, never by fork: NVML does not survive a fork (facts/nvml.md). XIDs come as lines of their own,
+from a thread (nvml_events.py).
 
 Before the calls about a device its index goes into a shared word, so that whoever finds this process
 hung knows at which device.
@@ -28,11 +30,14 @@ from typing import Any
 
 import pynvml as nv
 
+from arbiterd.sense import looks
 from arbiterd.sense.nvml_events import EventWatch
+from arbiterd.sense.nvml_lines import Lines
 
-JUMP_BYTES = 64 << 20  # free memory moved so much: read at once who did it
+JUMP_BYTES = looks.MOVED_BYTES  # free memory moved so much: read at once who did it
 DROP_BYTES = 256 << 20  # it fell so much, or below the limit given: look again
 AGAIN_S = 0.025
+BEAT_S = 1.0  # a reading is never older, however seldom the loop asks
 RECOVERY_EVERY_S = 10.0
 LIST_TRIES = 3  # a leak moves always; a large allocation is over by the second
 NOWHERE, STARTING = -1, -2  # in the shared word: between devices; inside nvmlInit
@@ -68,6 +73,11 @@ class Worker:
         self._sampled_us: dict[str, int] = {}
         self._recovery_at = -RECOVERY_EVERY_S
         self._order: Row = {}
+        self._index = NOWHERE
+        self._cards: dict[str, looks.Card] = {}
+        self._looked: list[tuple[int, str, Any]] = []
+        self._cost_s = 0.0
+        self._next_at = self._told_at = time.monotonic()
         self.suspicious = False
 
     def sample(self, order: Row) -> list[Row]:
@@ -80,16 +90,60 @@ class Worker:
         if recovery:
             self._watch.came, self._recovery_at = False, now
         rows: list[Row] = []
+        self._looked, self._told_at = [], now
         only, skip = order.get("only"), order.get("skip", ())
         for index in range(nv.nvmlDeviceGetCount()):
             if index in skip or (only is not None and index not in only):
                 continue
             self._where(index)
+            self._index = index
             rows += [{"i": index, **row} for row in self._gpu(index, recovery=recovery)]
         self._where(NOWHERE)
+        self._plan(time.monotonic())
         if order.get("events"):
             self._watch_events(rows)
         return rows
+
+    # -- looks between orders --------------------------------------------------------------------
+    def rest_s(self) -> float:
+        """Seconds until the next look."""
+        return max(0.0, self._next_at - time.monotonic())
+
+    def look(self) -> bool:
+        """Look at each card's free memory; whether a sample is to be told now. A card that fails is left
+        to the next order.
+        """
+        began = time.thread_time()
+        news = failed = False
+        for index, uuid, handle in self._looked:
+            self._where(index)
+            try:
+                free = int(nv.nvmlDeviceGetMemoryInfo(handle, version=nv.nvmlMemory_v2).free)
+            except nv.NVMLError:
+                self._cards.pop(uuid, None)
+                failed = True
+                continue
+            now = time.monotonic()
+            news |= self._cards[uuid].look(free, now, self._limits.get(uuid, 0))
+        self._where(NOWHERE)
+        if failed:
+            self._looked = [one for one in self._looked if one[1] in self._cards]
+        self._cost_s += (time.thread_time() - began - self._cost_s) / 8
+        self._plan(time.monotonic())
+        return news
+
+    def beat(self) -> bool:
+        """Whether nothing was told for BEAT_S."""
+        return time.monotonic() - self._told_at >= BEAT_S
+
+    def _plan(self, now: float) -> None:
+        """When the next look comes: a calm card's is put off until looks are cheap enough."""
+        near = looks.LONGEST_S
+        for _, uuid, _ in self._looked:
+            card = self._cards[uuid]
+            near = min(near, looks.next_look_s(card.free, self._limits.get(uuid, 0), card.fastest))
+        moving = any(now - self._cards[u].news_at < looks.AGAIN_S for _, u, _ in self._looked)
+        self._next_at = now + (near if moving else max(near, looks.affordable_s(self._cost_s)))
 
     def _watch_events(self, rows: list[Row]) -> None:
         self._watch.slices = {
@@ -141,6 +195,19 @@ class Worker:
             self._list(handle, row)
         if processes and self._order.get("utilisation"):
             row.update(self._utilisation(handle, row["uuid"]))
+        if "memory" in row:
+            self._watched(handle, row)
+
+    def _watched(self, handle: Any, row: Row) -> None:
+        """It is told of, and looked at until the next sample."""
+        uuid, free = row["uuid"], row["memory"][3]
+        card = self._cards.get(uuid)
+        if card is None:
+            self._cards[uuid] = looks.Card.of(free, row["at"])
+        else:
+            card.look(free, row["at"], 0)
+            card.tell(free, row["at"])
+        self._looked.append((self._index, uuid, handle))
 
     def _list(self, handle: Any, row: Row) -> None:
         """The list between two readings of memory that agree: what an engine takes at once, 12 GiB of
@@ -304,23 +371,42 @@ def main() -> int:
         where(STARTING)
         worker = Worker(where, EventWatch(_say))
         where(NOWHERE)
-        for line in sys.stdin:
-            order = json.loads(line)
-            _answer(worker, order)
-            if worker.suspicious:
-                time.sleep(AGAIN_S)
-                _answer(worker, {**order, "processes": True, "again": True})
+        _serve(worker, Lines(sys.stdin.fileno()))
     except nv.NVMLError as error:
         _say({"fatal": str(error), "code": int(error.value)})
         return 1
     return 0
 
 
-def _answer(worker: Worker, order: Row) -> None:
+def _serve(worker: Worker, lines: Lines) -> None:
+    """Orders as they come; looks between them, once there was one."""
+    order: Row = {}
+    while not lines.ended:
+        line = lines.next(worker.rest_s() if order else BEAT_S)
+        if line:
+            order = json.loads(line)
+            _answer(worker, order)
+        elif order and not lines.ended:
+            news = worker.look()
+            if news or worker.beat():
+                own = {**order, "processes": False, "utilisation": False, "own": True}
+                own.pop("watch", None)
+                _answer(worker, own, news=news)
+
+
+def _answer(worker: Worker, order: Row, *, news: bool = False) -> None:
+    """One sample; two where it is suspicious."""
+    _tell(worker, order, again=False, wake=news)
+    if worker.suspicious:
+        time.sleep(AGAIN_S)
+        _tell(worker, {**order, "processes": True}, again=True, wake=True)
+
+
+def _tell(worker: Worker, order: Row, *, again: bool, wake: bool) -> None:
     rows = worker.sample(order)
-    again = order.get("again", False)
-    wake = bool(worker.suspicious or again)
-    _say({"seq": order["seq"], "again": again, "wake": wake, "devices": rows})
+    wake = wake or worker.suspicious
+    own = again or order.get("own", False)
+    _say({"seq": order["seq"], "again": own, "wake": wake, "devices": rows})
 
 
 def _say(answer: Row) -> None:

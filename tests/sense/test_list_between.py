@@ -33,6 +33,7 @@ def _look(card: Card, monkeypatch: pytest.MonkeyPatch) -> Row:
     worker = Worker.__new__(Worker)
     worker._order = {"processes": True}
     worker._free, worker._limits, worker.suspicious = {}, {}, False
+    worker._cards, worker._looked, worker._index = {}, [], 0
     row: Row = {"uuid": "GPU-a", "mig": False, **card.memory(None)}
     worker._look(None, row)
     return row
