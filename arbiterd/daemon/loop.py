@@ -44,6 +44,7 @@ from arbiterd.web.load_requests import LoadDesk
 PROCESSES_EVERY_S = 2.0  # a process list costs milliseconds under the driver's lock (facts/nvml.md)
 PROCESSES_SOON_S = 0.25  # while something starts, stops or loads: its bytes are waited for
 KEEP_EVERY_S = 1.0
+ANSWER_S = 0.05  # for a sample before a tick; a later one wakes nobody and is the next tick's
 
 
 class Facts(Protocol):
@@ -120,6 +121,7 @@ class Loop:
         self._tick = 0
         self._last_tick_ms = 0.0
         self._processes_at = -1e9
+        self._looked_at = -1e9
         self._kept_at = -1e9
         self._busy = True
         self._seen: NvmlSnapshot | None = None
@@ -159,7 +161,7 @@ class Loop:
             parts.gateway.loads.answered(
                 decision.loads, full=self.settings.arbiter.expose == "full"
             )
-        self._ask_nvml(began)
+        self._watch_lines()
         finished = time.monotonic()
         self._tick += 1
         self._last_tick_ms = (finished - began) * 1000
@@ -271,9 +273,9 @@ class Loop:
             self._devices = attribute(snapshot, self._parts.launcher.owner_of, self._devices)
         self._seen = snapshot
 
-    def _ask_nvml(self, now: float) -> None:
-        """Order the next sample; process lists only as often as somebody needs them, and, by the
-        worker itself, when free memory moves.
+    def _watch_lines(self) -> None:
+        """Tell the worker under which free memory a card is critical: it looks by itself, wakes the loop
+        when memory moves, and then brings the process lists.
         """
         headroom = self.settings.arbiter.headroom_bytes
         self._parts.nvml.watch(
@@ -282,15 +284,26 @@ class Loop:
                 for uuid, seen in self._devices.items()
             }
         )
+
+    def look(self, now: float) -> None:
+        """Order a sample for the tick that comes next, and wait for it, ANSWER_S at most; with process
+        lists only as often as somebody needs them.
+        """
         quiet = ("ready", "stopped", "failed", "backoff")
         views = self.decision.backends.values() if self.decision else ()
         busy = any(view.phase.value not in quiet or not view.accepting for view in views)
         busy |= self.decision is not None and self.decision.lists_soon
         every = PROCESSES_SOON_S if busy else PROCESSES_EVERY_S
-        due = now - self._processes_at >= every
+        due = now - self._processes_at >= every * 0.9
         if due:
             self._processes_at = now
+        self._looked_at = now
         self._parts.nvml.request(now, processes=due)
+        self._parts.nvml.wait(ANSWER_S)
+
+    def is_look_due(self, now: float) -> bool:
+        """Whether ticks out of turn have put off the look of a whole poll."""
+        return now - self._looked_at >= self.settings.arbiter.poll_s
 
 
 def _same_lists(old: NvmlSnapshot, new: NvmlSnapshot) -> bool:

@@ -221,12 +221,15 @@ class Daemon:
         retry_at = time.monotonic() + LISTEN_RETRY_S
         next_at = time.monotonic()
         trimmer = Trimmer()
+        woken = False
         while True:
             self._signals.obey(partial(_reload_aside, reloader), self._leave)
             before = self._owner.state.newest
             inbox = self._inbox(reloader)
             if self._owner.state.newest is not before:
                 host.refresh(self._owner.state.newest)
+            if not woken or loop.is_look_due(time.monotonic()):
+                loop.look(time.monotonic())
             published = loop.tick(inbox)
             self._learn(nvml)
             self._report(published)
@@ -249,7 +252,7 @@ class Daemon:
             poll_s = loop.settings.arbiter.poll_s
             # A tick out of turn (an exit, an answer) moves the next one up, it never puts it off.
             next_at = min(max(next_at + poll_s, now), now + poll_s)
-            self.waker.wait(next_at - time.monotonic())
+            woken = self.waker.wait(next_at - time.monotonic())
 
     def _listen(self, web: WebServer) -> None:
         """Open API and socket. A taken address is no reason to leave engines unguarded."""
