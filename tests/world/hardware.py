@@ -10,7 +10,7 @@ from arbiterd.model.devices import Device, ProcessRef
 @dataclass(slots=True, eq=False)
 class Card:
     """A GPU or a MIG slice. ``used`` counts every byte, those of the dead included until they are
-    back (``lag_s`` after their process); ``lost``: NVML lists it no more.
+    back (``lag_s`` after their process); ``lost``: NVML lists it no more; ``dirty``: moved, no look yet.
     """
 
     device: Device

@@ -1,4 +1,4 @@
-"""What sense would see of the world: NVML a poll late, lists only when due, probes at their pace."""
+"""What sense would see of the world: NVML by orders and looks, lists when due, probes at their pace."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from arbiterd.model.health import (
 )
 from arbiterd.model.reading import Known, Reading, Unknown
 from arbiterd.model.settings import Kind
+from arbiterd.sense import looks
 from arbiterd.sense.health import COUNTERS_S, FAST_S, SLOW_S
 from arbiterd.sense.nvml import BLIND_S, LATE_S
 from arbiterd.sense.nvml_worker import AGAIN_S, DROP_BYTES, JUMP_BYTES
@@ -35,9 +36,9 @@ _NOT_YET: Reading[object] = Unknown("not probed yet", 0.0)
 
 
 class Nvml:
-    """Samples are ordered at the end of a tick and seen by the next one, as in the loop. What the
-    worker does by itself (sense/nvml_worker.py): lists when free memory has moved, a second look at
-    a suspicious sample, which wakes the loop; what cannot be true is dropped.
+    """Samples are ordered before a tick, as in the loop. What the worker does by itself
+    (sense/nvml_worker.py): looks at free memory, which wake the loop when it moved; lists when it has
+    moved, a second look at a suspicious sample; what cannot be true is dropped.
     """
 
     def __init__(self, world: World) -> None:
@@ -47,6 +48,9 @@ class Nvml:
         self._free: dict[str, int] = {}
         self._lists_at = -1e9
         self._suspicious = False
+        self._cards: dict[str, looks.Card] = {}
+        self._looked_at = world.now
+        self._look_out = False
         self.sample_at = world.now
         self.hung_until = -1.0
         self.stale_until = -1.0
@@ -54,12 +58,46 @@ class Nvml:
         self.devices: dict[str, DeviceObservation] = {}
         self.xids: list[XidEvent] = []
 
-    def sample(self, decision: Decision | None, *, again: bool = False) -> None:
-        """Read every card, lists too when somebody needs them."""
+    def changed(self) -> None:
+        """Memory has moved: the look that would see it comes in its time."""
+        for card in self._world.cards.values():
+            card.dirty = False
+        if not self._look_out:
+            self._look_out = True
+            every, now = self._every_s(), self._world.now
+            self._world.at(every - (now - self._looked_at) % every, self._look)
+
+    def _every_s(self) -> float:
+        line = self._world.monitor.critical_line
+        return min(
+            (looks.next_look_s(c.free, line(u), c.fastest) for u, c in self._cards.items()),
+            default=looks.LONGEST_S,
+        )
+
+    def _look(self) -> None:
+        world, now = self._world, self._world.now
+        self._look_out, self._looked_at = False, now
+        if now < self.hung_until or now < self.stale_until:
+            return
+        news = False
+        for uuid, card in world.cards.items():
+            if not card.lost and uuid in self._cards:
+                line = world.monitor.critical_line(uuid)
+                news |= self._cards[uuid].look(card.free, now, line)
+        if news:
+            self.sample(world.decision, own=True)
+            world.wake()
+        elif any(abs(one.free - one.told) > looks.MOVED_BYTES for one in self._cards.values()):
+            self.changed()  # it is told as soon as it is not too often
+
+    def sample(
+        self, decision: Decision | None, *, again: bool = False, own: bool = False
+    ) -> None:
+        """Read every card, lists too when somebody needs them. ``own``: nobody has asked."""
         world, now = self._world, self._world.now
         if now < self.hung_until:
             return
-        due = again or self._due(decision)
+        due = again or (not own and self._due(decision))
         if due:
             self._lists_at = now
         stale = now < self.stale_until
@@ -105,9 +143,17 @@ class Nvml:
             self._judge(uuid, free)
             due |= abs(free - self._free.get(uuid, free)) > JUMP_BYTES
             self._free[uuid] = free
+        self._tell(uuid, card.free, now)
         if due or uuid not in self._lists:
             self._lists[uuid] = Known(self._processes(card, now), now)
         return DeviceObservation(device, GpuState.OK, Known(memory, now), self._lists[uuid], "")
+
+    def _tell(self, uuid: str, free: int, now: float) -> None:
+        seen = self._cards.get(uuid)
+        if seen is None:
+            self._cards[uuid] = looks.Card.of(free, now)
+        else:
+            seen.tell(free, now)
 
     def _judge(self, uuid: str, free: int) -> None:
         """Whether this sample wants a second look."""

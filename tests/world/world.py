@@ -99,6 +99,7 @@ class World:
         self._pid = 1000
         self._woken = False
         self._flowed = self.now
+        self._asked_at = self.now
         self._chances: dict[str, random.Random] = {}
         self._jitter = random.Random(f"{seed}:jitter")
         self._placed: tuple[object, object, dict[str, Placement]] | None = None
@@ -133,6 +134,8 @@ class World:
         """Move the physics on, to ``until`` or to what wakes the loop."""
         heap = self._heap
         while self.now < until - 1e-9 and not (wakes and self._woken):
+            if any(card.dirty for card in self.cards.values()):
+                self.nvml.changed()
             then = until
             if heap and heap[0][0] < then:
                 then = max(self.now, heap[0][0])
@@ -169,10 +172,13 @@ class World:
         decision = self.decision
         for _ in range(count):
             self.advance(self.now + poll)
-            self._woken = False
+            woken, self._woken = self._woken, False
             if self.between and self.now >= self.between[0][0]:
                 self.between.pop(0)[1]()
             self._flow()
+            if not woken or self.now - self._asked_at >= poll:
+                self._asked_at = self.now
+                self.nvml.sample(decision)
             seen = self.observe()
             decision = self.decision = self.policy.decide(seen, self.settings)
             self.ticks += 1
@@ -183,7 +189,6 @@ class World:
             if decision.loads:
                 self.loads.answered(decision.loads)
             self._settings(decision)
-            self.nvml.sample(decision)
         assert decision is not None
         return decision
 
