@@ -7,10 +7,11 @@ from arbiterd.core.limits import (
     BREAKER_FAILURES,
     BREAKER_WINDOW_S,
     HALF_OPEN_S,
+    HEALTHY_S,
     JITTER,
     STABLE_S,
 )
-from arbiterd.engines.base import Cause
+from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.observation import Observation
 from arbiterd.model.settings import BackendSettings
 
@@ -29,14 +30,19 @@ def rest_until(now: float) -> float:
 def failed(
     backend: BackendState, cause: Cause, settings: BackendSettings, seen: Observation
 ) -> tuple[BackendState, bool]:
-    """Count a failure. Returns the state with its next start, and whether the breaker is open."""
+    """Count a failure. Returns the state with its next start, and whether the breaker is open. The first
+    one after HEALTHY_S is tried again at once, unless it was ended for growing beyond its cap.
+    """
     now, history = seen.now, backend.history.ended(cause)
-    stable = backend.run.ready_at is not None and now - backend.run.ready_at >= STABLE_S
-    attempt = 1 if stable else history.attempt + 1
+    ready_at = backend.run.ready_at
+    ready_s = 0.0 if ready_at is None else now - ready_at
+    attempt = 1 if ready_s >= STABLE_S else history.attempt + 1
     recent = tuple(at for at in history.failures if now - at < BREAKER_WINDOW_S)
     recent = (*recent, now)[-BREAKER_FAILURES:]
     open_ = len(recent) >= BREAKER_FAILURES
     wait = HALF_OPEN_S if open_ else delay_s(settings, attempt, seen.jitter)
+    if ready_s >= HEALTHY_S and not open_ and cause.cause is not CauseClass.OVER_CAP:
+        wait = 0.0
     return backend.having(history=history.failed(recent, attempt, now + wait)), open_
 
 

@@ -252,8 +252,10 @@ def _rest(facts: Facts, backend: BackendState) -> Step:
             why = "stopped by hand" if backend.wish.parked else "not wanted"
             rested = backend.having(history=backend.history.put_away())
             return Step(facts.enter(rested, Phase.STOPPED, why))
+        case After.BACKOFF if facts.seen.now >= backend.history.not_before:
+            return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
         case After.BACKOFF:
-            wait = format_duration(max(0.0, backend.history.not_before - facts.seen.now))
+            wait = format_duration(backend.history.not_before - facts.seen.now)
             return Step(facts.enter(backend, Phase.BACKOFF, f"{why}; next start in {wait}"))
         case After.FAILED:
             return Step(facts.enter(backend, Phase.FAILED, why))

@@ -53,6 +53,7 @@ BREAKER_FAILURES: Final = 5
 BREAKER_WINDOW_S: Final = 600.0
 HALF_OPEN_S: Final = 300.0  # one probing start each five minutes once the breaker is open
 STABLE_S: Final = 60.0  # ready for so long: the next failure starts at the first delay again
+HEALTHY_S: Final = 3600.0  # ready for so long: the next failure needs no back-off at all
 JITTER: Final = 0.25  # of the delay, so that two backends do not come back in step
 
 LONG_AGO: Final = -1e9  # of a moment that has not been yet

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from arbiterd.core.decide import decide
-from arbiterd.core.limits import DRAINED_GRACE_S
+from arbiterd.core.limits import DRAINED_GRACE_S, HEALTHY_S
 from arbiterd.core.state import State
 from arbiterd.model.actions import StopBackend, Verb
 from arbiterd.model.backend import Phase
@@ -150,6 +150,32 @@ def test_five_failures_open_the_breaker_and_one_try_comes_every_five_minutes() -
     world.until("vllm", Phase.STARTING, ticks=2000)
     assert 290 <= world.now - began <= 310
     world.until("vllm", Phase.READY)
+
+
+@pytest.mark.parametrize(
+    ("ready_s", "waits"), [(HEALTHY_S - 60.0, True), (HEALTHY_S + 1.0, False)]
+)
+def test_the_first_failure_after_an_hour_needs_no_back_off(ready_s: float, *, waits: bool) -> None:
+    """It waits for its turn as soon as its bytes are back; the second failure rests as ever."""
+    world = World(only("vllm")).up()
+    world.now += ready_s
+    world.unseen_s = 0.0
+    world.tick(4)
+    world.until("vllm", Phase.READY)
+    world.die("vllm", Exit(signal=9), orphan=True)
+    assert _path(world)[:2] == [Phase.STOPPING, Phase.BACKOFF if waits else Phase.WAITING]
+    world.die("vllm", Exit(signal=9), orphan=True)
+    assert _path(world)[:2] == [Phase.STOPPING, Phase.BACKOFF]
+
+
+def _path(world: World) -> list[Phase]:
+    """Phases until it is ready again."""
+    phases: list[Phase] = []
+    while not phases or phases[-1] is not Phase.READY:
+        world.tick()
+        if not phases or phases[-1] is not world.phase("vllm"):
+            phases.append(world.phase("vllm"))
+    return phases
 
 
 def test_back_off_doubles_and_is_bounded() -> None:
