@@ -152,9 +152,7 @@ def test_five_failures_open_the_breaker_and_one_try_comes_every_five_minutes() -
     world.until("vllm", Phase.READY)
 
 
-@pytest.mark.parametrize(
-    ("ready_s", "waits"), [(HEALTHY_S - 60.0, True), (HEALTHY_S + 1.0, False)]
-)
+@pytest.mark.parametrize(("ready_s", "waits"), [(HEALTHY_S - 60.0, True), (HEALTHY_S + 1.0, False)])
 def test_the_first_failure_after_an_hour_needs_no_back_off(ready_s: float, *, waits: bool) -> None:
     """It waits for its turn as soon as its bytes are back; the second failure rests as ever."""
     world = World(only("vllm")).up()

@@ -19,7 +19,9 @@ from arbiterd.sense.looks import (
 LINE = 256 * MIB
 
 
-def _told(card: Card, frees: list[int], every_s: float = SHORTEST_S, start: float = 10.0) -> list[float]:
+def _told(
+    card: Card, frees: list[int], every_s: float = SHORTEST_S, start: float = 10.0
+) -> list[float]:
     """Seconds since the start at which these looks are told, as the worker tells them."""
     out = []
     for n, free in enumerate(frees):

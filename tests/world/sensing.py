@@ -90,9 +90,7 @@ class Nvml:
         elif any(abs(one.free - one.told) > looks.MOVED_BYTES for one in self._cards.values()):
             self.changed()  # it is told as soon as it is not too often
 
-    def sample(
-        self, decision: Decision | None, *, again: bool = False, own: bool = False
-    ) -> None:
+    def sample(self, decision: Decision | None, *, again: bool = False, own: bool = False) -> None:
         """Read every card, lists too when somebody needs them. ``own``: nobody has asked."""
         world, now = self._world, self._world.now
         if now < self.hung_until:
