@@ -33,6 +33,7 @@ import pynvml as nv
 from arbiterd.sense import looks
 from arbiterd.sense.nvml_events import EventWatch
 from arbiterd.sense.nvml_lines import Lines
+from arbiterd.sense.nvml_looks import Looker
 
 JUMP_BYTES = looks.MOVED_BYTES  # free memory moved so much: read at once who did it
 DROP_BYTES = 256 << 20  # it fell so much, or below the limit given: look again
@@ -74,10 +75,7 @@ class Worker:
         self._recovery_at = -RECOVERY_EVERY_S
         self._order: Row = {}
         self._index = NOWHERE
-        self._cards: dict[str, looks.Card] = {}
-        self._looked: list[tuple[int, str, Any]] = []
-        self._cost_s = 0.0
-        self._next_at = self._told_at = time.monotonic()
+        self.looker = Looker(where)
         self.suspicious = False
 
     def sample(self, order: Row) -> list[Row]:
@@ -90,7 +88,8 @@ class Worker:
         if recovery:
             self._watch.came, self._recovery_at = False, now
         rows: list[Row] = []
-        self._looked, self._told_at = [], now
+        self.looker.limits = self._limits
+        self.looker.begin(now)
         only, skip = order.get("only"), order.get("skip", ())
         for index in range(nv.nvmlDeviceGetCount()):
             if index in skip or (only is not None and index not in only):
@@ -99,51 +98,16 @@ class Worker:
             self._index = index
             rows += [{"i": index, **row} for row in self._gpu(index, recovery=recovery)]
         self._where(NOWHERE)
-        self._plan(time.monotonic())
+        self.looker.plan()
         if order.get("events"):
             self._watch_events(rows)
         return rows
 
-    # -- looks between orders --------------------------------------------------------------------
-    def rest_s(self) -> float:
-        """Seconds until the next look."""
-        return max(0.0, self._next_at - time.monotonic())
-
     def look(self) -> bool:
-        """Look at each card's free memory; whether a sample is to be told now. A card that fails is left
-        to the next order.
-        """
-        began = time.thread_time()
-        news = failed = False
-        for index, uuid, handle in self._looked:
-            self._where(index)
-            try:
-                free = int(nv.nvmlDeviceGetMemoryInfo(handle, version=nv.nvmlMemory_v2).free)
-            except nv.NVMLError:
-                self._cards.pop(uuid, None)
-                failed = True
-                continue
-            now = time.monotonic()
-            news |= self._cards[uuid].look(free, now, self._limits.get(uuid, 0))
+        """A look between orders; whether a sample is to be told now."""
+        news = self.looker.look()
         self._where(NOWHERE)
-        if failed:
-            self._looked = [one for one in self._looked if one[1] in self._cards]
-        self._cost_s += (time.thread_time() - began - self._cost_s) / 8
-        self._plan(time.monotonic())
         return news
-
-    def beat(self) -> bool:
-        """Whether nothing was told for BEAT_S."""
-        return time.monotonic() - self._told_at >= BEAT_S
-
-    def _plan(self, now: float) -> None:
-        """When the next look comes: a calm card's is put off until looks are cheap enough."""
-        near = looks.LONGEST_S
-        for _, uuid, _ in self._looked:
-            card = self._cards[uuid]
-            near = min(near, looks.next_look_s(card.free, self._limits.get(uuid, 0), card.fastest))
-        moving = any(now - self._cards[u].news_at < looks.AGAIN_S for _, u, _ in self._looked)
-        self._next_at = now + (near if moving else max(near, looks.affordable_s(self._cost_s)))
 
     def _watch_events(self, rows: list[Row]) -> None:
         self._watch.slices = {
@@ -196,18 +160,7 @@ class Worker:
         if processes and self._order.get("utilisation"):
             row.update(self._utilisation(handle, row["uuid"]))
         if "memory" in row:
-            self._watched(handle, row)
-
-    def _watched(self, handle: Any, row: Row) -> None:
-        """It is told of, and looked at until the next sample."""
-        uuid, free = row["uuid"], row["memory"][3]
-        card = self._cards.get(uuid)
-        if card is None:
-            self._cards[uuid] = looks.Card.of(free, row["at"])
-        else:
-            card.look(free, row["at"], 0)
-            card.tell(free, row["at"])
-        self._looked.append((self._index, uuid, handle))
+            self.looker.told(self._index, handle, row["uuid"], row["memory"][3], row["at"])
 
     def _list(self, handle: Any, row: Row) -> None:
         """The list between two readings of memory that agree: what an engine takes at once, 12 GiB of
@@ -382,13 +335,13 @@ def _serve(worker: Worker, lines: Lines) -> None:
     """Orders as they come; looks between them, once there was one."""
     order: Row = {}
     while not lines.ended:
-        line = lines.next(worker.rest_s() if order else BEAT_S)
+        line = lines.next(worker.looker.rest_s() if order else BEAT_S)
         if line:
             order = json.loads(line)
             _answer(worker, order)
         elif order and not lines.ended:
             news = worker.look()
-            if news or worker.beat():
+            if news or worker.looker.is_silent(BEAT_S):
                 own = {**order, "processes": False, "utilisation": False, "own": True}
                 own.pop("watch", None)
                 _answer(worker, own, news=news)

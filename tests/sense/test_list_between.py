@@ -6,6 +6,7 @@ import pytest
 
 from arbiterd.quantities import GIB
 from arbiterd.sense import nvml_worker
+from arbiterd.sense.nvml_looks import Looker
 from arbiterd.sense.nvml_worker import LIST_TRIES, Row, Worker
 
 
@@ -33,7 +34,7 @@ def _look(card: Card, monkeypatch: pytest.MonkeyPatch) -> Row:
     worker = Worker.__new__(Worker)
     worker._order = {"processes": True}
     worker._free, worker._limits, worker.suspicious = {}, {}, False
-    worker._cards, worker._looked, worker._index = {}, [], 0
+    worker.looker, worker._index = Looker(lambda _: None), 0
     row: Row = {"uuid": "GPU-a", "mig": False, **card.memory(None)}
     worker._look(None, row)
     return row
