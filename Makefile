@@ -53,8 +53,8 @@ check: ## ruff, mypy --strict, import contracts, spelling, shell scripts, unit f
 coverage: ## branch coverage by the tests that start no process: core and the rest, each with its floor
 	@scripts/setup dev
 	$(VENV)/bin/coverage run -m pytest -q -n 0 -p no:randomly $(addprefix tests/,core pins golden config engines report fit settings)
-	$(VENV)/bin/coverage report --include='arbiterd/core/*' --skip-covered --show-missing --fail-under=$(FLOOR_CORE)
-	$(VENV)/bin/coverage report --omit='arbiterd/core/*,arbiterd/sim/*' --format=total --fail-under=$(FLOOR_REST)
+	$(VENV)/bin/coverage report --include='arbiterd/core/*,arbiterd/core/*/*' --skip-covered --show-missing --fail-under=$(FLOOR_CORE)
+	$(VENV)/bin/coverage report --omit='arbiterd/core/*,arbiterd/core/*/*,arbiterd/sim/*' --format=total --fail-under=$(FLOOR_REST)
 
 COUNT ?= 300
 mutate: ## COUNT small changes of core, chosen by SEED: at least 90 % are noticed by its tests (JOBS)

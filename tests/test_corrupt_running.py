@@ -14,7 +14,7 @@ from arbiterd.act.launch import records
 from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.direct_record import Record
 from arbiterd.act.launch.systemd_unit import Record as UnitRecord
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.core.state import State
 from arbiterd.daemon import startup
 from arbiterd.linux import container_ids, procfs

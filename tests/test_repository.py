@@ -132,7 +132,7 @@ def test_no_decision_reads_a_sentence() -> None:
 
 
 # Who makes and changes what core remembers: the record's own methods, or the file that judges it.
-RECORDS = ("backend_axes", "backend_state", "device_state", "state")
+RECORDS = ("backend/backend_axes", "backend/backend_state", "memory/device_state", "state")
 JUDGES = {
     "Vitals": "judge",
     "Sleep": "sleeping",
@@ -192,7 +192,9 @@ def _made(tree: ast.Module, records: dict[str, set[str]], others: list[set[str]]
 def test_each_record_of_core_is_made_and_changed_in_one_file() -> None:
     """A second one would have to know what the first has promised."""
     core = ROOT / "arbiterd/core"
-    defined = {one: name for name in RECORDS for one in _dataclasses(core / f"{name}.py")}
+    defined = {
+        one: Path(name).stem for name in RECORDS for one in _dataclasses(core / f"{name}.py")
+    }
     records = {
         one: fields for name in RECORDS for one, fields in _dataclasses(core / f"{name}.py").items()
     }
@@ -200,7 +202,7 @@ def test_each_record_of_core_is_made_and_changed_in_one_file() -> None:
     others = [
         fields
         for path in paths
-        if path.stem not in RECORDS
+        if path.stem not in defined.values()
         for fields in _dataclasses(path).values()
     ]
     places: dict[str, set[str]] = {}

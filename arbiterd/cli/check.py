@@ -19,7 +19,7 @@ from arbiterd.cli.screen import know
 from arbiterd.cli.show import as_row, rows
 from arbiterd.config import Loaded, check_devices, load
 from arbiterd.config.parse import Report
-from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.core.backend.planning import engine_grpc_port, engine_port
 from arbiterd.daemon.engine_ports import sleepers, sleepless
 from arbiterd.engines.batching import memory
 from arbiterd.errors import EX_CONFIG, ArbiterError, ConfigRefused, Flaw, Problem

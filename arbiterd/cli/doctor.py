@@ -15,7 +15,7 @@ from arbiterd.cli.client import Client
 from arbiterd.cli.common import console, globals_of, inventory, print_json
 from arbiterd.cli.doctor_print import print_findings
 from arbiterd.config import Loaded, check_devices, load
-from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.core.backend.planning import engine_grpc_port, engine_port
 from arbiterd.errors import EX_REFUSED, ConfigRefused, LaunchError
 from arbiterd.linux import procfs
 from arbiterd.linux.init_system import use_systemd

@@ -20,7 +20,7 @@ from arbiterd.cli.operate import problems_of
 from arbiterd.cli.running import Running, running
 from arbiterd.cli.show import Row, as_row
 from arbiterd.config import Loaded, check_devices, load
-from arbiterd.core.placement import place
+from arbiterd.core.memory.placement import place
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, EX_UNAVAILABLE, ArbiterError, ConfigRefused
 from arbiterd.model.settings import Settings
 from arbiterd.model.switch import Change

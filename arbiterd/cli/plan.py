@@ -20,9 +20,9 @@ from arbiterd.cli.plan_fit import fit_lines, fit_row, slice_lines, slice_rows, w
 from arbiterd.cli.plan_sandbox import sandbox_line, sandbox_rows
 from arbiterd.cli.running import recorded, running
 from arbiterd.config import load
-from arbiterd.core import nodes
-from arbiterd.core.placement import headroom_bytes, place, sharing
-from arbiterd.core.planning import launch_context, launch_spec
+from arbiterd.core.backend import nodes
+from arbiterd.core.backend.planning import launch_context, launch_spec
+from arbiterd.core.memory.placement import headroom_bytes, place, sharing
 from arbiterd.engines import engine_of
 from arbiterd.engines.flags import SECRET, shown
 from arbiterd.errors import EX_CONFIG, ArbiterError

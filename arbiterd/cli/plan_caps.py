@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from arbiterd.core import learn
+from arbiterd.core.memory import learn
 from arbiterd.core.state import State
 from arbiterd.model.backend import Placement
 from arbiterd.model.observation import HostFacts, Observation

@@ -12,9 +12,9 @@ from arbiterd.cli.client import Client, Json, Unreachable
 from arbiterd.cli.ports import guard
 from arbiterd.cli.show import Row, as_row, rows
 from arbiterd.config import load
-from arbiterd.core import diff
-from arbiterd.core.backend_state import BackendState, known
-from arbiterd.core.config_state import File
+from arbiterd.core.backend.backend_state import BackendState, known
+from arbiterd.core.mode import diff
+from arbiterd.core.mode.config_state import File
 from arbiterd.daemon.engine_ports import granted
 from arbiterd.errors import ConfigRefused
 from arbiterd.files import strict_json

@@ -8,8 +8,8 @@ from typing import Literal
 
 from arbiterd.config.load import Loaded
 from arbiterd.config.parse import Report
-from arbiterd.core.placement import headroom_bytes, place
-from arbiterd.core.planning import launch_context
+from arbiterd.core.backend.planning import launch_context
+from arbiterd.core.memory.placement import headroom_bytes, place
 from arbiterd.engines.vllm import overhead_bytes, spike_bytes, utilisation
 from arbiterd.errors import Problem
 from arbiterd.model.backend import Placement

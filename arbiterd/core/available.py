@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiterd.core.backend_state import BackendState
+from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import BLOCKED_AFTER_S
 from arbiterd.core.notes import About, Open

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from arbiterd.core import available, doors, failing, faults, files, gpus, ladder, offenders
+from arbiterd.core import available, files
+from arbiterd.core.backend import failing
 from arbiterd.core.facts import Facts
+from arbiterd.core.memory import faults, gpus, ladder, offenders
 from arbiterd.core.notes import TROUBLE, Close, Notes, Open
+from arbiterd.core.traffic import doors
 from arbiterd.model.events import EventName, Incident
 
 Over: TypeAlias = Callable[[Facts, Incident], tuple[EventName, str] | None]

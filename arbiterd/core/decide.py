@@ -10,27 +10,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from arbiterd.core import conditions, gpus, learn, ledger, progress, switch
-from arbiterd.core.adopt import adopt, meet
-from arbiterd.core.carry import devices_of
-from arbiterd.core.doors import gateway, wish
-from arbiterd.core.evidence import refusals
+from arbiterd.core import conditions
+from arbiterd.core.backend import progress
+from arbiterd.core.backend.adopt import adopt, meet
+from arbiterd.core.backend.carry import devices_of
+from arbiterd.core.backend.lifecycle import step
+from arbiterd.core.backend.orphans import find_orphans
+from arbiterd.core.backend.requests import take_requests
+from arbiterd.core.backend.runners import deaths
+from arbiterd.core.backend.warm import note_loads
 from arbiterd.core.facts import Facts, Step
-from arbiterd.core.faults import judge_xids
-from arbiterd.core.grants import grant
 from arbiterd.core.incidents import reconcile
-from arbiterd.core.ladder import climb
-from arbiterd.core.lifecycle import step
-from arbiterd.core.loads import answer_loads, settle_loads
+from arbiterd.core.memory import gpus, learn, ledger
+from arbiterd.core.memory.faults import judge_xids
+from arbiterd.core.memory.grants import grant
+from arbiterd.core.memory.ladder import climb
+from arbiterd.core.memory.placement import place
+from arbiterd.core.mode import switch
 from arbiterd.core.notes import Notes
-from arbiterd.core.orphans import find_orphans
-from arbiterd.core.placement import place
 from arbiterd.core.published import decision
-from arbiterd.core.requests import take_requests
-from arbiterd.core.runners import deaths
 from arbiterd.core.state import NOTHING, Placed, State
+from arbiterd.core.traffic.doors import gateway, wish
+from arbiterd.core.traffic.evidence import refusals
+from arbiterd.core.traffic.loads import answer_loads, settle_loads
 from arbiterd.core.unseen import excused
-from arbiterd.core.warm import note_loads
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import Action
 from arbiterd.model.decision import Decision

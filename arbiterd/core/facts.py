@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
-from arbiterd.core import phases
-from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import UNSEEN, DeviceState
+from arbiterd.core.backend import phases
+from arbiterd.core.backend.backend_state import BackendState
+from arbiterd.core.memory.device_state import UNSEEN, DeviceState
 from arbiterd.core.notes import About, Notes, Open, Remark, Say
 from arbiterd.core.state import DoorState, Lease, State
 from arbiterd.model.actions import Outcome
@@ -59,7 +59,7 @@ class Step:
 class Facts:
     """``before``: the state as the tick found it. Backends to incidents: as far as the stages have come;
     ``state``: everything else of it, likewise. ``configured``: placements without what OOMs have taught.
-    ``moved``: see core/grants.py.
+    ``moved``: see core/memory/grants.py.
     """
 
     seen: Observation
@@ -131,7 +131,7 @@ class Facts:
         return replace(self, state=self.state.having(**changes))
 
     def enter(self, backend: BackendState, phase: Phase, reason: str) -> BackendState:
-        """The backend in this phase (core/phases.py)."""
+        """The backend in this phase (core/backend/phases.py)."""
         seen, first = self.seen, self.before.first_tick
         return phases.enter(backend, phase, reason, seen.now, seen.wall, first=first)
 

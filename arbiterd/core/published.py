@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from arbiterd.core import switch
-from arbiterd.core.backend_state import ending
+from arbiterd.core.backend.backend_state import ending
+from arbiterd.core.backend.planning import engine_url
 from arbiterd.core.facts import Facts
-from arbiterd.core.gate import loading
-from arbiterd.core.planning import engine_url
-from arbiterd.core.pressure import lists_soon
+from arbiterd.core.memory.gate import loading
+from arbiterd.core.memory.pressure import lists_soon
+from arbiterd.core.mode import switch
 from arbiterd.core.views import backend_view, device_view, used_by_holder
 from arbiterd.model.actions import Action
 from arbiterd.model.backend import Phase

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.limits import LONG_AGO
+from arbiterd.core.memory.device_state import DeviceState
 from arbiterd.model.backend import Placement
 from arbiterd.model.devices import Device
 from arbiterd.model.events import Incident
@@ -66,7 +66,7 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """States without what a fresh daemon finds out by itself (core/carry.py)."""
+    """States without what a fresh daemon finds out by itself (core/backend/carry.py)."""
 
     backends: Mapping[str, BackendState] = field(default_factory=dict)
     devices: Mapping[str, DeviceState] = field(default_factory=dict)

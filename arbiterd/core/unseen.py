@@ -6,10 +6,13 @@ looked. So deadlines move on by as much, and what has lasted does not count that
 
 from __future__ import annotations
 
-from arbiterd.core import judge, loads, pressure, reclaim, switch, trying
-from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.backend import judge, trying
+from arbiterd.core.backend.backend_state import BackendState
+from arbiterd.core.memory import pressure, reclaim
+from arbiterd.core.memory.device_state import DeviceState
+from arbiterd.core.mode import switch
 from arbiterd.core.state import State
+from arbiterd.core.traffic import loads
 
 
 def excused(state: State, seconds: float) -> State:

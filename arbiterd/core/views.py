@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbiterd.core import brakes, judge, ledger, pressure, progress
-from arbiterd.core.backend_axes import SleepStage
-from arbiterd.core.backend_state import BackendState, drained
-from arbiterd.core.device_state import Braked, DeviceState
-from arbiterd.core.evidence import outstanding, traffic
+from arbiterd.core.backend import judge, progress
+from arbiterd.core.backend.backend_axes import SleepStage
+from arbiterd.core.backend.backend_state import BackendState, drained
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
     DISRUPTIVE_MAX,
@@ -17,9 +15,12 @@ from arbiterd.core.limits import (
     RETRY_AFTER_MAX_S,
     WAKE_CHECK_S,
 )
-from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.reclaim import freed_of
-from arbiterd.core.victim import recent
+from arbiterd.core.memory import brakes, ledger, pressure
+from arbiterd.core.memory.device_state import Braked, DeviceState
+from arbiterd.core.memory.placement import headroom_bytes
+from arbiterd.core.memory.reclaim import freed_of
+from arbiterd.core.memory.victim import recent
+from arbiterd.core.traffic.evidence import outstanding, traffic
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
 from arbiterd.model.launch import UnitState
 from arbiterd.model.pressure import BrakesView, Holder, PressureView, ReclaimView

@@ -13,10 +13,10 @@ from arbiterd.act.executor import Executor
 from arbiterd.act.exit_logs import LastWords
 from arbiterd.act.gateway.reconciler import GatewayKeeper
 from arbiterd.act.launch.base import Launcher
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.core.decide import decide
-from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.pressure import critical_free_bytes
+from arbiterd.core.memory.placement import headroom_bytes
+from arbiterd.core.memory.pressure import critical_free_bytes
 from arbiterd.core.state import Carry, State
 from arbiterd.daemon.runner_deaths import RunnerDeaths
 from arbiterd.daemon.stalls import Stalls

@@ -21,8 +21,8 @@ from arbiterd.act.launch.base import Launcher
 from arbiterd.act.load_probe import LoadProbes
 from arbiterd.aside import aside
 from arbiterd.config import Loaded, check_devices
-from arbiterd.core.asking import refusal
-from arbiterd.core.config_state import ConfigState
+from arbiterd.core.backend.asking import refusal
+from arbiterd.core.mode.config_state import ConfigState
 from arbiterd.core.state import State
 from arbiterd.daemon import startup
 from arbiterd.daemon.engine_ports import EnginePorts

@@ -18,7 +18,7 @@ from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.systemd import SystemdLauncher
 from arbiterd.config import Loaded, load
 from arbiterd.config_file import runtime_dir_of
-from arbiterd.core.config_state import problem_of_rollback
+from arbiterd.core.mode.config_state import problem_of_rollback
 from arbiterd.daemon.loop import GatewayParts
 from arbiterd.errors import ConfigRefused, Problem
 from arbiterd.files import strict_json

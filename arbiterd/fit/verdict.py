@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend.planning import launch_spec
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext, Wall
 from arbiterd.fit.ollama import no_fit, ollama_fit, tensorflow_fit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.core.backend.planning import engine_grpc_port, engine_port
 from arbiterd.engines import engine_of, ollama_names, vllm_command
 from arbiterd.engines.base import Routes
 from arbiterd.gateway.hosts import Names, names_of

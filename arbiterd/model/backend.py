@@ -74,7 +74,7 @@ class DeviceView:
 class BackendView:
     """A backend as published. ``since`` is wall time (epoch seconds) of the last phase change.
     ``used_bytes``: None when one of its devices cannot be read (lost, hung), never 0 for that.
-    ``intent``: digest of what it was started with, "" when it never was (core/intent.py).
+    ``intent``: digest of what it was started with, "" when it never was (core/mode/intent.py).
     ``canaries``: of engines that try them, why a model has none, "" where it has one. ``drained``: by an
     operator, until resume.
     """

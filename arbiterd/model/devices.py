@@ -101,7 +101,7 @@ class XidEvent:
 
     ``uuid``: the MIG slice when the event names one, else the GPU; "" when nobody knows the card.
     ``pid``: whose doing, 0 when not told (only the kernel log tells). ``detail``: the driver's own
-    words, "" when only NVML reported it. Meaning of the codes: core/xids.py.
+    words, "" when only NVML reported it. Meaning of the codes: core/memory/xids.py.
     """
 
     uuid: str

@@ -147,5 +147,5 @@ class LearnedCap:
 
     @property
     def key(self) -> str:
-        """Its place in ``State.learned`` (core/learn.key)."""
+        """Its place in ``State.learned`` (core/memory/learn.key)."""
         return f"{self.mode}|{self.backend}|{self.gpu}|{self.model}|{self.version}"

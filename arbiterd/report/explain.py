@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from arbiterd.core.ledger import FOREIGN, UNATTRIBUTED
 from arbiterd.core.limits import (
     CALM_S,
     CALM_SLOW_S,
@@ -11,6 +10,7 @@ from arbiterd.core.limits import (
     DISRUPTIVE_WINDOW_S,
     TIGHT_S,
 )
+from arbiterd.core.memory.ledger import FOREIGN, UNATTRIBUTED
 from arbiterd.model.backend import DeviceView
 from arbiterd.model.devices import Pressure
 from arbiterd.model.pressure import Holder, PressureView, ReclaimView

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arbiterd.core import limits
-from arbiterd.core.learn import MITIGATION
+from arbiterd.core.memory.learn import MITIGATION
 from arbiterd.engines.base import CauseClass
 from arbiterd.quantities import format_duration, format_size
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from arbiterd import aside
-from arbiterd.core.nodes import CONTROL, UVM
-from arbiterd.core.planning import engine_grpc_port, engine_port
+from arbiterd.core.backend.nodes import CONTROL, UVM
+from arbiterd.core.backend.planning import engine_grpc_port, engine_port
 from arbiterd.errors import Flaw
 from arbiterd.linux import container_ids, sandbox_host
 from arbiterd.linux.ports import describe, holders, listening

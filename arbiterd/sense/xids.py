@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from arbiterd.core.xids import UNKNOWN_XID
+from arbiterd.core.memory.xids import UNKNOWN_XID
 from arbiterd.model.devices import XidEvent
 
 PAIR_S = 5.0  # the two reports of one XID are not further apart

@@ -1,4 +1,4 @@
-"""The three files that a restart must know of (core/config_state.py says which), in runtime_dir."""
+"""The three files that a restart must know of (core/mode/config_state.py says which), in runtime_dir."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from arbiterd.config import Loaded, load
-from arbiterd.core.config_state import Disk, File, Kept, Write
+from arbiterd.core.mode.config_state import Disk, File, Kept, Write
 from arbiterd.errors import ConfigRefused
 from arbiterd.files import bounded
 from arbiterd.files.owned import NotTrusted, read_owned, top

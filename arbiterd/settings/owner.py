@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from arbiterd.config import Loaded
-from arbiterd.core import config_state
-from arbiterd.core.config_state import Changed, ConfigState
+from arbiterd.core.mode import config_state
+from arbiterd.core.mode.config_state import Changed, ConfigState
 from arbiterd.model.decision import Decision
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.model.settings import Settings

@@ -1,4 +1,4 @@
-"""What a restart of the daemon must not lose, kept in runtime_dir/carry.json (core/carry.py).
+"""What a restart of the daemon must not lose, kept in runtime_dir/carry.json (core/backend/carry.py).
 
 Written as traces are, with the names of classes, and with the number of its format: an older one is
 migrated (store/handoff_formats.py). Never read over a reboot.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arbiterd.core.placement import headroom_bytes
+from arbiterd.core.memory.placement import headroom_bytes
 from arbiterd.model.devices import Device
 from arbiterd.quantities import GIB, format_size
 from arbiterd.survey import draft_entries

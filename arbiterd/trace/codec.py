@@ -33,9 +33,9 @@ _MODULES = (
     "arbiterd.model.sandbox",
     "arbiterd.model.settings",
     "arbiterd.model.switch",
-    "arbiterd.core.backend_axes",
-    "arbiterd.core.backend_state",
-    "arbiterd.core.device_state",
+    "arbiterd.core.backend.backend_axes",
+    "arbiterd.core.backend.backend_state",
+    "arbiterd.core.memory.device_state",
     "arbiterd.core.state",
     "arbiterd.engines.base",
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from arbiterd import __version__
-from arbiterd.core.intent import intent
+from arbiterd.core.mode.intent import intent
 from arbiterd.core.state import State
 from arbiterd.errors import ArbiterError
 from arbiterd.files import strict_json

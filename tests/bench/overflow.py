@@ -37,7 +37,7 @@ ROUNDS = (
     4  # of all cards: 32 trials; three restarts and a stop of one backend stay within every bound
 )
 AGAIN_S = RESTART_AGAIN_S + 1.0  # sooner, the ladder would wait for the cool-down of its restart
-LINE = 256 * MIB  # the critical line of a 24 GiB card (core/pressure.py)
+LINE = 256 * MIB  # the critical line of a 24 GiB card (core/memory/pressure.py)
 Found = dict[str, float]
 
 

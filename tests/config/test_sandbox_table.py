@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from arbiterd.config import load
-from arbiterd.core.intent import digest
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend.planning import launch_spec
+from arbiterd.core.mode.intent import digest
 from arbiterd.engines.base import LaunchContext
 from arbiterd.errors import ConfigRefused
 from arbiterd.model.sandbox import SandboxSettings

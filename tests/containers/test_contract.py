@@ -21,7 +21,7 @@ import pytest
 from arbiterd.act.launch.base import Launcher
 from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.launch.systemd import SystemdLauncher
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend.planning import launch_spec
 from arbiterd.daemon.startup import engines_alive
 from arbiterd.engines.base import CauseClass, LaunchContext
 from arbiterd.engines.generic import GenericEngine

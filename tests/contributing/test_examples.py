@@ -23,7 +23,11 @@ TOUCHED = {
         "arbiterd/engines/__init__.py",
         "arbiterd/model/settings.py",
     },
-    "setting": {"arbiterd/model/settings.py", "arbiterd/core/doors.py", "arbiterd/core/limits.py"},
+    "setting": {
+        "arbiterd/model/settings.py",
+        "arbiterd/core/traffic/doors.py",
+        "arbiterd/core/limits.py",
+    },
     "event": {
         "arbiterd/model/events.py",
         "arbiterd/report/catalogue.py",

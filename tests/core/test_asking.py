@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core.asking import refusal
+from arbiterd.core.backend.asking import refusal
 from arbiterd.model.actions import OperatorRequest, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.decision import Decision

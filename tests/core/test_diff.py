@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core.diff import differences, estimate, reason
+from arbiterd.core.mode.diff import differences, estimate, reason
 from arbiterd.model.engine_options import VllmOptions
 from arbiterd.model.settings import BackendSettings, Mode, Settings, Share
 from arbiterd.model.switch import Change

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core.doors import full_retry_after_s
 from arbiterd.core.limits import FAILBACK_S
 from arbiterd.core.state import State
+from arbiterd.core.traffic.doors import full_retry_after_s
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import Admit, Traffic

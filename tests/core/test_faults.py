@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from pydantic import TypeAdapter
 
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.core.state import Carry, State
 from arbiterd.model.actions import UnloadModel, Verb
 from arbiterd.model.backend import Phase

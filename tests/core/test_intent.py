@@ -8,8 +8,8 @@ from weakref import ref
 
 import pytest
 
-from arbiterd.core import intent as module
-from arbiterd.core.intent import digest, intent
+from arbiterd.core.mode import intent as module
+from arbiterd.core.mode.intent import digest, intent
 from tests.core.world import VLLM, share
 
 

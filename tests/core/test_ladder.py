@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core import slope
-from arbiterd.core.ledger import FOREIGN
 from arbiterd.core.limits import DISRUPTIVE_MAX, STEP_BYTES
+from arbiterd.core.memory import slope
+from arbiterd.core.memory.ledger import FOREIGN
 from arbiterd.model.actions import (
     FreezeBackend,
     KillProcesses,

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core import learn
-from arbiterd.core.device_state import Reclaim
 from arbiterd.core.limits import DISRUPTIVE_MAX
+from arbiterd.core.memory import learn
+from arbiterd.core.memory.device_state import Reclaim
 from arbiterd.model.actions import KillProcesses, Verb
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import DeviceObservation, Pressure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arbiterd.core import learn
 from arbiterd.core.limits import CAP_CALM_S, CAP_FLOOR_FRACTION
+from arbiterd.core.memory import learn
 from arbiterd.engines.base import CauseClass
 from arbiterd.model.actions import StartBackend, Verb
 from arbiterd.model.backend import Phase

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from arbiterd.act.launch.device_nodes import MODPROBE, commands
-from arbiterd.core import nodes
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend import nodes
+from arbiterd.core.backend.planning import launch_spec
 from arbiterd.engines.base import LaunchContext
 from arbiterd.model.actions import MakeNodes, StartBackend
 from arbiterd.model.backend import Phase

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbiterd.core.backend_state import BackendState
-from arbiterd.core.phases import FIRST, TRANSITIONS, IllegalTransition, enter
+from arbiterd.core.backend.backend_state import BackendState
+from arbiterd.core.backend.phases import FIRST, TRANSITIONS, IllegalTransition, enter
 from arbiterd.model.backend import Phase
 
 DOCS = Path(__file__).parents[2] / "docs" / "architecture.md"

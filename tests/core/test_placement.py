@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core.placement import headroom_bytes, place, sharing
+from arbiterd.core.memory.placement import headroom_bytes, place, sharing
 from arbiterd.model.devices import Device
 from arbiterd.model.settings import GpuRef, Mode, Share
 from arbiterd.quantities import GIB, MIB

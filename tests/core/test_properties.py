@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from arbiterd.core.placement import headroom_bytes, place
+from arbiterd.core.memory.placement import headroom_bytes, place
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.ollama import margin_bytes
 from arbiterd.engines.tensorflow_serving import OVERHEAD, fraction

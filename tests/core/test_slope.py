@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from arbiterd.core import slope
 from arbiterd.core.limits import SLOPE_GAP_S, SLOPE_SPAN_S, SLOPE_WINDOW_S, WINDOW_POINTS
+from arbiterd.core.memory import slope
 from arbiterd.quantities import GIB, MIB
 
 POLLS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # what `poll` may be, seconds

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.core.backend_state import BackendState
-from arbiterd.core.device_state import DeviceState
+from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.facts import Facts, Step
+from arbiterd.core.memory.device_state import DeviceState
 from arbiterd.core.state import State
 
 CORE = Path(__file__).parents[2] / "arbiterd" / "core"
@@ -20,7 +20,7 @@ MUTABLE = ("list", "dict", "set", "bytearray", "Desk")
 
 def _taken() -> Iterator[tuple[str, str]]:
     """(file: function, annotation) of every parameter in core."""
-    for path in sorted(CORE.glob("*.py")):
+    for path in sorted(CORE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
@@ -51,7 +51,7 @@ def test_phases_change_in_one_function() -> None:
     """phases.enter, which checks the table, alone asks the record for another phase."""
     writers: set[str] = set()
     callers: set[str] = set()
-    for path in CORE.glob("*.py"):
+    for path in CORE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
@@ -68,7 +68,7 @@ def test_incidents_are_made_in_one_file() -> None:
     """Whoever wants one says so in a note."""
     makers = {
         path.name
-        for path in CORE.glob("*.py")
+        for path in CORE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Incident"
     }

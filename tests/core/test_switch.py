@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 import pytest
 from pydantic import TypeAdapter
 
-from arbiterd.core import config_state
-from arbiterd.core.carry import pack
-from arbiterd.core.config_state import Changed, ConfigState, Disk, File, Kept, Write
+from arbiterd.core.backend.carry import pack
 from arbiterd.core.decide import decide
-from arbiterd.core.diff import plan
-from arbiterd.core.intent import intent
+from arbiterd.core.mode import config_state
+from arbiterd.core.mode.config_state import Changed, ConfigState, Disk, File, Kept, Write
+from arbiterd.core.mode.diff import plan
+from arbiterd.core.mode.intent import intent
 from arbiterd.core.state import Carry, State
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.core.state import State
 from arbiterd.model.backend import Phase
 from arbiterd.model.events import EventName

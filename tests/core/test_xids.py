@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.core.xids import UNKNOWN_XID, XidClass, describe, xid_class
+from arbiterd.core.memory.xids import UNKNOWN_XID, XidClass, describe, xid_class
 
 FACTS = Path(__file__).parents[2] / "docs" / "facts" / "nvml.md"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from arbiterd.act.launch.containers import completed, exit_of
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend.planning import launch_spec
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.image import image_version, volume
 from arbiterd.errors import LaunchError

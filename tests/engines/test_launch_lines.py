@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend.planning import launch_spec
 from arbiterd.engines import engine_of
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.flags import shown

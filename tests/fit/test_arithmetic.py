@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbiterd.core.planning import launch_spec
+from arbiterd.core.backend.planning import launch_spec
 from arbiterd.engines.base import LaunchContext
 from arbiterd.engines.vllm import overhead_bytes, spike_bytes, utilisation
 from arbiterd.fit.files.hf_config import read_config

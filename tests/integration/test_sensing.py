@@ -11,7 +11,7 @@ import pytest
 
 from arbiterd.act.executor import Executor
 from arbiterd.config import load
-from arbiterd.core.config_state import ConfigState
+from arbiterd.core.mode.config_state import ConfigState
 from arbiterd.core.state import State
 from arbiterd.daemon import startup
 from arbiterd.daemon.loop import Inbox, Loop, Parts

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from arbiterd.core.backend_axes import History, Sleep, Wish
-from arbiterd.core.backend_state import After, BackendState
-from arbiterd.core.device_state import Braked, DeviceState, Ladder, Sampled
+from arbiterd.core.backend.backend_axes import History, Sleep, Wish
+from arbiterd.core.backend.backend_state import After, BackendState
+from arbiterd.core.memory.device_state import Braked, DeviceState, Ladder, Sampled
 from arbiterd.core.state import Carry
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.backend import Phase

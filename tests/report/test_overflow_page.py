@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from arbiterd.core import limits
-from arbiterd.core.learn import MITIGATION
+from arbiterd.core.memory.learn import MITIGATION
 from arbiterd.report import overflow_tables
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/overflow.md"

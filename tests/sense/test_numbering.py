@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.core.placement import place
+from arbiterd.core.memory.placement import place
 from arbiterd.engines.devices import device_env
 from arbiterd.model.devices import Device, GpuState
 from arbiterd.model.settings import BackendSettings, GpuRef, Kind, Mode, Share

@@ -11,7 +11,7 @@ import pytest
 from arbiterd.config import Loaded
 from arbiterd.config.lines import Lines
 from arbiterd.config.parse import Report
-from arbiterd.core.config_state import ConfigState, Kept
+from arbiterd.core.mode.config_state import ConfigState, Kept
 from arbiterd.model.decision import Decision
 from arbiterd.model.events import Event, EventName, Severity
 from arbiterd.settings.history import ConfigFiles

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.core import learn
+from arbiterd.core.memory import learn
 from arbiterd.model.pressure import LearnedCap
 from arbiterd.quantities import MIB
 from arbiterd.store.learned_caps import LearnedStore

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbiterd.config import check_devices, load
-from arbiterd.core.placement import headroom_bytes, place
+from arbiterd.core.memory.placement import headroom_bytes, place
 from arbiterd.model.devices import Device
 from arbiterd.quantities import GIB, MIB
 from arbiterd.survey.draft import draft

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arbiterd.core.asking import refusal
+from arbiterd.core.backend.asking import refusal
 from arbiterd.model.actions import OperatorRequest, Refusal
 from arbiterd.settings.reload import ReloadAnswer
 from arbiterd.web.admin import Admin

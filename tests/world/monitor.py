@@ -9,9 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from arbiterd.core.ledger import HEADROOM
-from arbiterd.core.placement import headroom_bytes
-from arbiterd.core.pressure import critical_free_bytes, over_margin
+from arbiterd.core.memory.ledger import HEADROOM
+from arbiterd.core.memory.placement import headroom_bytes
+from arbiterd.core.memory.pressure import critical_free_bytes, over_margin
 from arbiterd.model.actions import (
     Action,
     FreezeBackend,
@@ -42,7 +42,7 @@ _SHUT = (Admit.HOLD, Admit.SHED)
 @dataclass(frozen=True, slots=True)
 class Oom:
     """``what``: start, load, wake, workspace, leak, pool. ``over``: it held more than its cap.
-    ``guilty``: somebody on the card was over by more than what counts (core/pressure.py).
+    ``guilty``: somebody on the card was over by more than what counts (core/memory/pressure.py).
     """
 
     at: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.core.decide import decide
 from arbiterd.core.state import Carry, State
 from arbiterd.daemon.loop import KEEP_EVERY_S

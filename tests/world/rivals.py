@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from arbiterd.core.placement import place
-from arbiterd.core.planning import engine_url, launch_context, launch_spec
+from arbiterd.core.backend.planning import engine_url, launch_context, launch_spec
+from arbiterd.core.memory.placement import place
 from arbiterd.engines import engine_of
 from arbiterd.model.actions import (
     Action,

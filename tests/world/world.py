@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from arbiterd.core.placement import place
+from arbiterd.core.memory.placement import place
 from arbiterd.model.actions import OperatorRequest, Verb
 from arbiterd.model.backend import Placement
 from arbiterd.model.decision import Decision

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from arbiterd.core import learn
-from arbiterd.core.placement import place
+from arbiterd.core.memory import learn
+from arbiterd.core.memory.placement import place
 from arbiterd.model.backend import BackendView, DeviceView
 from arbiterd.model.pressure import LearnedCap, PressureView
 from arbiterd.model.published import Published

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from arbiterd.core.placement import place, sharing
+from arbiterd.core.memory.placement import place, sharing
 from arbiterd.model.backend import BackendView, LedgerRow
 from arbiterd.model.devices import DeviceObservation
 from arbiterd.model.published import Published

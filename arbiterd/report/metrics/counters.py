@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from arbiterd.core.limits import SEEN_BACK
-from arbiterd.core.reclaim import DISRUPTIVE, RUNNER
+from arbiterd.core.memory.reclaim import DISRUPTIVE, RUNNER
 from arbiterd.model.events import Event, EventName
 
 WORKED, PARTLY, WITHOUT_EFFECT = "worked", "partly", "without_effect"

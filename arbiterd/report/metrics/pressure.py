@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from arbiterd.core.learn import MITIGATION
+from arbiterd.core.memory.learn import MITIGATION
 from arbiterd.model.backend import BackendView
 from arbiterd.model.devices import GpuState
 from arbiterd.model.pressure import BrakesView, PressureView, Rung

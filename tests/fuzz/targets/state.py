@@ -11,7 +11,7 @@ from typing import Any
 
 from arbiterd.act.launch.direct import DirectLauncher
 from arbiterd.act.takeover import read_record
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.daemon import startup
 from arbiterd.errors import ArbiterError
 from arbiterd.linux import container_ids

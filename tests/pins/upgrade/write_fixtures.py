@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from arbiterd.config import load
-from arbiterd.core.carry import pack
+from arbiterd.core.backend.carry import pack
 from arbiterd.linux import procfs
 from arbiterd.model.actions import Verb
 from arbiterd.model.backend import Phase

@@ -1,0 +1,174 @@
+"""Keeping an engine's first model resident (Ollama): a load is a memory event like a start."""
+
+from __future__ import annotations
+
+from arbiterd.core.backend.backend_state import BackendState
+from arbiterd.core.backend.planning import engine_url
+from arbiterd.core.facts import Ask, Facts, Step
+from arbiterd.core.limits import (
+    KEEP_FOR_EVER_S,
+    REARM_S,
+    WARM_AFTER_CLIENT_S,
+    WARM_AWAY_S,
+    WARM_FAILURES,
+    WARM_RETRY_S,
+)
+from arbiterd.core.memory.gate import beside_hung, loading, memory_event
+from arbiterd.core.memory.ledger import used_of
+from arbiterd.core.notes import Note, Notes, Order
+from arbiterd.engines import engine_of
+from arbiterd.engines.ollama_names import is_listed, same_model
+from arbiterd.model.actions import LoadModel
+from arbiterd.model.devices import GpuState, Pressure
+from arbiterd.model.events import EventName, Severity
+from arbiterd.model.reading import Known
+from arbiterd.quantities import format_duration
+
+
+def step(facts: Facts, backend: BackendState) -> Step:
+    """What has become of its first model, and whether that is to be loaded."""
+    wanted = facts.settings.active.backends[backend.name]
+    model = engine_of(wanted.kind).warm_model(wanted)
+    if not model:
+        return Step(backend.having(warm=backend.warm.none()))
+    if backend.warm.pending:
+        return _outcome(facts, backend, model)
+    health = facts.seen.health.get(backend.name)
+    if health is None or not isinstance(health.loaded, Known):
+        return Step(backend)
+    names = _names(facts, backend.name, model)
+    loaded = health.loaded.value
+    here = next((m for m in loaded if any(is_listed(n, names) for n in (m.name, *m.also))), None)
+    if facts.seen.now < backend.warm.away_until:
+        return Step(backend)  # a client sent it away
+    # A load below /v1 comes with Ollama's own keep-alive: ask again before it runs out.
+    leaves = here is not None and here.expires_in_s is not None and here.expires_in_s < REARM_S
+    if here is not None and not leaves:
+        return Step(backend.having(warm=backend.warm.loaded()))
+    if here is None and len(loaded) >= wanted.ollama.max_loaded_models:
+        # A client's model has its place: no tug-of-war, it comes back when that one leaves.
+        return Step(backend)
+    soon = facts.seen.now < backend.warm.not_before
+    if soon or (here is None and _too_soon(facts, backend, health.loaded.at)):
+        return Step(backend)
+    return Step(backend, ask=Ask.WARM)
+
+
+def load(facts: Facts, backend: BackendState) -> Step:
+    """Load its first model, never while anything else starts there."""
+    if _blocked(facts, backend):
+        return Step(backend)
+    wanted = facts.settings.active.backends[backend.name]
+    model = engine_of(wanted.kind).warm_model(wanted)
+    action = LoadModel(
+        id=facts.action_id("load", backend.name),
+        backend=backend.name,
+        gpu=facts.gpu_of(backend.name),
+        reason=f"{model} is kept warm",
+        url=engine_url(facts.settings, wanted),
+        model=model,
+        keep_alive_s=KEEP_FOR_EVER_S,
+        timeout_s=wanted.start_timeout_s,
+    )
+    said = facts.say(
+        EventName.LOAD_ADMITTED,
+        Severity.INFO,
+        f"{backend.name}: loading {model}",
+        backend.name,
+        action=action.id,
+        reason=action.reason,
+    )
+    return Step(backend.having(warm=backend.warm.load(action.id)), (Order(action), said))
+
+
+def note_loads(facts: Facts) -> tuple[Facts, Notes]:
+    """What clients send away decides on the warm model: before ``step``."""
+    notes: list[Note] = []
+    for undone in facts.seen.load_undones:
+        backend, wanted = facts.backends.get(undone.backend), facts.wanted(undone.backend)
+        if backend is None or wanted is None:
+            continue
+        model = engine_of(wanted.kind).warm_model(wanted)
+        if model and is_listed(undone.model, _names(facts, backend.name, model)):
+            until = facts.seen.now + WARM_AWAY_S
+            facts = facts.put(backend.having(warm=backend.warm.sent_away(until)))
+            text = (
+                f"{backend.name}: the load of {model} is held for {format_duration(WARM_AWAY_S)} "
+                "or until a request needs it: a client has unloaded it"
+            )
+            notes.append(facts.say(EventName.LOAD_HELD, Severity.INFO, text, backend.name))
+    return facts, tuple(notes)
+
+
+def asked_for(facts: Facts, backend: BackendState, asked: str) -> BackendState:
+    """A client's load has begun: a warm model that was sent away is wanted again."""
+    wanted = facts.settings.active.backends[backend.name]
+    model = engine_of(wanted.kind).warm_model(wanted)
+    this = bool(model) and is_listed(asked, _names(facts, backend.name, model))
+    return backend.having(warm=backend.warm.client_loads(facts.seen.now, this=this))
+
+
+def _names(facts: Facts, name: str, model: str) -> tuple[str, ...]:
+    """What /api/ps may call a model: a failover's other name shares its runner."""
+    rules = facts.settings.failover
+    aliases = [r.model for r in rules if r.to_backend == name and same_model(r.source, model)]
+    return (model, *aliases)
+
+
+def _too_soon(facts: Facts, backend: BackendState, listed_at: float) -> bool:
+    """Whether the list may be older than a load's end, or a client has just loaded something."""
+    since = facts.seen.now - backend.warm.client_load_at
+    return listed_at <= backend.warm.load_ended_at or since < WARM_AFTER_CLIENT_S
+
+
+def _blocked(facts: Facts, backend: BackendState) -> bool:
+    if loading(facts, backend.name):
+        return True
+    placement = facts.placements.get(backend.name)
+    for uuid in placement.devices if placement else ():
+        seen = facts.seen.devices.get(uuid)
+        if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
+            return True
+        if memory_event(facts, uuid, backend.name) is not None:
+            return True
+        booked, hung = beside_hung(facts, uuid, backend.name)
+        own = (
+            placement.cap_bytes - (used_of(facts.ledgers[uuid], backend.name) or 0)
+            if placement
+            else 0
+        )
+        if hung and seen.memory.value.free_bytes < booked + own:
+            return True
+        state = facts.device(uuid)
+        if state.sampled.pressure in (Pressure.TIGHT, Pressure.CRITICAL) or state.ladder.loads_held:
+            return True  # it was trimmed, or would be: it comes back when the device is calm
+    return False
+
+
+def _outcome(facts: Facts, backend: BackendState, model: str) -> Step:
+    outcome = facts.outcome_of(backend.warm.pending)
+    if outcome is None:
+        return Step(backend)
+    now, name = facts.seen.now, backend.name
+    ended = backend.warm.ended(now, now + WARM_RETRY_S)
+    if outcome.ok:
+        said = facts.say(
+            EventName.LOAD_ADMITTED,
+            Severity.INFO,
+            f"{name}: {model} is loaded after {format_duration(outcome.took_ms / 1000)}",
+            name,
+            action=outcome.action.id,
+            took_ms=outcome.took_ms,
+        )
+        return Step(backend.having(warm=ended.loaded()), (said,))
+    failures = backend.warm.failures + 1
+    said = facts.say(
+        EventName.LOAD_REFUSED,
+        Severity.WARNING,
+        f"{name}: cannot load {model}: {outcome.detail}",
+        name,
+        action=outcome.action.id,
+        reason=outcome.detail,
+    )
+    done = backend.warm.done or failures >= WARM_FAILURES
+    return Step(backend.having(warm=ended.failed(failures, done=done)), (said,))

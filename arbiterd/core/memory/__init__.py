@@ -1,0 +1,1 @@
+"""Devices: who holds what, what may begin, and what is done before one overflows."""

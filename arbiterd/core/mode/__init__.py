@@ -1,0 +1,1 @@
+"""Layouts: what differs, the way from one to the other, and back."""

@@ -1,0 +1,1 @@
+"""Clients: doors, loads, and what requests tell of an engine."""
