@@ -25,6 +25,7 @@ from arbiterd.core.backend.asking import refusal
 from arbiterd.core.mode.config_state import ConfigState
 from arbiterd.core.state import State
 from arbiterd.daemon import startup
+from arbiterd.daemon.cadence import rest_s
 from arbiterd.daemon.engine_ports import EnginePorts
 from arbiterd.daemon.lock import Lock
 from arbiterd.daemon.loop import GatewayParts, Inbox, Loop, Parts
@@ -230,6 +231,7 @@ class Daemon:
                 host.refresh(self._owner.state.newest)
             if not woken or loop.is_look_due(time.monotonic()):
                 loop.look(time.monotonic())
+            decided = loop.decision
             published = loop.tick(inbox)
             self._learn(nvml)
             self._report(published)
@@ -251,7 +253,8 @@ class Daemon:
                 return 0
             poll_s = loop.settings.arbiter.poll_s
             # A tick out of turn (an exit, an answer) moves the next one up, it never puts it off.
-            next_at = min(max(next_at + poll_s, now), now + poll_s)
+            rest = rest_s(decided, published.decision, poll_s)
+            next_at = min(max(next_at + poll_s, now), now + rest)
             woken = self.waker.wait(next_at - time.monotonic())
 
     def _listen(self, web: WebServer) -> None:
