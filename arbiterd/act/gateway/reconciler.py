@@ -42,6 +42,7 @@ from arbiterd.secrets.keyring import Keyring
 from arbiterd.secrets.redact import Redactor
 
 STALE_S = 2.0
+LOOK_S = 1.0  # counters are read so often, however seldom the loop orders
 START_EVERY_S = 1.0
 DOORS_EVERY_S = 2.0
 RELOAD_S = 30.0  # as long one reload may take before the next is asked for
@@ -146,7 +147,7 @@ class GatewayKeeper:
     # -- the thread ----------------------------------------------------------------------------
     def _run(self) -> None:
         while not self._closed:
-            self._wake.wait()
+            self._wake.wait(LOOK_S)
             self._wake.clear()
             with self._lock:
                 order = self._order
