@@ -56,12 +56,12 @@ def at_accept(layout: Layout) -> list[str]:
     return [
         f"maxconn {door_most(layout)}",
         f"acl trusted-source src {trusted}",
-        f"tcp-request connection track-sc0 {_SOURCE} table {_OPEN}",
+        f"tcp-request connection track-sc0 {_SOURCE} table {_OPEN} if !trusted-source",
         f"tcp-request connection set-var(sess.asked) {_SOURCE},table_conn_cur({_ASKED})",
         (
             "tcp-request connection reject if !trusted-source "
             f"{{ sc0_conn_cur,sub(sess.asked) gt {SOURCE_MOST} }}"
         ),
         f"tcp-request connection reject if !trusted-source {{ fe_conn gt {others_most(layout)} }}",
-        f"http-request track-sc1 {_SOURCE} table {_ASKED}",
+        f"http-request track-sc1 {_SOURCE} table {_ASKED} if !trusted-source",
     ]
