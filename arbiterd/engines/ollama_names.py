@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 # What Go's strings.TrimSpace cuts off; Python's own strip() takes more.
@@ -46,6 +47,7 @@ class ModelName:
         return out.lower() + (_CLOUD if self.cloud else "")
 
 
+@lru_cache(maxsize=256)
 def parse(name: str) -> ModelName | None:
     """The name as Ollama reads it; None for one that it answers with 'invalid model name'."""
     base, source = _without_source(name.strip(_BLANKS))
@@ -81,6 +83,7 @@ def _without_source(name: str) -> tuple[str, str]:
     return name, ""
 
 
+@lru_cache(maxsize=256)
 def key(name: str) -> str:
     """Equal for all spellings of one model (``ModelName.key``). An invalid name is only equal to
     itself: it comes back as it is.

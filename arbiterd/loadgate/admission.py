@@ -137,9 +137,8 @@ class Loads:
             yield await self._unload(known, model, body, path)
             self._looked_at = -1e9
             return
-        sent = ollama_body.clamped(
-            body, self._clamp(known, model), v1=v1, path=path
-        )  # bad: before any load
+        clamp = self._clamp(known, model)
+        sent = ollama_body.clamped(body, clamp, v1=v1, path=path)  # bad: before any load
         if known.about.embeds and path not in EMBED_ROUTES:
             yield Ticket(sent)  # Ollama refuses it before it loads anything
             return
@@ -158,7 +157,10 @@ class Loads:
                 await self._mark(known, model)
             elif ollama_body.keeps(body, path):
                 self._leaving.discard(known.runner)
-            yield Ticket(ollama_body.clamped(body, self._clamp(known, model), v1=v1, path=path))
+            now = self._clamp(known, model)
+            if now != clamp:  # asked to leave meanwhile, or configured anew
+                sent = ollama_body.clamped(body, now, v1=v1, path=path)
+            yield Ticket(sent)
         finally:
             self._requests[run] -= 1
             if known.runner in self._leaving:
