@@ -20,9 +20,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from arbiterd.web.replies import Handler, error, shaped, shown
 
-IDLE_S = (
-    15.0  # a page asks every second; Prometheus, whose scrapes are further apart, connects anew
-)
+IDLE_S = 15.0  # Prometheus, whose scrapes are further apart, connects anew
 MOST_TCP, MOST_UNIX, MOST_GATE = 512, 64, 512
 ACCEPTS_PER_S, REQUESTS_PER_S = 500.0, 400.0
 _BURST = 64

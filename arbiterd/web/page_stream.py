@@ -17,13 +17,17 @@ from arbiterd.web.replies import error, shaped
 LIFE_S = 30.0  # then the viewer asks again, and name, token and what it may see are looked at again
 _SLACK_S = 5.0  # a viewer that does not take its lines
 MOST = 128  # a quarter of the connections: an open stream cannot make room for another request
+_OF_FDS = 16  # so too where there are fewer descriptors
 
 
 class PageStream:
-    """``line`` renders for a request, or finds what has been rendered in this second."""
+    """``line`` renders for a request, or finds what has been rendered in this second. ``fds``: descriptors
+    of the process.
+    """
 
-    def __init__(self, line: Callable[[web.Request], bytes]) -> None:
+    def __init__(self, line: Callable[[web.Request], bytes], fds: int) -> None:
         self._line = line
+        self._share = max(1, fds // _OF_FDS)
         self._viewers: set[asyncio.Task[Any]] = set()
 
     def add_to(self, app: web.Application) -> None:
@@ -33,8 +37,9 @@ class PageStream:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """All lines end on the same second, so that one rendering serves them."""
-        if len(self._viewers) >= MOST:
-            return error(429, "busy", f"{MOST} pages look on already", 5)
+        most = min(MOST, self._share)
+        if len(self._viewers) >= most:
+            return error(429, "busy", f"{most} pages look on already", 5)
         headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
         reply = shaped(web.StreamResponse(headers=headers))
         task = asyncio.current_task()

@@ -65,7 +65,7 @@ class WebServer:
         self._loads = loads
         self._tap = tap
         self._read = Read(holder, self._redactor)
-        self._page = PageStream(self._read.page_line)
+        self._page = PageStream(self._read.page_line, descriptors())
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._open: list[tuple[Doorman, web.AppRunner]] = []
