@@ -286,9 +286,13 @@ class Loop:
         )
 
     def look(self, now: float) -> None:
-        """Order a sample for the tick that comes next, and wait for it, ANSWER_S at most; with process
-        lists only as often as somebody needs them.
-        """
+        """Order a sample for the tick that comes next, and wait for it, ANSWER_S at most."""
+        self._looked_at = now
+        self.order(now)
+        self._parts.nvml.wait(ANSWER_S)
+
+    def order(self, now: float) -> None:
+        """Order a sample; with process lists only as often as somebody needs them."""
         quiet = ("ready", "stopped", "failed", "backoff")
         views = self.decision.backends.values() if self.decision else ()
         busy = any(view.phase.value not in quiet or not view.accepting for view in views)
@@ -297,9 +301,7 @@ class Loop:
         due = now - self._processes_at >= every * 0.9
         if due:
             self._processes_at = now
-        self._looked_at = now
         self._parts.nvml.request(now, processes=due)
-        self._parts.nvml.wait(ANSWER_S)
 
     def is_look_due(self, now: float) -> bool:
         """Whether ticks out of turn have put off the look of a whole poll."""

@@ -229,10 +229,13 @@ class Daemon:
             inbox = self._inbox(reloader)
             if self._owner.state.newest is not before:
                 host.refresh(self._owner.state.newest)
-            if not woken or loop.is_look_due(time.monotonic()):
+            looked = not woken or loop.is_look_due(time.monotonic())
+            if looked:
                 loop.look(time.monotonic())
             decided = loop.decision
             published = loop.tick(inbox)
+            if not looked:
+                loop.order(time.monotonic())  # what woke the loop may have moved memory
             self._learn(nvml)
             self._report(published)
             self._ports.order(published.settings, switching=published.decision.switch is not None)
