@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from arbiterd.core import available, files
-from arbiterd.core.backend import failing
+from arbiterd.core.backend import failing, warm
 from arbiterd.core.facts import Facts
 from arbiterd.core.memory import faults, gpus, ladder, offenders
 from arbiterd.core.notes import TROUBLE, Close, Notes, Open
@@ -29,6 +29,7 @@ _BACKENDS: Mapping[EventName, Over] = {
 _DEVICES: Mapping[EventName, Over] = {
     EventName.FOREIGN_MEMORY: offenders.foreign_over,
     EventName.LEAK: offenders.leak_over,
+    EventName.LOAD_HELD: warm.waits_over,
     EventName.PRESSURE_RISE: ladder.over,
 }
 _HOST: Mapping[EventName, Over] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from arbiterd.core.limits import INCIDENTS_KEPT
+from arbiterd.core.limits import AGAIN_WINDOW_S, CALM_MAX_S, CALM_S, INCIDENTS_KEPT
 from arbiterd.core.notes import About, Close, Heard, Note, Notes, Open, Order, Record, Remark, Say
 from arbiterd.model.actions import Action
 from arbiterd.model.events import ActionRecord, Event, EventName, Incident, Severity
@@ -33,6 +33,17 @@ def found(incidents: Sequence[Incident], about: About) -> Incident | None:
         if here and (about.mark is None or about.mark in one.evidence):
             return one
     return None
+
+
+def dwell_s(incidents: Sequence[Incident], event: EventName, gpu: str, wall: float) -> float:
+    """For how long what this event is about must be over: twice as long each time it came back lately, so
+    that a cause which comes and goes is one incident. ``wall``: epoch, s.
+    """
+    times = sum(
+        one.event is event and one.gpu == gpu and wall - one.opened_at < AGAIN_WINDOW_S
+        for one in incidents
+    )
+    return min(CALM_MAX_S, CALM_S * 2.0 ** min(16, max(0, times - 1)))
 
 
 class _Books:

@@ -84,13 +84,34 @@ WINDOW_POINTS: Final = 24  # at most, whatever the rate: Theil-Sen costs their s
 RISING_S: Final = 0.4  # what rises now is above what it was so long ago
 STEP_BYTES: Final = 256 * MIB  # one step (a model, a graph) is no slope: the window begins anew
 SLOPE_MIN: Final = 1 * MIB  # bytes per second: below is allocator noise
-LOOKAHEAD: Final = 2  # a step this large again, so many times, would overflow: critical at once
+SLOPE_GUILTY: Final = (
+    16 * MIB
+)  # bytes per second of a backend over its cap: it is who fills the card
+LOOKAHEAD: Final = 2  # a step this large again, so many times, would overflow the card
+STEP_HELD_S: Final = (
+    5.0  # no loads for so long after such a step; twice as long at each repetition ...
+)
+STEP_HELD_MAX_S: Final = 300.0  # ... up to this
+AGAIN_WINDOW_S: Final = 1800.0  # what comes back within so long is the same story: it dwells longer
+CALM_MAX_S: Final = 640.0  # the longest dwell of calm, five doublings of CALM_S
 OVER_MIN_BYTES: Final = 256 * MIB  # over its cap: more than an allocator's rounding and a graph
 OVER_FRACTION: Final = 0.03  # and more than an engine's budget drifts by versions
+FLAT_S: Final = 60.0  # without growth for so long: a footprint rather than a leak
+LINE_AFTER_S: Final = (
+    300.0  # after ready, with requests served: what it holds then is its footprint
+)
+LINE_FRACTION: Final = (
+    0.10  # of the cap: so much beyond it is forgiven (CUDA graphs, contexts), and ...
+)
+LINE_MIN_BYTES: Final = 1 * GIB  # ... at least this
 OVER_S: Final = 3.0  # for so long: a spike of one request is none
 GROWING_BYTES: Final = 64 * MIB  # more than this within the window, and rising: it grows
 LEAD_S: Final = (
     2.0  # sample, second look, decision, kill, release (0.4-0.8 s measured), until known better
+)
+STROKE_S: Final = 1.0  # growth that is younger may be one allocation: a pool, a graph, a cache ...
+STROKE_LEFT_S: Final = (
+    1.25  # ... and is waited for as long as a kill and its release would be in time
 )
 LEAD_MAX_S: Final = 20.0  # a slow release must not make every ramp an emergency
 MOVED_BYTES: Final = 32 * MIB  # excess moved by so much: process lists are read with each sample
@@ -128,11 +149,13 @@ HOST_RAM_SPARE: Final = 2 * GIB  # left on the host beside the weights that slee
 
 # -- sleep ---------------------------------------------------------------------------------------
 WAKE_MARGIN_BYTES: Final = 512 * MIB  # a wake without room ends the engine (vllm #13941)
+WAKE_LOOK_S: Final = 20.0  # a wake takes 2 to 20 s: the card must not be full before
 WAKE_CHECK_S: Final = 30.0  # within so long it must answer
 
 # -- what an OOM teaches -------------------------------------------------------------------------
 CAP_STEP_FRACTION: Final = 0.05  # of the configured cap: a step that an engine survives
-CAP_STEP_MIN_BYTES: Final = 512 * MIB  # less is lost in an allocator's rounding
+CAP_STEP_MIN_BYTES: Final = 512 * MIB  # less is lost in an allocator's rounding ...
+CAP_STEP_MOST_FRACTION: Final = 0.10  # ... but a small cap loses no more than this
 CAP_FLOOR_FRACTION: Final = 0.70  # an engine cut below serves nobody
 CAP_CALM_S: Final = 24 * 3600.0  # without an OOM: half a step back at the next start
 REPEATED_OOMS: Final = 2  # what on_oom = "cpu" and "stop" wait for

@@ -15,7 +15,7 @@ from arbiterd.core.limits import (
     RETRY_AFTER_MAX_S,
     WAKE_CHECK_S,
 )
-from arbiterd.core.memory import brakes, ledger, pressure
+from arbiterd.core.memory import brakes, gpus, ledger, pressure
 from arbiterd.core.memory.device_state import Braked, DeviceState
 from arbiterd.core.memory.placement import headroom_bytes
 from arbiterd.core.memory.reclaim import freed_of
@@ -188,7 +188,7 @@ def not_accepting(facts: Facts, backend: BackendState) -> str:
         return "its unit is being stopped"  # vLLM answers 500 to new work, and 200 on /health
     if not judge.accepting(backend.vitals):
         return backend.vitals.why
-    return brakes.held(facts, backend.name)
+    return gpus.broken(facts, backend.name) or brakes.held(facts, backend.name)
 
 
 def shut(facts: Facts, name: str) -> str:

@@ -33,6 +33,7 @@ from arbiterd.daemon.signals import Signals
 from arbiterd.daemon.waker import Waker
 from arbiterd.errors import EX_CONFIG, EX_REFUSED, ArbiterError, ConfigRefused
 from arbiterd.files import unwritten
+from arbiterd.fit.from_ollama_api import weigh
 from arbiterd.linux import procfs
 from arbiterd.linux.heap import Trimmer
 from arbiterd.linux.init_system import use_systemd
@@ -132,7 +133,7 @@ class Daemon:
         keys = Keyring(self._stores.keyed.load(), self._stores.keyed.save)
         self._gateway = startup.make_gateway(settings, self.waker.wake, keys, self._hide)
         door = self._gateway.paths.probe if self._gateway else None
-        prober = Prober(self.waker.wake, door, keys, self._hide)
+        prober = Prober(self.waker.wake, door, keys, self._hide, weigh)
         executor = Executor(
             launcher,
             LoadProbes(lambda: self._owner.state.in_force, self._hide.text).of,

@@ -338,6 +338,11 @@ class Engine(ABC):
         del backend
         return ()
 
+    def library_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """What it has on disk, with sizes; None where that is not asked."""
+        del backend
+        return None
+
     def grows(self, backend: BackendSettings) -> bool:
         """Whether new requests can make it take more device memory: an engine with a fixed pool
         does not, so that holding its requests frees nothing.

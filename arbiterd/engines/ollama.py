@@ -231,6 +231,11 @@ class OllamaEngine(Engine):
         except UNREADABLE:
             return None
 
+    def library_probe(self, backend: BackendSettings) -> HttpProbe | None:
+        """/api/tags; it loads nothing."""
+        del backend
+        return HttpProbe("GET", "/api/tags", timeout_s=ABOUT_TIMEOUT_S)
+
     def warm_model(self, backend: BackendSettings) -> str:
         """The first of the allow-list."""
         return backend.models[0] if backend.models else ""

@@ -111,6 +111,7 @@ class HealthObservation:
     ``door``: the health URL once more, on a client's way (HAProxy, the load gate); None: no doors.
     ``trial``: the last canary that was tried.
     ``served``: names of models that the engine lists itself, adapters included; None: not asked.
+    ``warm_bytes``: what its first model takes on the card, by the load gate's reckoning; None: not known.
     """
 
     backend: str
@@ -121,6 +122,7 @@ class HealthObservation:
     door: Reading[ProbeResult] | None = None
     trial: Trial | None = None
     served: Reading[tuple[str, ...]] | None = None
+    warm_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

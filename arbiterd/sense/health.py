@@ -34,6 +34,7 @@ from arbiterd.secrets.redact import Redactor
 from arbiterd.sense.canaries import sent, tried
 from arbiterd.sense.http import NO_DESCRIPTOR, Via, ask, session, unix_session
 from arbiterd.sense.turns import Turns
+from arbiterd.sense.weighing import Weigh, weighed
 
 FAST_S, SLOW_S = 0.25, 1.0
 COUNTERS_S = 2.0  # a third of the time after which standing still is judged
@@ -66,13 +67,14 @@ class _Target:
     tried: str = ""
     trial: Trial | None = None
     bodies: dict[str, str] = field(default_factory=dict)
+    warm_bytes: int | None = None
     served: Reading[tuple[str, ...]] | None = None
     served_at: float = 0.0
 
 
 class Prober:
     """``order`` and ``latest`` are the loop's; threads do the waiting. ``door``: HAProxy's socket for
-    the second probe, None without doors.
+    the second probe, None without doors. ``weigh``: see sense/weighing.py.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Prober:
         door: Path | None = None,
         keys: Keyring | None = None,
         redactor: Redactor | None = None,
+        weigh: Weigh | None = None,
     ) -> None:
+        self._weigh = weigh
         self._hide = (redactor or Redactor()).text
         self._keys = keys or Keyring()
         self._on_change = on_change
@@ -140,6 +144,7 @@ class Prober:
                     door=target.door,
                     trial=target.trial,
                     served=target.served,
+                    warm_bytes=target.warm_bytes,
                 )
                 for name, target in self._targets.items()
             }
@@ -252,6 +257,8 @@ class Prober:
         models = engine.read_loaded(reply, time.time())
         if models is None:
             return Unknown(_plain(reply), began)
+        if target.warm_bytes is None and self._weigh is not None:
+            target.warm_bytes = weighed(via, target.order.url, target.backend, models, self._weigh)
         told = tuple(self._told(target, via, one) for one in models)
         return Known(self._with_warm(target, via, told), began)
 

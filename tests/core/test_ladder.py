@@ -19,7 +19,7 @@ from arbiterd.model.actions import (
 )
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
-from arbiterd.model.engine_options import VllmOptions
+from arbiterd.model.engine_options import TensorflowOptions, VllmOptions
 from arbiterd.model.events import EventName
 from arbiterd.model.gateway import Admit, LoadVerdict
 from arbiterd.model.observation import HostFacts
@@ -78,14 +78,15 @@ def test_planned_use_is_calm_however_full_the_card_is() -> None:
 
 
 def test_free_memory_under_the_line_is_critical_at_the_first_sample() -> None:
-    """Hold needs one sample, a reclaim needs two."""
+    """Loads are held at one sample, a reclaim needs two."""
     world = World(settings()).up()
     free = 24 * GIB - 400 * MIB - world.used(GPU)
     world.strangers[7] = (GPU, free - 100 * MIB)
     world.tick()
     assert band(world) is Pressure.CRITICAL
-    assert world.door("ollama").admit in (Admit.HOLD, Admit.SHED)
-    assert world.door("vllm").admit is Admit.UP  # its pool is fixed: holding it frees nothing
+    assert world.state.devices[GPU].ladder.loads_held
+    # A fixed pool takes nothing by requests, nor does a model that is resident: nobody is held for a stranger.
+    assert all(world.door(name).admit is Admit.UP for name in ("tensorflow", "vllm", "ollama"))
     assert world.unloads == []
     world.tick()
     assert world.unloads == ["qwen2.5:3b"]
@@ -154,14 +155,23 @@ def test_flapping_foreign_memory_is_one_incident() -> None:
 
 
 # -- the guilty ----------------------------------------------------------------------------------------
-def test_a_leak_is_named_and_throttled_long_before_it_is_restarted() -> None:
-    """Over its cap and not critical: throttled and named only."""
-    world = World(settings()).up()
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_leak_is_named_and_throttled_long_before_it_is_restarted(*, grows: bool) -> None:
+    """Over its cap and not critical: named only, and throttled where requests make it grow; let go once it
+    grows no more.
+    """
+    given = settings()
+    mode = given.modes["A"]
+    one = replace(mode.backends["tensorflow"], tensorflow=TensorflowOptions(memory_growth=grows))
+    modes = {"A": replace(mode, backends={**mode.backends, "tensorflow": one})}
+    world = World(replace(given, modes=modes)).up()
     grow(world, "tensorflow", 100, 13)
     assert world.told(EventName.LEAK, "tensorflow") == 1
     assert band(world) is Pressure.TIGHT
-    grow(world, "tensorflow", 0, 3)
-    assert world.door("tensorflow").max_in_flight < 8
+    grow(world, "tensorflow", 40, 3)
+    assert (world.door("tensorflow").max_in_flight < 8) is grows
+    grow(world, "tensorflow", 0, 60)
+    assert world.door("tensorflow").max_in_flight == 8
     assert world.stopped == []
 
 

@@ -206,6 +206,7 @@ class World:
     ordered: list[Action] = field(default_factory=list)
     sleep_frees: bool = True
     host_oom: set[str] = field(default_factory=set)
+    unkillable: set[str] = field(default_factory=set)
     codes: dict[str, Requests] = field(default_factory=dict)
     xids: list[XidEvent] = field(default_factory=list)
     recovery: int = 0
@@ -397,6 +398,9 @@ class World:
         match action:
             case StartBackend():
                 ok, detail = self._start(action)
+            case StopBackend() if action.backend in self.unkillable:
+                self.stopped.append(action.backend)
+                ok, detail = False, "its processes are still there"
             case StopBackend():
                 self.stopped.append(action.backend)
                 self._end(action.backend)

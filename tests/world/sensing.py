@@ -23,6 +23,7 @@ from arbiterd.sense.health import COUNTERS_S, FAST_S, SLOW_S
 from arbiterd.sense.nvml import BLIND_S, LATE_S
 from arbiterd.sense.nvml_worker import AGAIN_S, DROP_BYTES, JUMP_BYTES
 from arbiterd.sense.plausible import memory_problem
+from tests.world.gateloads import FACTOR, SPARE
 from tests.world.hardware import Card
 from tests.world.kinds import Vllm
 
@@ -282,7 +283,10 @@ class Probes:
     def _counters(self, engine: Engine, shown: HealthObservation) -> HealthObservation:
         now, flow = self._world.now, self._world.flows[engine.name]
         if engine.settings.kind is Kind.OLLAMA:
-            return replace(shown, loaded=Known(engine.loaded(), now))
+            warm = engine.settings.models[0] if engine.settings.models else ""
+            size = engine.nature.models.get(warm)
+            guess = int(size * FACTOR) + SPARE if size else None
+            return replace(shown, loaded=Known(engine.loaded(), now), warm_bytes=guess)
         if isinstance(engine, Vllm):
             counted = Progress(round(flow.in_flight), 0, float(int(flow.good * 50)))
             return replace(shown, progress=Known(counted, now))

@@ -52,7 +52,9 @@ class Run:
     heard from yet. ``cap``: bytes on each device as it was started. ``held``: what it held, per device,
     when last seen alive; ``spare_then``: the device's unattributed bytes at that moment. ``missed``: what
     it held on devices that are lost, or back and not looked at yet. ``gone_at``: its last process was gone;
-    from then on its bytes must come back. ``slow_told``: that they are late.
+    from then on its bytes must come back. ``slow_told``: that they are late. ``line``: bytes per
+    device that are its footprint (core/lines.py), none before it is known. ``unkillable``: SIGKILL has not
+    ended it.
     """
 
     invocation: str = ""
@@ -63,14 +65,16 @@ class Run:
     held: Mapping[str, int] = field(default_factory=dict)
     spare_then: Mapping[str, int] = field(default_factory=dict)
     missed: Mapping[str, int] = field(default_factory=dict)
+    line: Mapping[str, int] = field(default_factory=dict)
     gone_at: float | None = None
     slow_told: bool = False
+    unkillable: bool = False
 
     def start(self, intent: str, cap: int) -> Run:
         """A start is ordered."""
         return replace(
             self, invocation="", intent=intent, cap=cap, ready_at=None, missed={}, gone_at=None,
-            slow_told=False,
+            slow_told=False, line={}, unkillable=False,
         )  # fmt: skip
 
     def found(self, intent: str, invocation: str = "", *, adopted: bool = False) -> Run:
@@ -104,6 +108,18 @@ class Run:
     def stopping(self) -> Run:
         """It is told to end, or has ended."""
         return updated(self, gone_at=None)
+
+    def outlines(self, line: Mapping[str, int]) -> Run:
+        """What it holds is its footprint."""
+        return replace(self, line=line)
+
+    def hangs(self) -> Run:
+        """In the kernel: SIGKILL does not end it."""
+        return replace(self, unkillable=True)
+
+    def ended(self) -> Run:
+        """At last."""
+        return updated(self, unkillable=False)
 
     def gone(self, at: float) -> Run:
         """Its last process."""
@@ -215,7 +231,8 @@ class History:
 @dataclass(frozen=True, slots=True)
 class Warm:
     """The model that is kept resident, and loads beside it. ``pending``: id of its load under way.
-    ``away_until``: a client has sent it away. ``load_ended_at``, ``client_load_at``: any load; a client's.
+    ``away_until``: a client has sent it away. ``waits_since``: it lacks bytes since
+    then. ``load_ended_at``, ``client_load_at``: any load; a client's.
     """
 
     done: bool = False
@@ -223,12 +240,17 @@ class Warm:
     not_before: float = 0.0
     pending: str = ""
     away_until: float = 0.0
+    waits_since: float | None = None
     load_ended_at: float = LONG_AGO
     client_load_at: float = LONG_AGO
 
     def load(self, action: str) -> Warm:
         """Its load is ordered."""
-        return replace(self, pending=action)
+        return replace(self, pending=action, waits_since=None)
+
+    def waits(self, since: float | None) -> Warm:
+        """For bytes; None: not, or not any more."""
+        return updated(self, waits_since=since)
 
     def loaded(self) -> Warm:
         """It is there."""
@@ -260,7 +282,7 @@ class Warm:
 
     def start(self) -> Warm:
         """A new process has nothing loaded, and nothing is on its way."""
-        return updated(self, done=False, failures=0, pending="")
+        return updated(self, done=False, failures=0, pending="", waits_since=None)
 
     def stop(self) -> Warm:
         """What is on its way is lost."""

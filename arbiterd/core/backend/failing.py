@@ -12,7 +12,7 @@ from arbiterd.core.backend import breaker
 from arbiterd.core.backend.backend_state import After, BackendState, serves
 from arbiterd.core.backend.release import released
 from arbiterd.core.facts import Facts, Step
-from arbiterd.core.limits import DRAINED_GRACE_S, RELEASE_SLOW_S
+from arbiterd.core.limits import DRAINED_GRACE_S, HALF_OPEN_S, RELEASE_SLOW_S
 from arbiterd.core.memory import learn
 from arbiterd.core.notes import About, Heard, Note, Notes, Order, trouble
 from arbiterd.core.traffic.evidence import traffic
@@ -20,6 +20,7 @@ from arbiterd.engines import engine_of
 from arbiterd.engines.base import Cause, CauseClass
 from arbiterd.model.actions import StopBackend, ThawBackend
 from arbiterd.model.backend import Phase
+from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.launch import UnitState
 from arbiterd.model.reading import Known
@@ -112,6 +113,9 @@ def bury(facts: Facts, backend: BackendState) -> Step:
             backend = backend.having(run=backend.run.gone(outcome.at))
         else:
             notes = (*notes, *_slow(facts, backend, outcome.detail))
+            there = facts.unit(backend.name).state is not UnitState.ABSENT
+            if there and not facts.seen.stopping:
+                return _unkillable(facts, backend, outcome.detail).after(notes)
     if backend.pending:
         return Step(backend, notes)
     if facts.unit(backend.name).state is not UnitState.ABSENT and backend.run.gone_at is None:
@@ -124,10 +128,29 @@ def bury(facts: Facts, backend: BackendState) -> Step:
         released(facts, backend) or facts.seen.stopping
     ):  # nothing starts after us: no bytes to await
         return _gone(facts, backend).after(notes)
-    if facts.seen.now - gone_at >= RELEASE_SLOW_S and not backend.run.slow_told:
+    late = facts.seen.now - gone_at >= RELEASE_SLOW_S and _seen(facts, backend)
+    if late and not backend.run.slow_told:
         notes = (*notes, *_slow(facts, backend, "its processes are gone"))
         backend = backend.having(run=backend.run.late())
     return Step(backend, notes)
+
+
+def _seen(facts: Facts, backend: BackendState) -> bool:
+    """Whether the devices that hold its bytes can be read: blind, nothing is known to be late."""
+    return all(
+        seen is not None and seen.state is GpuState.OK
+        for seen in map(facts.seen.devices.get, backend.run.held)
+    )
+
+
+def _unkillable(facts: Facts, backend: BackendState, detail: str) -> Step:
+    """SIGKILL has not ended it: it hangs in the kernel (D state), and a second one would not either. Its
+    bytes stay booked; the next look is in HALF_OPEN_S, or when it is gone.
+    """
+    reason = f"its processes cannot be ended: {detail}"
+    waits = backend.history.waits(facts.seen.now + HALF_OPEN_S)
+    rests = backend.due(None).having(run=backend.run.hangs(), history=waits)
+    return Step(facts.enter(rests, Phase.FAILED, reason))
 
 
 def _examine(facts: Facts, backend: BackendState) -> Step:

@@ -20,7 +20,7 @@ from arbiterd.core.backend.planning import launch_spec
 from arbiterd.core.backend.release import remember
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.limits import BLOCKED_AFTER_S, PORT_TAKEN_AFTER_S, START_HARD_FACTOR
-from arbiterd.core.memory import learn, reclaim
+from arbiterd.core.memory import learn, lines, reclaim
 from arbiterd.core.memory.gate import (
     TOLD,
     ask_for_nodes,
@@ -89,6 +89,8 @@ def _drained(facts: Facts, backend: BackendState) -> BackendState:
 def _stopped(facts: Facts, backend: BackendState) -> Step:
     unit = facts.unit(backend.name)
     if unit.state is not UnitState.ABSENT and not backend.pending:
+        if backend.run.unkillable and facts.seen.now < backend.history.not_before:
+            return Step(backend)
         return give_back(facts, backend, After.STOPPED, "left over from before", grace_s=0.0)
     if not runnable(facts, backend):
         return Step(backend)
@@ -231,6 +233,7 @@ def _ready(facts: Facts, backend: BackendState) -> Step:
     held, spare = remember(facts, backend)
     backend = breaker.closed(backend, facts.seen.now)
     backend = backend.having(run=backend.run.holding(held, spare))
+    backend = lines.drawn(facts, backend)
     backend, notes = _vitals(facts, backend, wanted.stuck_after_s)
     sick_since = backend.vitals.sick_since
     if sick_since is not None and facts.seen.now - sick_since >= wanted.stuck_after_s:
@@ -295,10 +298,15 @@ def _drained_on(facts: Facts, backend: BackendState) -> Step:
 def _resting(facts: Facts, backend: BackendState) -> Step:
     if not runnable(facts, backend):
         return _put_away(facts, backend)
-    if facts.unit(backend.name).state is not UnitState.ABSENT:
+    there = facts.unit(backend.name).state is not UnitState.ABSENT
+    due = facts.seen.now >= backend.history.not_before
+    if there and backend.run.unkillable and not due:
+        return Step(backend)
+    if there:
         return give_back(facts, backend, After.BACKOFF, "left over from before", grace_s=0.0)
-    if facts.seen.now >= backend.history.not_before:
-        return Step(facts.enter(backend, Phase.WAITING, "waits for its turn"))
+    if due or backend.run.unkillable:
+        ended = backend.having(run=backend.run.ended())
+        return Step(facts.enter(ended, Phase.WAITING, "waits for its turn"))
     return Step(backend)
 
 

@@ -26,8 +26,10 @@ from arbiterd.core.limits import (
     BYTES_BACK_PINNED_S,
     FRESH_SAMPLES,
     WAKE_CHECK_S,
+    WAKE_LOOK_S,
     WAKE_MARGIN_BYTES,
 )
+from arbiterd.core.memory import pressure
 from arbiterd.core.memory.gate import beside_hung, memory_event
 from arbiterd.core.notes import Heard, Notes, Order
 from arbiterd.engines import engine_of
@@ -223,6 +225,8 @@ def _no_room(facts: Facts, backend: BackendState) -> str:
         need, free = freed + booked + WAKE_MARGIN_BYTES, seen.memory.value.free_bytes
         if free < need:
             return f"needs {format_size(need)} free, {format_size(free)} is"
+        if free - need < pressure.growth(state) * WAKE_LOOK_S:
+            return f"GPU {seen.device.index} fills, and would be full before it is awake"
         if state.sampled.pressure is Pressure.CRITICAL:
             return f"GPU {seen.device.index} is critical"
         if state.ladder.reclaim is not None:

@@ -6,6 +6,7 @@ from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.backend.planning import engine_url
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.limits import (
+    BLOCKED_AFTER_S,
     KEEP_FOR_EVER_S,
     REARM_S,
     WARM_AFTER_CLIENT_S,
@@ -13,20 +14,29 @@ from arbiterd.core.limits import (
     WARM_FAILURES,
     WARM_RETRY_S,
 )
-from arbiterd.core.memory.gate import beside_hung, loading, memory_event
+from arbiterd.core.memory.gate import holders, loading, memory_event, room_for_load
 from arbiterd.core.memory.ledger import used_of
-from arbiterd.core.notes import Note, Notes, Order
+from arbiterd.core.notes import About, Note, Notes, Order
 from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel
-from arbiterd.model.devices import GpuState, Pressure
-from arbiterd.model.events import EventName, Severity
+from arbiterd.model.backend import Phase
+from arbiterd.model.devices import GpuState
+from arbiterd.model.events import EventName, Incident, Severity
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration
 
 
 def step(facts: Facts, backend: BackendState) -> Step:
     """What has become of its first model, and whether that is to be loaded."""
+    found = _step(facts, backend)
+    if found.ask is Ask.WARM:
+        return found
+    backend = found.backend
+    return Step(backend.having(warm=backend.warm.waits(None)), found.notes)
+
+
+def _step(facts: Facts, backend: BackendState) -> Step:
     wanted = facts.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
     if not model:
@@ -56,10 +66,11 @@ def step(facts: Facts, backend: BackendState) -> Step:
 
 def load(facts: Facts, backend: BackendState) -> Step:
     """Load its first model, never while anything else starts there."""
-    if _blocked(facts, backend):
-        return Step(backend)
     wanted = facts.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
+    why, bytes_lack = ("", False) if _resident(facts, backend) else _blocked(facts, backend)
+    if why:
+        return _waits(facts, backend, model, why) if bytes_lack else Step(backend)
     action = LoadModel(
         id=facts.action_id("load", backend.name),
         backend=backend.name,
@@ -121,28 +132,57 @@ def _too_soon(facts: Facts, backend: BackendState, listed_at: float) -> bool:
     return listed_at <= backend.warm.load_ended_at or since < WARM_AFTER_CLIENT_S
 
 
-def _blocked(facts: Facts, backend: BackendState) -> bool:
-    if loading(facts, backend.name):
-        return True
-    placement = facts.placements.get(backend.name)
+def _resident(facts: Facts, backend: BackendState) -> bool:
+    """It is there and only its stay is to be renewed, which takes nothing."""
+    health, wanted = facts.seen.health.get(backend.name), facts.wanted(backend.name)
+    if health is None or wanted is None or not isinstance(health.loaded, Known):
+        return False
+    names = _names(facts, backend.name, engine_of(wanted.kind).warm_model(wanted))
+    return any(is_listed(n, names) for m in health.loaded.value for n in (m.name, *m.also))
+
+
+def _blocked(facts: Facts, backend: BackendState) -> tuple[str, bool]:
+    """(why it may not be loaded now, "" when it may; whether for want of bytes)."""
+    if other := loading(facts, backend.name):
+        return f"{backend.name} is loading {other}", False
+    placement, health = facts.placements.get(backend.name), facts.seen.health.get(backend.name)
     for uuid in placement.devices if placement else ():
-        seen = facts.seen.devices.get(uuid)
+        seen, state = facts.seen.devices.get(uuid), facts.device(uuid)
         if seen is None or seen.state is not GpuState.OK or not isinstance(seen.memory, Known):
-            return True
-        if memory_event(facts, uuid, backend.name) is not None:
-            return True
-        booked, hung = beside_hung(facts, uuid, backend.name)
-        own = (
-            placement.cap_bytes - (used_of(facts.ledgers[uuid], backend.name) or 0)
-            if placement
-            else 0
-        )
-        if hung and seen.memory.value.free_bytes < booked + own:
-            return True
-        state = facts.device(uuid)
-        if state.sampled.pressure in (Pressure.TIGHT, Pressure.CRITICAL) or state.ladder.loads_held:
-            return True  # it was trimmed, or would be: it comes back when the device is calm
-    return False
+            return "the GPU's memory cannot be read", False
+        event = memory_event(facts, uuid, backend.name)
+        if event is not None:
+            return str(event), False
+        if state.ladder.loads_held:
+            return state.ladder.loads_held, True
+        # Without a reckoning, all that it may still take.
+        rest = placement.cap_bytes if placement else 0
+        rest -= used_of(facts.ledgers[uuid], backend.name) or 0
+        predicted = health.warm_bytes if health and health.warm_bytes is not None else rest
+        lacks = room_for_load(facts, backend.name, uuid, max(0, min(rest, predicted)))
+        if lacks:
+            return f"{lacks}; held by {holders(seen, backend.name)}", True
+    return "", False
+
+
+def _waits(facts: Facts, backend: BackendState, model: str, why: str) -> Step:
+    """It waits for bytes: after a while an incident says so, and who holds them."""
+    since = facts.seen.now if backend.warm.waits_since is None else backend.warm.waits_since
+    waits = backend.having(warm=backend.warm.waits(since))
+    if facts.seen.now - since < BLOCKED_AFTER_S:
+        return Step(waits)
+    text = f"{backend.name}: {model} is not loaded: {why}"
+    about = About((EventName.LOAD_HELD,), backend.name)
+    return Step(waits, (facts.open(EventName.LOAD_HELD, Severity.WARNING, text, about),))
+
+
+def waits_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
+    """It waits for no bytes any more."""
+    backend = facts.backends.get(one.backend)
+    waits = backend is not None and backend.warm.waits_since is not None
+    if waits and backend is not None and backend.phase is Phase.READY:
+        return None
+    return EventName.RECOVERED, f"{one.backend}: its first model waits for no memory any more"
 
 
 def _outcome(facts: Facts, backend: BackendState, model: str) -> Step:

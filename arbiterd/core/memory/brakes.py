@@ -16,11 +16,13 @@ from arbiterd.core.limits import (
     CRITICAL_LEFT_S,
     FREEZE_EVERY_S,
     FREEZE_S,
+    MOVED_FOR_S,
     THROTTLE_EVERY_S,
     UNTHROTTLE_EVERY_S,
 )
 from arbiterd.core.memory import pressure
 from arbiterd.core.memory.device_state import Braked, DeviceState
+from arbiterd.core.memory.slope import last_step
 from arbiterd.core.notes import About, Heard, Note, Notes, Order
 from arbiterd.core.traffic.evidence import pool_refusals
 from arbiterd.engines import engine_of
@@ -28,6 +30,7 @@ from arbiterd.model.actions import FreezeBackend
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import Pressure
 from arbiterd.model.events import EventName, Severity
+from arbiterd.model.pressure import NotNow
 from arbiterd.quantities import format_size
 
 _FREE = Braked()
@@ -113,8 +116,8 @@ def _loads(facts: Facts, uuid: str, state: DeviceState) -> str:
 def _whom_to_hold(
     facts: Facts, uuid: str, state: DeviceState, names: Sequence[str]
 ) -> dict[str, str]:
-    """Backends whose new requests are held, each with its reason. Who was held stays so until the
-    device is no longer critical: a door must not flap with every sample.
+    """Backends whose new requests are held, each with its reason. Who was held stays so while it
+    is critical and something moves: a door must not flap with every sample.
     """
     target = state.ladder.reclaim.backend if state.ladder.reclaim else ""
     out = {}
@@ -128,13 +131,12 @@ def _whom_to_hold(
     if state.sampled.pressure is not Pressure.CRITICAL:
         return out
     index = facts.seen.devices[uuid].device.index
-    guilty = [
-        n
-        for n in names
-        if n in state.sampled.over_since and pressure.is_over(state, n, facts.seen.now)
-    ]
+    caps = {name: facts.placements[name].cap_bytes for name in names}
+    guilty = [n for n in names if pressure.is_over(state, n, caps[n], facts.seen.now)]
     for name in guilty:
-        over = format_size(state.sampled.used.get(name, 0) - facts.placements[name].cap_bytes)
+        if not _growing(facts, state, name):
+            continue  # its requests take nothing: holding them would free nothing
+        over = format_size(state.sampled.used.get(name, 0) - caps[name])
         out[name] = f"GPU {index} is critical and {name} is {over} over its cap"
     if (
         not guilty
@@ -142,21 +144,44 @@ def _whom_to_hold(
         and state.ladder.reclaim is None
         and not state.sampled.releasing
     ):
-        lowest = _lowest(facts, names)
+        lowest = _lowest(facts, state, names)
         if lowest:
             out[lowest] = f"GPU {index} is critical: what {lowest} may still take is not there"
+    on = state.ladder.reclaim is not None or _moves(facts, state)
     for name in names:
-        if (old := state.ladder.braked.get(name)) is not None and old.hold and name not in out:
+        if (
+            on
+            and (old := state.ladder.braked.get(name)) is not None
+            and old.hold
+            and name not in out
+        ):
             out[name] = old.hold
     return out
 
 
-def _lowest(facts: Facts, names: Sequence[str]) -> str:
+def _moves(facts: Facts, state: DeviceState) -> bool:
+    """Whether what nobody was granted has moved lately."""
+    return facts.seen.now - state.sampled.moved_at < MOVED_FOR_S
+
+
+def _growing(facts: Facts, state: DeviceState, name: str) -> bool:
+    return pressure.grows(state, name) or (
+        last_step(state.sampled.windows.get(name, ())) > 0 and _moves(facts, state)
+    )
+
+
+def _lowest(facts: Facts, state: DeviceState, names: Sequence[str]) -> str:
+    """Of those that requests make grow now. What an engine loads on demand is held as a load: requests to
+    a model that is resident take nothing.
+    """
     active = facts.settings.active.backends
     growable = [
         n
         for n in names
-        if facts.backends[n].phase is Phase.READY and engine_of(active[n].kind).grows(active[n])
+        if facts.backends[n].phase is Phase.READY
+        and engine_of(active[n].kind).grows(active[n])
+        and not engine_of(active[n].kind).unload_requests(active[n], "")
+        and (pressure.grows(state, n) or last_step(state.sampled.windows.get(n, ())) > 0)
     ]
     return min(growable, key=lambda n: (active[n].priority, n), default="")
 
@@ -165,10 +190,18 @@ def _lowest(facts: Facts, names: Sequence[str]) -> str:
 def _throttle(
     facts: Facts, uuid: str, state: DeviceState, name: str, old: Braked
 ) -> tuple[Braked, Notes]:
-    """Halved while over its cap or its own pool is full, one more again while neither is so."""
-    most, now = facts.settings.active.backends[name].max_in_flight, facts.seen.now
-    over = state.sampled.pressure is not Pressure.CALM and name in state.sampled.over_since
-    over = over and pressure.is_over(state, name, now)
+    """Halved while it grows beyond its cap by its requests, or its own pool is full; one more again while
+    neither is so. A fixed pool is not throttled: that would free nothing.
+    """
+    wanted, now = facts.settings.active.backends[name], facts.seen.now
+    most, cap = wanted.max_in_flight, facts.placements[name].cap_bytes
+    serves = facts.backends[name].phase is not Phase.STARTING
+    over = (
+        serves
+        and state.sampled.pressure is not Pressure.CALM
+        and engine_of(wanted.kind).grows(wanted)
+    )
+    over = over and _growing(facts, state, name) and pressure.is_over(state, name, cap, now)
     full = bool(pool_refusals(facts, [name]))
     current = most if old.limit is None else min(old.limit, most)
     if over or full:
@@ -237,4 +270,7 @@ def _ended(facts: Facts, old: Braked) -> tuple[Braked, Notes]:
 
 def _may_not_be_killed(state: DeviceState, name: str) -> bool:
     """It is over its cap and was a candidate, but not now (cool-down, bound)."""
-    return any(one.backend == name and one.not_now is not None for one in state.ladder.candidates)
+    return any(
+        one.backend == name and one.not_now not in (None, NotNow.SPIKE)
+        for one in state.ladder.candidates
+    )

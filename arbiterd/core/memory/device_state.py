@@ -54,19 +54,23 @@ class Braked:
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """What its samples say. ``count``: fresh ones since our start, or since it could be read again.
-    ``band_since``: when the condition that would change the band began, None while it does not hold.
+    ``band_since``: when the condition that would change the band began, None while it does not hold;
+    ``band_broken``: not held since then, for too short a time to count.
 
     ``seen_at``: the last sample whose memory and process list belong together; ``windows`` holds
     those of the last seconds by holder, "excess" among them. ``releasing``: bytes that the dead have
-    left and that are not free yet, until ``releasing_until``. ``over_since``: who is over its cap,
-    since when. ``alarms``: critical samples in a row. ``moved_at``: excess last moved. ``foreign_calm_at``:
-    since when foreign memory is within its allowance.
+    left and that are not free yet, until ``releasing_until``. ``over_since``: who is over its line,
+    since when; ``grew_at``: when who is over its cap last grew. ``step``: the last step up of one of ours
+    beyond its cap; ``stepped``: when somebody took so many bytes at one stroke that the same again would
+    fill the card. ``alarms``: critical samples of late. ``moved_at``: excess last moved.
+    ``foreign_calm_at``: since when foreign memory is within its allowance.
     """
 
     count: int = 0
     last_at: float = -1.0
     pressure: Pressure = Pressure.UNKNOWN
     band_since: float | None = None
+    band_broken: float | None = None
     seen_at: float = -1.0
     solvency: int | None = None
     used: Mapping[str, int] = field(default_factory=dict)
@@ -78,6 +82,9 @@ class Sampled:
     releasing: int = 0
     releasing_until: float = 0.0
     over_since: Mapping[str, float] = field(default_factory=dict)
+    grew_at: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
+    stepped: tuple[tuple[float, int], ...] = ()
     alarms: int = 0
     alarm_at: float = float("-inf")
     moved_at: float = float("-inf")
@@ -88,7 +95,8 @@ class Sampled:
 class Ladder:
     """What is done there against pressure. ``lead_s``: how long a reclaim takes. ``loads_held``: why no
     model may be loaded. ``disruptive``: when somebody was disturbed, ``restarts``: by backend; ``done``:
-    each rung's last use. ``candidates``: who could give memory back, as last ranked.
+    each rung's last use. ``flat``: bytes over its cap of a backend without growth that was ended for them.
+    ``candidates``: who could give memory back, as last ranked.
     """
 
     lead_s: float = LEAD_S
@@ -99,6 +107,7 @@ class Ladder:
     restarts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     done: Mapping[str, float] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
+    flat: Mapping[str, int] = field(default_factory=dict)
 
     def ranked(self, candidates: tuple[Candidate, ...]) -> Ladder:
         """They are the candidates now."""
@@ -123,6 +132,10 @@ class Ladder:
     def disturbed(self, times: tuple[float, ...]) -> Ladder:
         """When somebody was, this time among them."""
         return replace(self, disruptive=times)
+
+    def ended_flat(self, backend: str, over: int) -> Ladder:
+        """It is ended for so many bytes over its cap, though it does not grow."""
+        return replace(self, flat={**self.flat, backend: over})
 
     def restarted(self, backend: str, times: tuple[float, ...]) -> Ladder:
         """When it was, this time among them."""

@@ -17,7 +17,13 @@ from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.backend.planning import launch_context, launch_spec
 from arbiterd.core.backend.progress import why_hung
 from arbiterd.core.facts import Facts
-from arbiterd.core.limits import FRESH_SAMPLES, PORT_LOST_AFTER_S
+from arbiterd.core.limits import (
+    FIRST_START_GUESS_S,
+    FRESH_SAMPLES,
+    PORT_LOST_AFTER_S,
+    TIGHT_LOAD_MARGIN,
+)
+from arbiterd.core.memory import pressure
 from arbiterd.core.memory.placement import headroom_bytes
 from arbiterd.core.memory.pressure import critical_free_bytes
 from arbiterd.core.notes import Notes, Order
@@ -250,16 +256,43 @@ def _room(facts: Facts, backend: BackendState, seen: DeviceObservation) -> Block
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     uuid = seen.device.uuid
     booked, hung = beside_hung(facts, uuid, backend.name)
-    need = cap + critical_free_bytes(headroom) + booked
+    took = backend.history.start_took_s or FIRST_START_GUESS_S
+    grown = int(pressure.growth(facts.device(uuid)) * took)
+    need = cap + critical_free_bytes(headroom) + booked + grown
     free = seen.memory.value.free_bytes
     if free >= need:
         return None
     beside = f" + {format_size(booked)} booked beside {hung}, which hangs" if booked else ""
+    growth = f" + {format_size(grown)} of growth meanwhile" if grown else ""
     text = (
         f"needs {format_size(need)} free on {_label(seen, uuid)} "
-        f"(cap {format_size(cap)} + margin{beside}), {format_size(free)} is; held by {holders(seen)}"
+        f"(cap {format_size(cap)} + margin{beside}{growth}), {format_size(free)} is; "
+        f"held by {holders(seen)}"
     )
     return Blocked(text, ROOM)
+
+
+def room_for_load(facts: Facts, name: str, uuid: str, predicted: int, evicted: int = 0) -> str:
+    """Why a model may not be loaded for want of bytes, "" when it may. ``evicted``: bytes that the engine
+    gives back for it. What is booked for others, a margin, and what somebody may take again stay free.
+    """
+    seen, state = facts.seen.devices[uuid], facts.device(uuid)
+    if not isinstance(seen.memory, Known):
+        return "the GPU's memory cannot be read"
+    headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
+    margin = critical_free_bytes(headroom)
+    if state.sampled.pressure is Pressure.TIGHT:
+        margin = max(margin, int(headroom * TIGHT_LOAD_MARGIN))
+    again = pressure.step_again(state, facts.seen.now)
+    booked, free = promised(facts, uuid, name), seen.memory.value.free_bytes
+    if free >= predicted - evicted + booked + margin + again:
+        return ""
+    why = (
+        f"needs {format_size(predicted)}, {format_size(free)} is free, "
+        f"{format_size(booked)} of it is booked for others"
+    )
+    stroke = f", {format_size(again)} was taken at one stroke and may be again" if again else ""
+    return f"{why}{stroke}"
 
 
 def beside_hung(facts: Facts, uuid: str, but: str) -> tuple[int, str]:

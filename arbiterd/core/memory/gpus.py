@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from arbiterd.core.backend.backend_state import After, BackendState, ending
 from arbiterd.core.facts import Facts
-from arbiterd.core.memory import offenders, pressure
+from arbiterd.core.incidents import dwell_s
+from arbiterd.core.memory import lines, offenders, pressure
 from arbiterd.core.memory.device_state import DeviceState
 from arbiterd.core.memory.placement import headroom_bytes
 from arbiterd.core.memory.slope import gap_s
@@ -22,6 +23,7 @@ _TROUBLE = {
     GpuState.UNKNOWN: (EventName.DRIVER_HUNG, Severity.ERROR),
 }
 XID = "xid"  # the row of evidence of an incident that an Xid has opened
+_BROKEN = (GpuState.LOST, GpuState.FAULT)
 NAMES = tuple(name for name, _ in _TROUBLE.values())
 
 
@@ -34,7 +36,18 @@ def judge(facts: Facts, ledgers: Mapping[str, tuple[LedgerRow, ...]]) -> dict[st
     for uuid, seen in facts.seen.devices.items():
         headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
         old, rows = facts.device(uuid), ledgers[uuid]
-        new = pressure.observe(seen, old, rows, headroom, allow, facts.seen.now, leaving, gap)
+        new = pressure.observe(
+            seen,
+            old,
+            rows,
+            headroom,
+            allow,
+            facts.seen.now,
+            leaving,
+            gap,
+            lines=lines.on(facts.backends, uuid),
+            calm_s=dwell_s(facts.incidents, EventName.PRESSURE_RISE, uuid, facts.seen.wall),
+        )
         out[uuid] = offenders.calmed(facts, uuid, new)
     return out
 
@@ -46,6 +59,20 @@ def _leaves(backend: BackendState) -> bool:
     )
 
 
+def broken(facts: Facts, name: str) -> str:
+    """Why a backend can do no work on its cards, "" when it can: one is lost, or needs a reset. One that
+    cannot be read may be well: traffic goes on.
+    """
+    placement = facts.placements.get(name)
+    for uuid in placement.devices if placement else ():
+        seen, state = facts.seen.devices.get(uuid), facts.device(uuid)
+        if seen is not None and seen.state in _BROKEN:
+            return f"GPU {seen.device.index} is {seen.state.value}"
+        if state.fault.text:
+            return f"its GPU needs a reset: {state.fault.text}"
+    return ""
+
+
 def wrong(facts: Facts) -> list[Open]:
     """NVML itself: devices that cannot be read, and all of it. A first tick has not seen any yet."""
     found: list[Open] = []
@@ -55,8 +82,8 @@ def wrong(facts: Facts) -> list[Open]:
         if seen.state is not GpuState.OK:
             name, severity = _TROUBLE[seen.state]
             text = (
-                f"{_card(seen)} is {seen.state.value}: {seen.detail}; "
-                "no starts and no loads there until it can be read, traffic goes on"
+                f"{_card(seen)} is {seen.state.value}: {seen.detail}; no starts and no loads there until "
+                f"it can be read, {'no requests either' if seen.state in _BROKEN else 'traffic goes on'}"
             )
             found.append(facts.open(name, severity, text, About(NAMES, gpu=uuid)))
     if facts.seen.nvml and not facts.seen.devices:

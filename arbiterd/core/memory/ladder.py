@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from arbiterd.core.facts import Facts
 from arbiterd.core.incidents import found
-from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S
+from arbiterd.core.limits import BYTES_BACK_S, GROWING_BYTES, LEAD_S, SLOPE_MIN
 from arbiterd.core.memory import brakes, offenders, pressure, reclaim, victim
 from arbiterd.core.memory.device_state import UNSEEN, DeviceState
 from arbiterd.core.memory.placement import headroom_bytes
+from arbiterd.core.memory.slope import slope
 from arbiterd.core.memory.victim import Need
 from arbiterd.core.notes import About, Notes, Open
 from arbiterd.model.backend import Phase
@@ -107,12 +108,17 @@ def _need(facts: Facts, seen: DeviceObservation, state: DeviceState) -> Need:
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     free = seen.memory.value.free_bytes if isinstance(seen.memory, Known) else 0
     speed = max(0.0, state.sampled.slope or 0.0)
+    critical = state.sampled.pressure is Pressure.CRITICAL
     seconds = (
         state.sampled.time_to_full_s if state.sampled.time_to_full_s is not None else float("inf")
     )
-    critical = state.sampled.pressure is Pressure.CRITICAL
+    if critical:
+        # Growth within a cap is planned and in no excess: of the time that is left it takes its part.
+        falls = -(slope(state.sampled.frees) or 0.0)
+        seconds = min(seconds, free / falls) if falls > SLOPE_MIN else seconds
     lacking = max(0, headroom - free) + (int(speed * state.ladder.lead_s) if critical else 0)
-    return Need(max(lacking, GROWING_BYTES), seconds, critical)
+    low = free < pressure.critical_free_bytes(headroom)
+    return Need(max(lacking, GROWING_BYTES), seconds, critical, low)
 
 
 def _wait(facts: Facts, uuid: str, state: DeviceState, need: Need) -> str:

@@ -19,6 +19,7 @@ from arbiterd.core.limits import (
     CAP_FLOOR_FRACTION,
     CAP_STEP_FRACTION,
     CAP_STEP_MIN_BYTES,
+    CAP_STEP_MOST_FRACTION,
     FOREIGN_SAID_BYTES,
     OOM_TRACE_S,
     REPEATED_OOMS,
@@ -218,7 +219,8 @@ def _lowered(
 ) -> tuple[Notes, dict[str, LearnedCap]]:
     configured = facts.configured[name].cap_bytes
     model, version = what(facts.settings, facts.seen, name)
-    step = max(int(configured * CAP_STEP_FRACTION), CAP_STEP_MIN_BYTES)
+    least = min(CAP_STEP_MIN_BYTES, int(configured * CAP_STEP_MOST_FRACTION))
+    step = max(int(configured * CAP_STEP_FRACTION), least)
     most = configured - int(configured * CAP_FLOOR_FRACTION)
     notes, learned = list[Note](), dict[str, LearnedCap]()
     for uuid in facts.configured[name].devices:

@@ -6,9 +6,9 @@ A stranger is named within a sample of its jump (pid, user, command, unit) and n
 from __future__ import annotations
 
 from arbiterd.core.facts import Facts
-from arbiterd.core.incidents import found
-from arbiterd.core.limits import CALM_S, FOREIGN_SAID_BYTES, OVER_S
-from arbiterd.core.memory import pressure
+from arbiterd.core.incidents import dwell_s, found
+from arbiterd.core.limits import FLAT_S, FOREIGN_SAID_BYTES, OVER_S
+from arbiterd.core.memory import lines, pressure
 from arbiterd.core.memory.device_state import DeviceState
 from arbiterd.core.memory.gate import describe, holders
 from arbiterd.core.memory.ledger import FOREIGN
@@ -81,7 +81,8 @@ def foreign_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
     """Within the allowance for long enough."""
     state = facts.device(one.gpu)
     since = state.sampled.foreign_calm_at if listed(facts, one.gpu, state) else None
-    if since is None or facts.seen.now - since < CALM_S:
+    dwell = dwell_s(facts.incidents, one.event, one.gpu, facts.seen.wall)
+    if since is None or facts.seen.now - since < dwell:
         return None
     index = facts.seen.devices[one.gpu].device.index
     allow = format_size(facts.settings.foreign_allow_bytes)
@@ -110,6 +111,8 @@ def _over(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
         if lately or found(facts.incidents, trouble(name)) is not None:
             continue
         cap = facts.placements[name].cap_bytes
+        if _flat(facts, state, name):
+            continue
         over = format_size(state.sampled.used.get(name, 0) - cap)
         speed = pressure.slope_of(state, name)
         grows = f", growing {format_size(int(speed))}/s" if speed and speed > 0 else ""
@@ -122,8 +125,33 @@ def _over(facts: Facts, uuid: str, state: DeviceState) -> list[Open]:
 def leak_over(facts: Facts, one: Incident) -> tuple[EventName, str] | None:
     """Within its cap, as it serves or sleeps."""
     state, backend = facts.device(one.gpu), facts.backends.get(one.backend)
-    if one.backend in state.sampled.over_since or not listed(facts, one.gpu, state):
+    if not listed(facts, one.gpu, state):
+        return None
+    if one.backend in state.sampled.over_since and not _flat(facts, state, one.backend):
         return None
     if backend is not None and backend.phase not in (Phase.READY, Phase.SLEEPING):
         return None
-    return EventName.RECOVERED, f"{one.backend} is within its cap again"
+    placed = facts.placements.get(one.backend)
+    over = state.sampled.used.get(one.backend, 0) - (placed.cap_bytes if placed else 0)
+    if placed is None or over <= 0:
+        return EventName.RECOVERED, f"{one.backend} is within its cap again"
+    text = (
+        f"{one.backend} holds {format_size(over)} more than its cap and does not grow: its footprint; "
+        f"memory of {format_size(placed.cap_bytes + over)} would book it"
+    )
+    return EventName.RECOVERED, text
+
+
+def _flat(facts: Facts, state: DeviceState, name: str) -> bool:
+    """It has not grown for FLAT_S, or not since it was ready, and is over its cap by no more than may be
+    its footprint.
+    """
+    window, placed = state.sampled.windows.get(name, ()), facts.placements.get(name)
+    if placed is None or not window:
+        return False
+    over, backend = state.sampled.used.get(name, 0) - placed.cap_bytes, facts.backends.get(name)
+    grew_at = state.sampled.grew_at.get(name, float("-inf"))
+    starts = backend is not None and backend.phase is Phase.STARTING
+    as_it_came = starts or (backend is not None and (backend.run.ready_at or 0.0) >= grew_at - 1.0)
+    still = as_it_came or facts.seen.now - grew_at >= FLAT_S  # grows now: ``grew_at`` is now
+    return still and over <= lines.forgiven(placed.cap_bytes)

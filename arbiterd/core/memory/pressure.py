@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from arbiterd.core.limits import (
+    AGAIN_WINDOW_S,
     CALM_S,
     CALM_SLOW_S,
     CONFIRM_S,
@@ -27,8 +28,11 @@ from arbiterd.core.limits import (
     OVER_S,
     RELEASING_S,
     SLOPE_GAP_S,
+    SLOPE_GUILTY,
     SLOPE_MIN,
     STEP_BYTES,
+    STEP_HELD_MAX_S,
+    STEP_HELD_S,
     TIGHT_S,
 )
 from arbiterd.core.memory import slope as trend
@@ -41,6 +45,7 @@ from arbiterd.model.devices import DeviceObservation, GpuState, Pressure
 from arbiterd.model.reading import Known
 
 EXCESS = "excess"
+_STEPS_KEPT = 8  # more make no difference to a dwell that has its bound
 
 
 def critical_free_bytes(headroom: int) -> int:
@@ -72,10 +77,14 @@ def observe(
     now: float,
     leaving: frozenset[str] = frozenset(),
     gap_s: float = SLOPE_GAP_S,
+    *,
+    lines: Mapping[str, int] | None = None,
+    calm_s: float = CALM_S,
 ) -> DeviceState:
     """Fold the newest sample into the device's state and move its band. ``leaving``: backends on their
     way out (a switch, a restart): what they hold above their caps is about to come back. ``gap_s``:
-    seconds between two samples that make a hole.
+    seconds between two samples that make a hole. ``lines``: core/lines.py; ``calm_s``: for how long it
+    must be calm.
 
     A device that cannot be read keeps its brakes and its reclaim, and loses its windows.
     """
@@ -92,35 +101,64 @@ def observe(
         )
         listed = _listed(device)
         if listed is not None and listed >= memory.at:
-            books = _Books(ledger, device.device.capacity_bytes, allow, leaving, gap_s)
+            capacity = device.device.capacity_bytes
+            books = _Books(ledger, capacity, allow, leaving, gap_s, lines or {})
             state = _books(state, books, memory.at)
         elif listed is None:
             # Who was over his cap when there last was a list proves nothing now.
             state = replace(
-                state, solvency=None, seen_at=-1.0, excess=0, slope=None, over_since={}, windows={}
+                state,
+                solvency=None,
+                seen_at=-1.0,
+                excess=0,
+                slope=None,
+                over_since={},
+                windows={},
+                step=0,
             )
         before, lead_s = old.sampled, old.ladder.lead_s
         apart = not before.alarms or memory.at - before.last_at >= CONFIRM_S
         state = _urgency(state, free, headroom, lead_s, now, apart=apart)
-    return old.having(sampled=_band(state, free, headroom, now))
+    return old.having(sampled=_band(state, free, headroom, now, calm_s))
 
 
 def confirmed(state: DeviceState) -> bool:
-    """Critical by two samples in a row, CONFIRM_S apart: reclaims and freeze may follow."""
+    """Critical by two samples CONFIRM_S apart, at most CRITICAL_LEFT_S: reclaims and freeze may follow."""
     return state.sampled.pressure is Pressure.CRITICAL and state.sampled.alarms >= CONFIRM_SAMPLES
 
 
 def over_for(state: DeviceState, name: str, now: float) -> float:
-    """Seconds for which a backend has been over its cap by more than the margin, 0 when it is not."""
+    """Seconds for which a backend has been over its line by more than the margin, 0 when it is not."""
     since = state.sampled.over_since.get(name)
     return 0.0 if since is None else now - since
 
 
-def is_over(state: DeviceState, name: str, now: float) -> bool:
-    """Over its cap for OVER_S, or over it now and rising."""
-    if name not in state.sampled.over_since:
-        return False
-    return over_for(state, name, now) >= OVER_S or grows(state, name)
+def is_over(state: DeviceState, name: str, cap: int, now: float) -> bool:
+    """Guilty: over its line for OVER_S, or over it now and rising, or over its cap by anything and filling
+    the card. A spike is none of these: one step is no slope.
+    """
+    if name in state.sampled.over_since and (
+        over_for(state, name, now) >= OVER_S or grows(state, name)
+    ):
+        return True
+    return state.sampled.used.get(name, 0) > cap and fills(state, name)
+
+
+def fills(state: DeviceState, name: str) -> bool:
+    """It grows, faster than allocators drift."""
+    return grows(state, name) and (slope_of(state, name) or 0.0) > SLOPE_GUILTY
+
+
+def step_again(state: DeviceState, now: float) -> int:
+    """Bytes that a load leaves free: somebody took so much at one stroke, and may again; for longer each
+    time that he does.
+    """
+    if not state.sampled.stepped:
+        return 0
+    dwell = min(STEP_HELD_MAX_S, STEP_HELD_S * 2.0 ** (len(state.sampled.stepped) - 1))
+    if now - state.sampled.stepped[-1][0] >= dwell:
+        return 0
+    return max(size for _, size in state.sampled.stepped)
 
 
 def grows(state: DeviceState, name: str) -> bool:
@@ -133,23 +171,44 @@ def slope_of(state: DeviceState, name: str) -> float | None:
     return trend.slope(state.sampled.windows.get(name, ()))
 
 
+def growth(state: DeviceState) -> float:
+    """Bytes a second that nobody was granted, 0.0 while nothing or little grows."""
+    return _growth(state.sampled)
+
+
+def _growth(sampled: Sampled) -> float:
+    speed = sampled.slope or 0.0
+    return speed if sampled.excess and speed > SLOPE_MIN else 0.0
+
+
 def lists_soon(state: DeviceState, now: float) -> bool:
     """Whether process lists are wanted with each sample: something moves, or is being taken back."""
-    if state.ladder.reclaim is not None or state.sampled.alarms:
+    if state.ladder.reclaim is not None or state.sampled.pressure in (
+        Pressure.TIGHT,
+        Pressure.CRITICAL,
+    ):
         return True
+    if trend.last_step(state.sampled.frees) < -STEP_BYTES:
+        return True  # whose it is must not wait for a slow list
     return now - state.sampled.moved_at < MOVED_FOR_S
 
 
 def kept(old: DeviceState) -> DeviceState:
     """What is true of a device that cannot be read: what was done there, not what was measured."""
-    return old.having(sampled=Sampled(last_at=old.sampled.last_at), ladder=old.ladder.ranked(()))
+    sampled = Sampled(last_at=old.sampled.last_at, stepped=old.sampled.stepped)
+    return old.having(sampled=sampled, ladder=old.ladder.ranked(()))
 
 
 def excused(sampled: Sampled, seconds: float) -> Sampled:
     """As if so much time had not passed."""
     over = {name: at + seconds for name, at in sampled.over_since.items()}
-    moved = later(sampled, seconds, "band_since", "foreign_calm_at")
-    return updated(moved, over_since=over)
+    moved = later(sampled, seconds, "band_since", "band_broken", "foreign_calm_at")
+    return updated(
+        moved,
+        over_since=over,
+        grew_at={name: at + seconds for name, at in sampled.grew_at.items()},
+        stepped=tuple((at + seconds, size) for at, size in sampled.stepped),
+    )
 
 
 def foreign_calm(sampled: Sampled, *, over: bool, now: float) -> Sampled:
@@ -168,6 +227,7 @@ class _Books:
     allow: int
     leaving: frozenset[str]
     gap_s: float
+    lines: Mapping[str, int]
 
     def backends(self) -> Iterator[LedgerRow]:
         """Rows of backends."""
@@ -216,9 +276,11 @@ def _books(state: Sampled, books: _Books, at: float) -> Sampled:
     }
     over_since = {
         name: state.over_since.get(name, at)
-        for name, size in over.items()
-        if size > over_margin(caps[name])
+        for name in over
+        if used.get(name, 0) > max(caps[name], books.lines.get(name, 0)) + over_margin(caps[name])
     }
+    first_at = at if state.seen_at < 0 else float("-inf")
+    steps = (min(size, trend.last_step(windows[name])) for name, size in over.items())
     moved = abs(excess - state.excess) > MOVED_BYTES or over_since.keys() != state.over_since.keys()
     first = state.seen_at < 0
     return replace(
@@ -232,6 +294,12 @@ def _books(state: Sampled, books: _Books, at: float) -> Sampled:
         releasing=releasing,
         releasing_until=at + RELEASING_S if releasing > state.releasing else state.releasing_until,
         over_since=over_since,
+        grew_at={
+            name: at if trend.growing(windows[name]) else state.grew_at.get(name, first_at)
+            for name, size in over.items()
+            if size > 0
+        },
+        step=max(steps, default=0),
         moved_at=at if moved and not first else state.moved_at,
     )
 
@@ -259,20 +327,27 @@ def _urgency(
     left = free - critical_free_bytes(headroom)
     speed = state.slope if state.excess else None
     to_full = free / speed if speed is not None and speed > SLOPE_MIN else None
-    step = trend.last_step(state.windows.get(EXCESS, ()))
     alarm = left < 0
     alarm |= to_full is not None and to_full < 2 * lead_s + 1.0
-    alarm |= step > STEP_BYTES and left < LOOKAHEAD * step
+    alarm |= state.step > STEP_BYTES and left < LOOKAHEAD * state.step
+    step = trend.last_step(state.windows.get(EXCESS, ()))
+    stepped = tuple(one for one in state.stepped if now - one[0] < AGAIN_WINDOW_S)
+    if step > STEP_BYTES and left < LOOKAHEAD * step and state.seen_at == state.last_at:
+        stepped = (*stepped, (now, step))[-_STEPS_KEPT:]
+    # While a door is held growth comes in pushes: the second sample need not be the next.
+    near = free < CRITICAL_LEFT_FACTOR * critical_free_bytes(headroom)
+    lately = alarm or (near and state.alarms > 0 and now - state.alarm_at < CRITICAL_LEFT_S)
     return replace(
         state,
         time_to_full_s=to_full,
-        alarms=state.alarms + apart if alarm else 0,
+        alarms=state.alarms + (alarm and apart) if lately else 0,
         alarm_at=now if alarm else state.alarm_at,
+        stepped=stepped,
     )
 
 
 # -- bands ----------------------------------------------------------------------------------------------
-def _band(state: Sampled, free: int, headroom: int, now: float) -> Sampled:
+def _band(state: Sampled, free: int, headroom: int, now: float, calm_s: float) -> Sampled:
     if state.alarms:
         return _enter(state, Pressure.CRITICAL)
     if state.pressure is Pressure.CRITICAL:
@@ -283,7 +358,7 @@ def _band(state: Sampled, free: int, headroom: int, now: float) -> Sampled:
     if state.solvency is None:
         return _enter(state, Pressure.UNKNOWN)
     if state.pressure is Pressure.TIGHT:
-        wants, dwell = _calming(state, headroom, now)
+        wants, dwell = _calming(state, headroom, calm_s)
         target = Pressure.CALM
     else:
         short = (state.solvency or 0) < tight_below(headroom)
@@ -293,27 +368,41 @@ def _band(state: Sampled, free: int, headroom: int, now: float) -> Sampled:
             state = _enter(state, Pressure.CALM)
         wants, dwell, target = short, TIGHT_S, Pressure.TIGHT
     if not wants:
-        return state if state.band_since is None else replace(state, band_since=None)
+        return _interrupted(state, target, now)
+    if state.band_broken is not None:
+        state = replace(state, band_broken=None)
     since = state.band_since if state.band_since is not None else now
     if now - since >= dwell:
         return _enter(state, target)
     return state if since == state.band_since else replace(state, band_since=since)
 
 
-def _calming(state: Sampled, headroom: int, now: float) -> tuple[bool, float]:
+def _interrupted(state: Sampled, target: Pressure, now: float) -> Sampled:
+    """The way to another band begins anew; but what would not make a device tight, the spike of a request,
+    does not keep it so either.
+    """
+    if state.band_since is None:
+        return state
+    since = state.band_broken if state.band_broken is not None else now
+    if target is Pressure.CALM and now - since < TIGHT_S:
+        return state if state.band_broken == since else replace(state, band_broken=since)
+    return replace(state, band_since=None, band_broken=None)
+
+
+def _calming(state: Sampled, headroom: int, calm_s: float) -> tuple[bool, float]:
     """(whether it is on its way to calm, for how long it must be)."""
     solvent = state.solvency or 0
     if solvent > calm_above(headroom):
-        return True, CALM_S
+        return True, calm_s
     # A full budget over a driver that holds some memory itself never comes to nine tenths.
-    quiet = not state.over_since and now - state.moved_at >= MOVED_FOR_S
-    return quiet and solvent >= tight_below(headroom), CALM_SLOW_S
+    quiet = not state.over_since and _growth(state) <= SLOPE_GUILTY
+    return quiet and solvent >= tight_below(headroom), max(CALM_SLOW_S, calm_s)
 
 
 def _enter(state: Sampled, band: Pressure) -> Sampled:
     if state.pressure is band:
         return state
-    return replace(state, pressure=band, band_since=None)
+    return replace(state, pressure=band, band_since=None, band_broken=None)
 
 
 def lead_of(took_s: float, old: float, most: float) -> float:

@@ -91,6 +91,9 @@ def begin(
         case _:
             step = _restart(facts, reclaim, drain_s)
     ladder = state.ladder.begin(reclaim, _key(reclaim))
+    if one.rung in DISRUPTIVE and not option.grows:
+        over = state.sampled.used.get(one.backend, 0) - facts.placements[one.backend].cap_bytes
+        ladder = ladder.ended_flat(one.backend, over)
     if one.rung in DISRUPTIVE:
         ladder = ladder.disturbed((*recent(ladder.disruptive, now), now))
     if one.rung in (Rung.RESTART, Rung.STOP):
@@ -263,7 +266,10 @@ def _trim_over(facts: Facts, state: DeviceState, reclaim: Reclaim, freed: int) -
         return "its engine is gone"
     if now >= reclaim.deadline:
         return "its bytes are not back in time"
-    guilty = any(pressure.is_over(state, name, now) for name in state.sampled.over_since)
+    guilty = any(
+        pressure.is_over(state, name, placed.cap_bytes, now)
+        for name, placed in facts.placements.items()
+    )
     long = now - reclaim.began >= ESCALATE_S
     if guilty and pressure.confirmed(state) and long and not state.sampled.releasing:
         return "growth goes on"

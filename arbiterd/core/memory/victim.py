@@ -16,10 +16,13 @@ from arbiterd.core.limits import (
     DISRUPTIVE_MAX,
     DISRUPTIVE_WINDOW_S,
     HOST_RAM_SPARE,
+    OVER_S,
     RESTART_AGAIN_S,
     SLEEP_AGAIN_S,
     SLEEP_BYTES_S,
     STOP_AFTER_RESTARTS,
+    STROKE_LEFT_S,
+    STROKE_S,
     TRIM_AGAIN_S,
     TRIM_FAILED_S,
     TRIM_S,
@@ -36,18 +39,20 @@ from arbiterd.model.pressure import Candidate, NotNow, Rung
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration, format_size
 
+_HIS_TURN_COMES = (NotNow.NOT_CRITICAL, NotNow.SPIKE)
 _RUNNING = (Phase.READY, Phase.STARTING, Phase.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a reclaim must bring: ``bytes``, within ``seconds`` (infinite: no hurry). ``critical``:
-    more than a trim is allowed.
+    more than a trim is allowed. ``low``: free memory is under the line already.
     """
 
     bytes: int
     seconds: float
     critical: bool
+    low: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ def options(facts: Facts, uuid: str, state: DeviceState, need: Need) -> list[Opt
     found.sort(key=lambda one: (not one.possible, -min(one.candidate.bytes_expected, need.bytes)))
     found += sorted(
         (_over(facts, uuid, name, state, need) for name in names),
-        key=lambda one: (not one.possible, _rank(facts, one.candidate)),
+        key=lambda one: (not one.possible, _rank(facts, state, one)),
     )
     return found
 
@@ -80,8 +85,14 @@ def choose(found: Sequence[Option], need: Need) -> Option | None:
     """
     able = [one for one in found if one.possible]
     harder = [one for one in able if one.candidate.rung is not Rung.TRIM]
-    # Not critical yet, his turn will come; critical and not to be had (cool-down, bound), others must do.
-    growers = {o.candidate.backend for o in (harder if need.critical else found) if o.grows}
+    # Not critical yet, or perhaps one stroke: his turn will come. Critical and not to be had (cool-down,
+    # bound): others must do.
+    growers = {
+        one.candidate.backend
+        for one in found
+        if (one.grows and (one.possible or one.candidate.not_now in _HIS_TURN_COMES))
+        or (one.candidate.not_now is NotNow.SPIKE and not need.low)
+    }
     trims = [one for one in able if one.candidate.rung is Rung.TRIM]
     if growers:
         trims = [one for one in trims if one.candidate.backend in growers]
@@ -119,7 +130,8 @@ def _trims(facts: Facts, name: str, state: DeviceState, need: Need) -> list[Opti
     warm = engine_of(wanted.kind).warm_model(wanted)
     order = sorted(models, key=lambda m: (same_model(m.name, warm), m.expires_in_s or 0.0))
     seen = traffic(facts, name)
-    busy = seen is not None and seen.in_flight > 0
+    # What waits at a door that we hold is work as well.
+    busy = seen is not None and (seen.in_flight > 0 or seen.queued > 0)
     out = []
     for number, model in enumerate(order):
         size = state.sampled.used.get(name, 0) if len(order) == 1 else model.vram_bytes
@@ -149,13 +161,14 @@ def _over(facts: Facts, uuid: str, name: str, state: DeviceState, need: Need) ->
     """What may be done to one backend beyond trimming."""
     backend, held = facts.backends[name], state.sampled.used.get(name, 0)
     cap = facts.placements[name].cap_bytes
-    if name not in state.sampled.over_since:
+    speed, grows = pressure.slope_of(state, name), pressure.grows(state, name)
+    beyond = name in state.sampled.over_since
+    listed = state.sampled.seen_at >= 0  # an old list proves nothing
+    if held <= cap or not listed or not (beyond or grows or need.critical):
         text = f"within its cap of {format_size(cap)}: never touched for a neighbour"
         return Option(Candidate(name, Rung.RESTART, held, False, text), possible=False)
     over = f"{format_size(held - cap)} over its cap of {format_size(cap)}"
     rung, not_now = _rung(facts, backend, state, need)
-    speed = pressure.slope_of(state, name)
-    grows = pressure.grows(state, name)
     how = (
         f", growing {format_size(int(speed))}/s"
         if speed and grows
@@ -163,14 +176,7 @@ def _over(facts: Facts, uuid: str, name: str, state: DeviceState, need: Need) ->
         if grows
         else ""
     )
-    if not need.critical:
-        not_now = NotNow.NOT_CRITICAL
-    elif not pressure.is_over(state, name, facts.seen.now):
-        not_now = NotNow.SPIKE
-    elif backend.phase not in _RUNNING:
-        not_now = NotNow.PHASE
-    elif _taken_elsewhere(facts, uuid, name):
-        not_now = NotNow.ELSEWHERE
+    not_now = _not_now(facts, uuid, name, state, need) or not_now
     priority = facts.settings.active.backends[name].priority
     text = f"{over}{how}, priority {priority}"
     if not_now is not None:
@@ -179,14 +185,43 @@ def _over(facts: Facts, uuid: str, name: str, state: DeviceState, need: Need) ->
     return Option(candidate, possible=not_now is None, grows=grows)
 
 
+def _not_now(facts: Facts, uuid: str, name: str, state: DeviceState, need: Need) -> NotNow | None:
+    """Why a backend over its cap is not ended now, whatever the rung; None where it may be."""
+    now, cap = facts.seen.now, facts.placements[name].cap_bytes
+    over, margin = state.sampled.used.get(name, 0) - cap, pressure.over_margin(cap)
+    grows, lately = pressure.grows(state, name), now - state.sampled.moved_at < OVER_S
+    if not need.critical:
+        return NotNow.NOT_CRITICAL
+    if not pressure.is_over(state, name, cap, now) and (grows or lately):
+        return NotNow.SPIKE
+    young = grows and pressure.over_for(state, name, now) < STROKE_S
+    if young and need.seconds > STROKE_LEFT_S and not need.low:
+        return NotNow.SPIKE
+    if not grows and over <= margin:
+        return NotNow.WITHIN_LINE
+    if not grows and over <= state.ladder.flat.get(name, 0) + margin:
+        return NotNow.FUTILE
+    if not grows and _somebody_fills(facts, uuid, name, state):
+        return NotNow.OTHERS_GROW
+    if facts.backends[name].phase not in _RUNNING:
+        return NotNow.PHASE
+    return NotNow.ELSEWHERE if _taken_elsewhere(facts, uuid, name) else None
+
+
 def _sentence(why: NotNow, facts: Facts, backend: BackendState, state: DeviceState) -> str:
     match why:
         case NotNow.NOT_CRITICAL:
             return "the device is not critical: throttled and named only"
         case NotNow.SPIKE:
-            return "for less than 3 s and not growing: may be one request's spike"
+            return "for a moment only: may be one request's spike, or one allocation"
         case NotNow.PHASE:
             return f"it is {backend.phase.value}"
+        case NotNow.WITHIN_LINE:
+            return "what an allocator rounds: no reason for a restart"
+        case NotNow.FUTILE:
+            return "it was ended for that before, and took the same again: its footprint"
+        case NotNow.OTHERS_GROW:
+            return "it does not grow, and somebody else does"
         case NotNow.ELSEWHERE:
             return "it is being reined in already, for another of its GPUs"
         case NotNow.BUDGET_SPENT:
@@ -197,6 +232,17 @@ def _sentence(why: NotNow, facts: Facts, backend: BackendState, state: DeviceSta
             return f"restarted {format_duration(since)} ago"
         case _:
             assert_never(why)
+
+
+def _somebody_fills(facts: Facts, uuid: str, but: str, state: DeviceState) -> bool:
+    """Whether another backend there grows beyond its cap: then the bytes of this one would only feed it."""
+    return any(
+        name != but
+        and uuid in placed.devices
+        and state.sampled.used.get(name, 0) > placed.cap_bytes
+        and pressure.grows(state, name)
+        for name, placed in facts.placements.items()
+    )
 
 
 def _taken_elsewhere(facts: Facts, uuid: str, name: str) -> bool:
@@ -246,7 +292,9 @@ def _can_sleep(facts: Facts, backend: BackendState, state: DeviceState, need: Ne
     return need.seconds > held / SLEEP_BYTES_S + wanted.drain_timeout_s
 
 
-def _rank(facts: Facts, candidate: Candidate) -> tuple[int, int]:
-    """Lowest priority first, then who holds most."""
-    wanted = facts.wanted(candidate.backend)
-    return (wanted.priority if wanted else 0, -candidate.bytes_expected)
+def _rank(facts: Facts, state: DeviceState, option: Option) -> tuple[bool, int, int]:
+    """Who grows first, then who is over its cap by most, then the lowest priority."""
+    name = option.candidate.backend
+    wanted, cap = facts.wanted(name), facts.placements[name].cap_bytes
+    over = max(0, state.sampled.used.get(name, 0) - cap)
+    return (not option.grows, -over, wanted.priority if wanted else 0)

@@ -11,16 +11,14 @@ from dataclasses import replace
 from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.backend.warm import asked_for
 from arbiterd.core.facts import Facts
-from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S, TIGHT_LOAD_MARGIN
-from arbiterd.core.memory.gate import loading, memory_event, promised
-from arbiterd.core.memory.placement import headroom_bytes
-from arbiterd.core.memory.pressure import critical_free_bytes
+from arbiterd.core.limits import CALM_S, LEASE_HELD_SAID_S
+from arbiterd.core.memory.gate import loading, memory_event, room_for_load
 from arbiterd.core.notes import Note, Notes
 from arbiterd.core.state import Lease
 from arbiterd.core.views import retry_after_s
 from arbiterd.engines.ollama_names import is_listed
 from arbiterd.model.backend import Phase
-from arbiterd.model.devices import GpuState, Pressure
+from arbiterd.model.devices import GpuState
 from arbiterd.model.events import EventName, Severity
 from arbiterd.model.gateway import LoadAnswer, LoadAsk, LoadVerdict
 from arbiterd.model.health import LoadedModel
@@ -177,19 +175,7 @@ def _waits(facts: Facts, backend: BackendState, ask: LoadAsk, uuid: str) -> Load
     if event is not None:
         retry = retry_after_s(facts, facts.backends[event.backend])
         return LoadAnswer(ask.id, LoadVerdict.WAIT, str(event), retry)
-    booked = promised(facts, uuid, backend.name)
     kept = sum(one.vram_bytes for one in _kept(facts, ask))
     evicted = sum(one.vram_bytes for one in _resident(facts, ask)) - kept
-    headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
-    margin = critical_free_bytes(headroom)
-    if state.sampled.pressure is Pressure.TIGHT:
-        margin = max(margin, int(headroom * TIGHT_LOAD_MARGIN))
-    need = ask.predicted_bytes - evicted + booked + margin
-    free = seen.memory.value.free_bytes
-    if free >= need:
-        return None
-    why = (
-        f"{ask.model} needs {format_size(ask.predicted_bytes)}, {format_size(free)} is free, "
-        f"{format_size(booked)} of it is booked for others"
-    )
-    return LoadAnswer(ask.id, LoadVerdict.WAIT, why, 10)
+    lacks = room_for_load(facts, backend.name, uuid, ask.predicted_bytes, evicted)
+    return LoadAnswer(ask.id, LoadVerdict.WAIT, f"{ask.model} {lacks}", 10) if lacks else None
