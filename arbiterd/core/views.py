@@ -9,6 +9,7 @@ from arbiterd.core.backend import judge, progress
 from arbiterd.core.backend.backend_axes import SleepStage
 from arbiterd.core.backend.backend_state import BackendState, drained
 from arbiterd.core.facts import Facts
+from arbiterd.core.incidents import dwell_s
 from arbiterd.core.limits import (
     DISRUPTIVE_MAX,
     FIRST_START_GUESS_S,
@@ -22,6 +23,7 @@ from arbiterd.core.memory.reclaim import freed_of
 from arbiterd.core.memory.victim import recent
 from arbiterd.core.traffic.evidence import outstanding, traffic
 from arbiterd.model.backend import BackendView, DeviceView, LedgerRow, Phase
+from arbiterd.model.events import EventName
 from arbiterd.model.launch import UnitState
 from arbiterd.model.pressure import BrakesView, Holder, PressureView, ReclaimView
 from arbiterd.model.reading import Known
@@ -36,6 +38,7 @@ def device_view(facts: Facts, uuid: str, rows: tuple[LedgerRow, ...]) -> DeviceV
     memory = seen.memory
     detail = PressureView(
         solvency_bytes=state.sampled.solvency,
+        calm_s=dwell_s(facts.incidents, EventName.PRESSURE_RISE, uuid, facts.seen.wall),
         free_bytes=memory.value.free_bytes if isinstance(memory, Known) else None,
         tight_below=pressure.tight_below(headroom),
         calm_above=pressure.calm_above(headroom),

@@ -99,7 +99,8 @@ class PressureView:
 
     Solvency's terms, all of the same sample: capacity - ``granted_bytes`` (the sum of max(cap, used))
     - ``foreign_over_bytes`` (beyond the allowance) - ``unattributed_bytes``. ``releasing_bytes`` are of
-    the dead and on their way back: in none of them. ``brakes``: what ``braked`` says in words.
+    the dead and on their way back: in none of them. ``brakes``: what ``braked`` says in words. ``calm_s``:
+    for how long it must be calm.
     """
 
     solvency_bytes: int | None
@@ -125,6 +126,7 @@ class PressureView:
     unattributed_bytes: int | None = None
     releasing_bytes: int = 0
     brakes: Mapping[str, BrakesView] = field(default_factory=dict)
+    calm_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,10 +96,13 @@ def _tight(detail: PressureView) -> str:
     if detail.solvency_bytes < detail.tight_below:
         limit = format_size(detail.tight_below)
         return f"solvency {solvency} is below {limit}, half the headroom"
+    whole = detail.calm_s or CALM_S
+    limit = format_size(detail.tight_below)
+    again = ", longer than before since it came back" if whole > CALM_S else ""
     return (
-        f"solvency {solvency} is back above {format_size(detail.tight_below)}; calm again once it has "
-        f"been above {format_size(detail.calm_above)} for {format_duration(CALM_S)}, or nothing has "
-        f"moved for {format_duration(CALM_SLOW_S)}"
+        f"solvency {solvency} is back above {limit}; calm again once it has been above "
+        f"{format_size(detail.calm_above)} for {format_duration(whole)}{again}, or above {limit} for "
+        f"{format_duration(max(whole, CALM_SLOW_S))} while nothing grows"
     )
 
 
