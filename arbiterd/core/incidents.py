@@ -36,11 +36,15 @@ def found(incidents: Sequence[Incident], about: About) -> Incident | None:
 
 
 def dwell_s(incidents: Sequence[Incident], event: EventName, gpu: str, wall: float) -> float:
-    """For how long what this event is about must be over: twice as long each time it came back lately, so
-    that a cause which comes and goes is one incident. ``wall``: epoch, s.
+    """For how long what this event is about must be over: twice as long each time it came back lately by
+    itself, so that a cause which comes and goes is one incident; what was done against it is no such story.
+    ``wall``: epoch, s.
     """
     times = sum(
-        one.event is event and one.gpu == gpu and wall - one.opened_at < AGAIN_WINDOW_S
+        one.event is event
+        and one.gpu == gpu
+        and not one.actions
+        and wall - one.opened_at < AGAIN_WINDOW_S
         for one in incidents
     )
     return min(CALM_MAX_S, CALM_S * 2.0 ** min(16, max(0, times - 1)))

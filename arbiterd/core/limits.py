@@ -15,6 +15,9 @@ HEADROOM_MAX_BYTES: Final = 2 * GIB  # past this it is only waste
 FREE_CRITICAL_MIN_BYTES: Final = 256 * MIB  # below, cuBLAS workspaces and graphs start to fail
 
 # -- start gate ----------------------------------------------------------------------------------
+COLD_START_BYTES: Final = (
+    512 * MIB
+)  # of an engine that loads on demand: a context, for a look at the card
 FRESH_SAMPLES: Final = 3  # after a start of ours: judge nothing on fewer (design, section 8)
 BLOCKED_AFTER_S: Final = 10.0  # a start that waits longer is an incident (contract, section 3)
 PORT_TAKEN_AFTER_S: Final = (

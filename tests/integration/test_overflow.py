@@ -129,7 +129,7 @@ def test_who_grows_past_his_cap_goes_before_the_card_is_full(
         host.wait_event("leak", name)
         reclaim = host.wait_event("reclaim", name)
         host.fault(name)
-        wait_until(lambda: doors.shut(name), 5, "its door to be shut")
+        host.wait_event("shed", name)
         host.wait(lambda: _used(host, name) < GIB, "its bytes to be back", 20)
         host.wait(lambda: len(host.events("ready", name)) == 1, "it to be back")
     assert "over its cap" in reclaim["MESSAGE"]

@@ -18,6 +18,7 @@ from arbiterd.core.backend.planning import launch_context, launch_spec
 from arbiterd.core.backend.progress import why_hung
 from arbiterd.core.facts import Facts
 from arbiterd.core.limits import (
+    COLD_START_BYTES,
     FIRST_START_GUESS_S,
     FRESH_SAMPLES,
     PORT_LOST_AFTER_S,
@@ -248,11 +249,15 @@ def _earlier(facts: Facts, backend: BackendState, uuid: str) -> str:
 
 def _room(facts: Facts, backend: BackendState, seen: DeviceObservation) -> Blocked | None:
     """Free memory must hold the cap and leave the device above the critical line; beside a memory event
-    that hangs it must hold what is booked and not yet taken, too: it may go on at any moment.
+    that hangs it must hold what is booked and not yet taken, too: it may go on at any moment. An engine
+    that loads on demand starts cold: what it takes later goes through the gate of loads.
     """
     if not isinstance(seen.memory, Known):
         return Blocked("its memory cannot be read", BLIND)
-    cap = facts.placements[backend.name].cap_bytes
+    cap, what = facts.placements[backend.name].cap_bytes, "cap"
+    wanted = facts.settings.active.backends[backend.name]
+    if engine_of(wanted.kind).unload_requests(wanted, ""):
+        cap, what = min(cap, COLD_START_BYTES), "a cold start"
     headroom = headroom_bytes(facts.settings.arbiter.headroom_bytes, seen.device)
     uuid = seen.device.uuid
     booked, hung = beside_hung(facts, uuid, backend.name)
@@ -266,7 +271,7 @@ def _room(facts: Facts, backend: BackendState, seen: DeviceObservation) -> Block
     growth = f" + {format_size(grown)} of growth meanwhile" if grown else ""
     text = (
         f"needs {format_size(need)} free on {_label(seen, uuid)} "
-        f"(cap {format_size(cap)} + margin{beside}{growth}), {format_size(free)} is; "
+        f"({what} {format_size(cap)} + margin{beside}{growth}), {format_size(free)} is; "
         f"held by {holders(seen)}"
     )
     return Blocked(text, ROOM)
