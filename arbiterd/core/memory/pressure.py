@@ -279,7 +279,6 @@ def _books(state: Sampled, books: _Books, at: float) -> Sampled:
         for name in over
         if used.get(name, 0) > max(caps[name], books.lines.get(name, 0)) + over_margin(caps[name])
     }
-    first_at = at if state.seen_at < 0 else float("-inf")
     steps = (min(size, trend.last_step(windows[name])) for name, size in over.items())
     moved = abs(excess - state.excess) > MOVED_BYTES or over_since.keys() != state.over_since.keys()
     first = state.seen_at < 0
@@ -295,7 +294,7 @@ def _books(state: Sampled, books: _Books, at: float) -> Sampled:
         releasing_until=at + RELEASING_S if releasing > state.releasing else state.releasing_until,
         over_since=over_since,
         grew_at={
-            name: at if trend.growing(windows[name]) else state.grew_at.get(name, first_at)
+            name: at if trend.growing(windows[name]) else state.grew_at.get(name, at)
             for name, size in over.items()
             if size > 0
         },
