@@ -6,6 +6,7 @@ from arbiterd.core.backend.backend_state import BackendState
 from arbiterd.core.backend.planning import engine_url
 from arbiterd.core.facts import Ask, Facts, Step
 from arbiterd.core.limits import (
+    AGAIN_WINDOW_S,
     BLOCKED_AFTER_S,
     KEEP_FOR_EVER_S,
     REARM_S,
@@ -21,8 +22,9 @@ from arbiterd.engines import engine_of
 from arbiterd.engines.ollama_names import is_listed, same_model
 from arbiterd.model.actions import LoadModel
 from arbiterd.model.backend import Phase
-from arbiterd.model.devices import GpuState
+from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Incident, Severity
+from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration
 
@@ -155,6 +157,11 @@ def _blocked(facts: Facts, backend: BackendState) -> tuple[str, bool]:
             return str(event), False
         if state.ladder.loads_held:
             return state.ladder.loads_held, True
+        if _trimmed(facts, backend.name, uuid):
+            return (
+                f"it was unloaded for memory of GPU {seen.device.index}, which is not calm yet",
+                True,
+            )
         # Without a reckoning, all that it may still take.
         rest = placement.cap_bytes if placement else 0
         rest -= used_of(facts.ledgers[uuid], backend.name) or 0
@@ -163,6 +170,16 @@ def _blocked(facts: Facts, backend: BackendState) -> tuple[str, bool]:
         if lacks:
             return f"{lacks}; held by {holders(seen, backend.name)}", True
     return "", False
+
+
+def _trimmed(facts: Facts, name: str, uuid: str) -> bool:
+    """A load would be undone at once: the ladder wants more free than a load must leave."""
+    state, now = facts.device(uuid), facts.seen.now
+    begun = f"{Rung.TRIM}:{name}:"
+    lately = any(
+        key.startswith(begun) and now - at < AGAIN_WINDOW_S for key, at in state.ladder.done.items()
+    )
+    return lately and state.sampled.pressure is not Pressure.CALM
 
 
 def _waits(facts: Facts, backend: BackendState, model: str, why: str) -> Step:
