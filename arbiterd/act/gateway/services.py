@@ -181,6 +181,9 @@ class DirectServices:
                 time.sleep(0.02)
             if self._alive(name):
                 signal_exactly(one, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):
+                    if (child := self._children.pop(name, None)) is not None:
+                        child.wait(_STOP_S)
         self._started.pop(name, None)
         unwritten.written(self._record(name))
         with suppress(OSError):
@@ -220,7 +223,9 @@ class DirectServices:
         return procfs.ref(masters[0]) if masters else None
 
     def _alive(self, name: str) -> bool:
+        there = self._ref(name) is not None
+        # After that look: a child that it finds dead is there to be reaped, and is not forgotten unreaped.
         child = self._children.get(name)
         if child is not None and child.poll() is not None:
             del self._children[name]
-        return self._ref(name) is not None
+        return there
