@@ -96,7 +96,7 @@ STEP_HELD_S: Final = (
 )
 STEP_HELD_MAX_S: Final = 300.0  # ... up to this
 AGAIN_WINDOW_S: Final = 1800.0  # what comes back within so long is the same story: it dwells longer
-CALM_MAX_S: Final = 640.0  # the longest dwell of calm, five doublings of CALM_S
+CALM_MAX_S: Final = 160.0  # the longest dwell of calm, three doublings of CALM_S
 OVER_MIN_BYTES: Final = 256 * MIB  # over its cap: more than an allocator's rounding and a graph
 OVER_FRACTION: Final = 0.03  # and more than an engine's budget drifts by versions
 FLAT_S: Final = 60.0  # without growth for so long: a footprint rather than a leak
