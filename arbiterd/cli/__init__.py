@@ -67,7 +67,7 @@ COMMANDS = {
     ),
     "top": Entry(
         "top:top",
-        "Show the status live; q or Ctrl-C ends it. Printed once where the output is no terminal.",
+        "Show live status; q or Ctrl-C to quit. Without a terminal, print it once.",
     ),
     "stop-all": Entry(
         "operate:stop_all", "Stop every backend; each stays stopped until it is resumed."

@@ -59,4 +59,4 @@ def app_of(asked: str | None) -> typer.Typer:
 
 
 def _unasked() -> None:
-    """Stands for a command that nobody has asked for."""
+    """Placeholder of a command whose module is not imported in this run."""

@@ -26,7 +26,7 @@ def top(
     context: typer.Context,
     every: float = typer.Option(1.0, min=0.1, help="seconds between two looks"),
 ) -> None:
-    """Show the status live; q or Ctrl-C ends it. Printed once where the output is no terminal.
+    """Show live status; q or Ctrl-C to quit. Without a terminal, print it once.
 
     A daemon that goes away is said, and looked for again.
 
