@@ -24,6 +24,7 @@ from arbiterd.model.actions import LoadModel
 from arbiterd.model.backend import Phase
 from arbiterd.model.devices import GpuState, Pressure
 from arbiterd.model.events import EventName, Incident, Severity
+from arbiterd.model.health import LoadedModel
 from arbiterd.model.pressure import Rung
 from arbiterd.model.reading import Known
 from arbiterd.quantities import format_duration
@@ -48,9 +49,7 @@ def _step(facts: Facts, backend: BackendState) -> Step:
     health = facts.seen.health.get(backend.name)
     if health is None or not isinstance(health.loaded, Known):
         return Step(backend)
-    names = _names(facts, backend.name, model)
-    loaded = health.loaded.value
-    here = next((m for m in loaded if any(is_listed(n, names) for n in (m.name, *m.also))), None)
+    loaded, here = health.loaded.value, _resident(facts, backend, model)
     if facts.seen.now < backend.warm.away_until:
         return Step(backend)  # a client sent it away
     # A load below /v1 comes with Ollama's own keep-alive: ask again before it runs out.
@@ -70,7 +69,8 @@ def load(facts: Facts, backend: BackendState) -> Step:
     """Load its first model, never while anything else starts there."""
     wanted = facts.settings.active.backends[backend.name]
     model = engine_of(wanted.kind).warm_model(wanted)
-    why, bytes_lack = ("", False) if _resident(facts, backend) else _blocked(facts, backend)
+    # Of one that is resident only the stay is renewed, which takes nothing.
+    why, bytes_lack = ("", False) if _resident(facts, backend, model) else _blocked(facts, backend)
     if why:
         return _waits(facts, backend, model, why) if bytes_lack else Step(backend)
     action = LoadModel(
@@ -134,13 +134,14 @@ def _too_soon(facts: Facts, backend: BackendState, listed_at: float) -> bool:
     return listed_at <= backend.warm.load_ended_at or since < WARM_AFTER_CLIENT_S
 
 
-def _resident(facts: Facts, backend: BackendState) -> bool:
-    """It is there and only its stay is to be renewed, which takes nothing."""
-    health, wanted = facts.seen.health.get(backend.name), facts.wanted(backend.name)
-    if health is None or wanted is None or not isinstance(health.loaded, Known):
-        return False
-    names = _names(facts, backend.name, engine_of(wanted.kind).warm_model(wanted))
-    return any(is_listed(n, names) for m in health.loaded.value for n in (m.name, *m.also))
+def _resident(facts: Facts, backend: BackendState, model: str) -> LoadedModel | None:
+    """The first model, or the one whose runner it shares, as the engine lists it; None: not resident."""
+    health = facts.seen.health.get(backend.name)
+    if health is None or not isinstance(health.loaded, Known):
+        return None
+    names = _names(facts, backend.name, model)
+    listed = health.loaded.value
+    return next((m for m in listed if any(is_listed(n, names) for n in (m.name, *m.also))), None)
 
 
 def _blocked(facts: Facts, backend: BackendState) -> tuple[str, bool]:

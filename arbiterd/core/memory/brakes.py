@@ -1,7 +1,7 @@
 """Brakes: hold, throttle, freeze. They free nothing, act at once, and buy time for a reclaim.
 
-Loads are held first, then requests of who grows beyond its cap; with nobody over a cap, of the lowest
-priority among those that requests can make grow. Holding an engine with a fixed pool frees nothing
+Loads are held first, then requests of a backend that grows beyond its cap; with none over a cap, of the
+lowest priority among those that requests make grow now. Holding an engine with a fixed pool frees nothing
 and is not done (facts/engines.md, 3.6).
 """
 

@@ -4,8 +4,8 @@ Brakes (hold, throttle, freeze) free nothing, act at once and may be stacked. Re
 restart, stop) give memory back, one at a time per device, mildest that frees enough in time first.
 
     calm      nothing; brakes are let go
-    tight     loads need a margin, those over their caps are throttled, idle models are trimmed when
-              memory is really short
+    tight     loads need a margin, those that grow beyond their caps by requests are throttled, idle
+              models are trimmed when memory is really short
     critical  loads and requests of the guilty are held at the first sample; from the second on: trim,
               then sleep, restart or stop of a backend over its cap, and of no other
 
