@@ -119,6 +119,7 @@ class DirectServices:
             )  # its folder was removed, and with it the sockets by which it is reached
         if self._alive(name):
             return
+        self._reap(name)
         argv = self._argv(name)
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{name}.log"
@@ -181,9 +182,7 @@ class DirectServices:
                 time.sleep(0.02)
             if self._alive(name):
                 signal_exactly(one, signal.SIGKILL)
-                with suppress(subprocess.TimeoutExpired):
-                    if (child := self._children.pop(name, None)) is not None:
-                        child.wait(_STOP_S)
+        self._reap(name)
         self._started.pop(name, None)
         unwritten.written(self._record(name))
         with suppress(OSError):
@@ -196,6 +195,15 @@ class DirectServices:
             alerts = [line for line in lines if "ALERT" in line] or lines
             return alerts[-1][:300] if alerts else ""
         return ""
+
+    def _reap(self, name: str) -> None:
+        """Forget a child that has ended. A main thread may be a zombie before its other threads have ended:
+        then it looks dead, and cannot be reaped yet.
+        """
+        child = self._children.pop(name, None)
+        if child is not None:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_STOP_S)
 
     def _ref(self, name: str) -> ProcessRef | None:
         return self._recorded(name) or self._found(name)
@@ -224,7 +232,6 @@ class DirectServices:
 
     def _alive(self, name: str) -> bool:
         there = self._ref(name) is not None
-        # After that look: a child that it finds dead is there to be reaped, and is not forgotten unreaped.
         child = self._children.get(name)
         if child is not None and child.poll() is not None:
             del self._children[name]
